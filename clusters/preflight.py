@@ -1,0 +1,107 @@
+"""Ask the cluster before a run starts: can it hold the workers, and do all nodes see the data and the storage?
+
+Ray waits for ever for resources that nobody has, and notices a folder that is not shared only when the first
+checkpoint is written. So these are asked first.
+"""
+
+import math
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pirl.config import Config, ConfigError
+
+
+def check_cluster(config: Config, storage: Path) -> None:
+    """Refuses a run that the connected cluster cannot carry.
+
+    Args:
+        config: The run.
+        storage: Where its folder will be; made if missing.
+
+    Raises:
+        ConfigError: Too few resources, data that a node cannot read, or storage that a node cannot write or
+            does not share with the driver.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    check_resources(config, [node["Resources"] for node in nodes])
+    check_nodes(config, storage, {node["NodeID"]: node["NodeManagerAddress"] for node in nodes})
+
+
+def check_resources(config: Config, nodes: list[dict[str, float]]) -> None:
+    """Refuses more workers than the nodes have room for, busy or not.
+
+    Args:
+        config: Says what a worker takes.
+        nodes: Resources of each node, as Ray counts them (`CPU`, `GPU`).
+
+    Raises:
+        ConfigError: What was asked, what there is, and what to type.
+    """
+    cluster = config.cluster
+    need = {"CPU": float(cluster.cpus_per_worker), "GPU": cluster.gpus_per_worker}
+    room = sum(min(math.floor(node.get(kind, 0) / n) for kind, n in need.items() if n) for node in nodes)
+    if room < cluster.workers:
+        has = ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
+        least = f"--cluster.workers {room}" if room else "smaller --cluster.cpus-per-worker or --cluster.gpus-per-worker"
+        raise ConfigError(
+            f"cluster.workers {cluster.workers} with {cluster.cpus_per_worker} CPUs and {cluster.gpus_per_worker:g} "
+            f"GPUs each do not fit: the cluster's nodes have {has}, room for {room}. Use {least}"
+        )
+
+
+def check_nodes(config: Config, storage: Path, nodes: dict[str, str]) -> None:
+    """Reads the data's manifest and touches the storage on every node.
+
+    Args:
+        config: Names the data.
+        storage: The folder that is to be shared.
+        nodes: Address of each node by Ray's id.
+
+    Raises:
+        ConfigError: The first node that cannot, and why.
+    """
+    marker = storage / f".probe-{uuid.uuid4().hex}"
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        raise ConfigError(f"--storage {storage} cannot be written: {error.strerror}") from None
+    try:
+        pending = {
+            address: _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                config.data.uri, config.data.storage_options, str(marker)
+            )
+            for node, address in nodes.items()
+        }
+        for address, answer in pending.items():
+            if problem := ray.get(answer):
+                raise ConfigError(f"node {address}: {problem}")
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+@ray.remote(num_cpus=0)
+def _probe(uri: str, storage_options: dict[str, Any], marker: str) -> str | None:
+    """Runs on a node; returns what is wrong there."""
+    from pirl.shards import open_dataset
+
+    try:
+        open_dataset(uri, storage_options)
+    except Exception as error:  # whatever it is, the user must see it with the node's address
+        return f"data.uri {uri} cannot be read: {error}"
+    if not Path(marker).exists():
+        return (
+            f"--storage {Path(marker).parent} is not shared: a file that the driver wrote there does not exist. "
+            f"Use a folder that all nodes mount"
+        )
+    try:
+        own = Path(f"{marker}-node")
+        own.touch()
+        own.unlink()
+    except OSError as error:
+        return f"--storage {Path(marker).parent} cannot be written: {error.strerror}"
+    return None

@@ -1,0 +1,81 @@
+"""Save and load everything that changes during a run, whatever the number of workers was.
+
+Nothing random is saved because no draw has a state: orders, views, negatives and first rows are functions of
+(seed, epoch, id) or (seed, step), so the step is the state of them all.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as td
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+from pirl.config import Config
+from pirl.dist import rank
+from pirl.memory import MemoryBank
+from pirl.methods import PIRL
+from pirl.models import export_state_dict
+
+VERSION = 1
+
+
+def save(
+    folder: Path, config: Config, network: PIRL, optimizer: Optimizer, bank: MemoryBank, log_z: Tensor, step: int
+) -> None:
+    """Writes a checkpoint; a collective.
+
+    Each rank writes its own rows of the bank and a share of the rest. The ranks may name one shared folder, or
+    a folder each, whose files together are the checkpoint.
+
+    Args:
+        folder: Where to write; made if missing.
+        config: Goes along as `config.json`.
+        network: Its trunk is also exported to `trunk.safetensors`, named as torchvision names it.
+        optimizer: Momentum and learning rate.
+        bank: Rows, sharded.
+        log_z: Normalising constant of the `npid` loss.
+        step: Steps done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    dcp.save(_state(network, optimizer, bank, log_z), checkpoint_id=folder, no_dist=not td.is_initialized())
+    if rank() == 0:
+        save_file(export_state_dict(network.trunk), folder / "trunk.safetensors")
+        (folder / "config.json").write_text(config.model_dump_json(indent=2))
+        (folder / "state.json").write_text(json.dumps({"version": VERSION, "step": step, "rows": bank.rows}))
+
+
+def load(folder: Path, network: PIRL, optimizer: Optimizer, bank: MemoryBank, log_z: Tensor) -> int:
+    """Fills network, optimizer, bank and log_z in place from `folder`; a collective.
+
+    The number of workers may differ from the one that saved.
+
+    Returns:
+        Steps done.
+
+    Raises:
+        ValueError: The checkpoint is of another version, or of a data set of another size.
+    """
+    saved = json.loads((folder / "state.json").read_text())
+    if saved["version"] != VERSION:
+        raise ValueError(f"{folder} is a checkpoint of version {saved['version']}; this is version {VERSION}")
+    if saved["rows"] != bank.rows:
+        raise ValueError(f"{folder} has a bank of {saved['rows']} rows, the data has {bank.rows} images")
+    state = _state(network, optimizer, bank, log_z)
+    dcp.load(state, checkpoint_id=folder, no_dist=not td.is_initialized())
+    set_state_dict(
+        network, optimizer, model_state_dict=state["network"], optim_state_dict=state["optimizer"]
+    )
+    return int(saved["step"])
+
+
+def _state(network: nn.Module, optimizer: Optimizer, bank: MemoryBank, log_z: Tensor) -> dict[str, Any]:
+    """The state as tensors that torch.distributed.checkpoint reads in place."""
+    with torch.no_grad():
+        model_state, optimizer_state = get_state_dict(network, optimizer)
+    return {"network": model_state, "optimizer": optimizer_state, "bank": bank.sharded(), "log_z": log_z}

@@ -1,0 +1,283 @@
+"""What a run is: frozen pydantic models, checked once, and `override` for everything that changes one.
+
+A config that exists is valid. Nothing rewrites it later; derived numbers are properties.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+ROW_DIM = 128
+"""Length of an embedding and of a row of the memory bank (paper, section 3)."""
+
+
+class ConfigError(ValueError):
+    """A request that cannot be carried out; the message says what was given, allowed and what to type."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown names refused, no silent conversion of strings to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where the images are and how they are batched."""
+
+    uri: str = "digits"
+    """A folder written by jobs/prepare.py, or `digits` for the built-in data set."""
+    batch_size: Count = 128
+    """Images in a step, over all workers."""
+    image_size: Annotated[int, Field(ge=16)] = 32
+    """Side of the image view, in pixels. Jigsaw sizes follow it: 255, 85 and 64 px at 224."""
+    streams: Count = 4
+    """Fixed parts that an epoch is dealt into; the largest number of workers that can share it."""
+    window_groups: Count = 16
+    """Row groups that are shuffled together within a stream; also what a loader process holds in memory."""
+    on_error: Literal["raise"] = "raise"
+    """What an image that cannot be read or decoded does: it ends the run with its name."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to fsspec: endpoint, region, profile. Never put secrets here; they belong in the environment."""
+
+
+class Augment(Section):
+    """Random changes to the views; colour strengths as in torchvision's ColorJitter."""
+
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Smallest area of the image view's random crop, as a share of the image."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip, for the image view and for each patch of its own."""
+    brightness: Share = 0.4
+    contrast: Share = 0.4
+    saturation: Share = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+    """Largest hue rotation, as a share of the full circle."""
+    gray: Share = 0.2
+    """Probability of becoming grayscale."""
+    blur: Share = 0.0
+    """Probability of a Gaussian blur (0.5 in the MLP recipe)."""
+
+
+class Model(Section):
+    """The trunk and the two heads."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    width: Count = 64
+    """Channels of the first layer: 64 is the standard network, 128 is the paper's c2x."""
+    stem: Literal["imagenet", "small"] = "small"
+    """`imagenet`: 7x7 stride 2 and max-pool. `small`: 3x3 stride 1, for images of about 32 px."""
+    head: Literal["linear", "mlp"] = "linear"
+    norm: Literal["batch", "frozen"] = "batch"
+    """`frozen` keeps batch norm's statistics as they were loaded: then the result does not depend on the
+    number of workers."""
+
+
+class Pretext(Section):
+    """The second view of a sample."""
+
+    name: Literal["jigsaw", "rotation", "both", "none"] = "jigsaw"
+    """`both` rotates, then cuts the jigsaw. `none` is NPID and goes with loss.pretext_weight 0."""
+    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Smallest area of the pretext view's random crop, as a share of the image."""
+
+
+class Loss(Section):
+    """Noise-contrastive estimation against the memory bank."""
+
+    kind: Literal["paper", "npid", "infonce"] = "paper"
+    """`paper`: Eq. 3-5. `npid`: what the official code computes. `infonce`: cross-entropy."""
+    num_negatives: Count = 1024
+    """Rows of the bank that each step compares with, shared by the whole batch."""
+    temperature: Positive = 0.07
+    pretext_weight: Share = 0.5
+    """λ of Eq. 5: weight of the pretext view's term."""
+
+
+class Memory(Section):
+    """The memory bank: one row for each image."""
+
+    keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Weight of the old row in an update."""
+    init: Literal["random", "forward"] = "random"
+    """First rows: random unit vectors, or one forward pass over the data before training."""
+    wire_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the negatives when they are gathered from the workers."""
+
+
+class Optim(Section):
+    """SGD with momentum and a cosine schedule, stepped every batch."""
+
+    epochs: Count = 10
+    lr: Positive = 0.03
+    final_lr: Annotated[float, Field(ge=0)] = 0.00003
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Not applied to norms and biases."""
+    clip_norm: Positive | None = None
+    """Largest norm of the gradient; none by default."""
+    bf16: bool = True
+    """bf16 autocast in the trunk and the heads; the loss and the bank stay in float32."""
+    compile: bool = False
+    """torch.compile the network."""
+
+
+class Cluster(Section):
+    """What one run takes from the cluster. Nothing here changes what is learned."""
+
+    workers: Count = 2
+    cpus_per_worker: Count = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    loader_processes: Annotated[int, Field(ge=0)] = 1
+    """Processes for each worker that read and decode images; 0 does it in the training process."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often the run restarts from its last checkpoint after a worker was lost."""
+
+
+class Checkpoint(Section):
+    """When to save, and how much to keep."""
+
+    every_steps: Count | None = None
+    """Steps between checkpoints; by default one at the end of each epoch."""
+    keep: Count = 2
+    """Newest checkpoints that stay."""
+    log_every_steps: Count = 10
+    """Steps between lines of progress and of metrics.jsonl."""
+
+
+class Evaluation(Section):
+    """What is measured after training, on data with labels."""
+
+    enabled: bool = True
+    knn_k: Count = 20
+    knn_temperature: Positive = 0.07
+
+
+class Config(Section):
+    """A whole run, enough to repeat it."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: Data = Data()
+    augment: Augment = Augment()
+    model: Model = Model()
+    pretext: Pretext = Pretext()
+    loss: Loss = Loss()
+    memory: Memory = Memory()
+    optim: Optim = Optim()
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        data, workers = self.data, self.cluster.workers
+        if data.batch_size % data.streams or data.batch_size < 2 * data.streams:
+            raise ValueError(
+                f"data.batch_size {data.batch_size} does not give each of data.streams {data.streams} the same "
+                f"number of at least 2 images: use a multiple of {data.streams}"
+            )
+        if workers > data.streams:
+            raise ValueError(
+                f"cluster.workers {workers} is more than data.streams {data.streams}, and a stream is read by one "
+                f"worker: use at most {data.streams} workers or --data.streams {workers}"
+            )
+        if self.pretext.name == "none" and self.loss.pretext_weight > 0:
+            raise ValueError(
+                "pretext.name none has no second view to weigh: add --loss.pretext_weight 0 (which is NPID)"
+            )
+        if self.optim.final_lr > self.optim.lr:
+            raise ValueError(f"optim.final_lr {self.optim.final_lr} is above optim.lr {self.optim.lr}")
+        if self.optim.warmup_epochs >= self.optim.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs {self.optim.warmup_epochs} leaves nothing of optim.epochs {self.optim.epochs}"
+            )
+        return self
+
+    @property
+    def has_pretext(self) -> bool:
+        """Whether a second view is made: λ = 0 is NPID and needs none."""
+        return self.pretext.name != "none" and self.loss.pretext_weight > 0
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Returns `config` with some fields changed, checked as a whole again.
+
+    Args:
+        config: The config to start from; it stays as it is.
+        changes: Values by dotted name, e.g. `{"loss.num_negatives": 4096}`. Hyphens count as underscores.
+
+    Raises:
+        ConfigError: A name that does not exist (with the nearest that does), or values that are not allowed.
+    """
+    tree = config.model_dump()
+    names = list(_leaf_names(type(config)))
+    for given, value in changes.items():
+        name = given.replace("-", "_")
+        if name not in names:
+            raise ConfigError(unknown_name(given, name, names))
+        *parents, leaf = name.split(".")
+        section = tree
+        for parent in parents:
+            section = section[parent]
+        section[leaf] = value
+    return from_dict(tree)
+
+
+def leaves(config: Config) -> dict[str, Any]:
+    """All settings by dotted name."""
+    values: dict[str, Any] = {}
+    for name in _leaf_names(Config):
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        values[name] = value
+    return values
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """Builds a config from nested dicts (`config.json`).
+
+    Raises:
+        ConfigError: A name or a value that is not allowed, one line for each.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
+def from_json(text: str) -> Config:
+    """Reads a config back from `config.json`; raises ConfigError as `from_dict` does."""
+    return from_dict(json.loads(text))
+
+
+def unknown_name(given: str, name: str, names: list[str]) -> str:
+    """Says which name was meant, or lists all of them."""
+    by_leaf = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = by_leaf or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "valid names: " + ", ".join(names)
+    return f"unknown setting {given!r}: {hint}"
+
+
+def _leaf_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _leaf_names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _describe(problem: Any) -> str:
+    """One pydantic error as one sentence with the dotted name, what was given and what is allowed."""
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return unknown_name(name, name, list(_leaf_names(Config)))
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{name} {problem['input']!r}: {message}" if name else message

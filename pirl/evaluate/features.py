@@ -1,0 +1,98 @@
+"""Features of a whole data set at every tap of a trunk, extracted by all ranks together."""
+
+from dataclasses import dataclass
+from math import isqrt
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pirl import dist
+from pirl.models import Trunk
+from pirl.shards import Dataset
+from pirl.transforms import decode, normalize, plain_view
+
+BLOCK = 4
+"""Row groups that go through the trunk together: 256 images where groups have 64."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a trunk makes of N images.
+
+    Attributes:
+        taps: (N, D_tap) float32 by the names of `models.TAPS`.
+        labels: int64 (N,), the classes; -1 for an image without one.
+    """
+
+    taps: dict[str, Tensor]
+    labels: Tensor
+
+
+def extract(
+    trunk: Trunk, dataset: Dataset, image_size: int, device: torch.device, limit: int | None = None
+) -> Features:
+    """Runs the images through the trunk, in evaluation mode and float32; every rank returns all rows.
+
+    Each map is averaged over the finest g x g grid with which it has at most as many values as res5 has
+    channels; res5 becomes its mean. Rows are in the order of the ids, and each is computed in the same batch
+    of images, so they do not depend on the number of ranks.
+
+    Args:
+        trunk: On `device`. Its mode is as before afterwards.
+        dataset: Its images become `transforms.plain_view`.
+        image_size: Side of the view, in pixels.
+        device: Where to compute, and where the features stay.
+        limit: Stop after the row group that brings the number of images to this. The images of a data set
+            lie in random order, so its first ones are a fair sample.
+    """
+    groups = len(dataset.starts) - 1
+    if limit is not None:
+        groups = min(groups, int(np.searchsorted(dataset.starts, limit)))
+    blocks = [range(first, min(first + BLOCK, groups)) for first in range(0, groups, BLOCK)]
+    shares = [blocks[rank :: dist.world_size()] for rank in range(dist.world_size())]
+    ids = [np.concatenate([_ids(dataset, block) for block in share] or [np.arange(0)]) for share in shares]
+    sizes = [len(of_rank) for of_rank in ids]
+    mode = trunk.training
+    trunk.eval()
+    part = _extract_blocks(trunk, dataset, image_size, device, shares[dist.rank()], sizes[dist.rank()])
+    trunk.train(mode)
+    order = torch.from_numpy(np.concatenate(ids)).argsort().to(device)
+    taps = {name: dist.gather_parts(rows, sizes)[order] for name, rows in part.taps.items()}
+    return Features(taps, dist.gather_parts(part.labels, sizes)[order])
+
+
+def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Averages the taps' maps (B, C_tap, H_tap, W_tap) over grids, as `extract` says, to (B, D_tap)."""
+    channels = maps["res5"].shape[1]
+    sides = {name: isqrt(channels // value.shape[1]) for name, value in maps.items()}
+    return {name: F.adaptive_avg_pool2d(value, sides[name]).flatten(1) for name, value in maps.items()}
+
+
+def _extract_blocks(
+    trunk: Trunk, dataset: Dataset, image_size: int, device: torch.device, blocks: list[range], rows: int
+) -> Features:
+    """Features of some blocks' `rows` images, in the order of the blocks."""
+    with torch.inference_mode():
+        widths = pool(trunk.taps(torch.zeros(1, 3, image_size, image_size, device=device)))
+    # Allocated outside of inference mode, because the linear probe differentiates with them.
+    taps = {name: torch.empty(rows, one.shape[1], device=device) for name, one in widths.items()}
+    labels = torch.full((rows,), -1, device=device)
+    start = 0
+    for block in blocks:
+        read = [dataset.read_group(number) for number in block]
+        views = torch.stack([plain_view(decode(data), image_size) for group in read for data in group.images])
+        here = slice(start, start + len(views))
+        if dataset.labels is not None:
+            given = np.concatenate([group.labels for group in read if group.labels is not None])
+            labels[here] = torch.from_numpy(given).to(device)
+        with torch.inference_mode():
+            for name, value in pool(trunk.taps(normalize(views.to(device)))).items():
+                taps[name][here] = value
+        start = here.stop
+    return Features(taps, labels)
+
+
+def _ids(dataset: Dataset, block: range) -> np.ndarray:
+    return np.arange(dataset.starts[block.start], dataset.starts[block.stop])

@@ -1,0 +1,90 @@
+"""A linear classifier on fixed features: softmax regression at its optimum, so there is no schedule to tune.
+
+Shapes: N training rows, M test rows, D features, C classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""L2 penalties to choose from, strongest first, for features of unit variance and the mean loss."""
+HELD_OUT = 0.1
+"""Share of the training rows that chooses among them."""
+
+Model = tuple[Tensor, Tensor]
+"""Weights (D, C) and biases (C,)."""
+
+
+def accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> float:
+    """Share of the test rows that a linear classifier of the training rows gets right.
+
+    Features are standardised with the training rows' statistics. The same rows give the same result.
+
+    Args:
+        train_x: (N, D) float32.
+        train_y: (N,) int64 classes, 0 to C-1.
+        test_x: (M, D) float32.
+        test_y: (M,) int64 classes.
+    """
+    mean, std = train_x.mean(0), train_x.std(0).clamp_min(1e-6)
+    train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
+    return share_right(fit(train_x, train_y, choose_penalty(train_x, train_y)), test_x, test_y)
+
+
+def choose_penalty(x: Tensor, y: Tensor) -> float:
+    """The penalty with the best accuracy on rows held out with a fixed seed; of equals the strongest."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
+    held, rest = order.tensor_split([max(1, int(HELD_OUT * len(x)))])
+    shares, model = [], None
+    for penalty in PENALTIES:
+        # Each optimum is near the one before, which is where the search for it begins.
+        model = fit(x[rest], y[rest], penalty, model)
+        shares.append(share_right(model, x[held], y[held]))
+    return PENALTIES[shares.index(max(shares))]
+
+
+def fit(x: Tensor, y: Tensor, penalty: float, start: Model | None = None) -> Model:
+    """Minimises mean cross-entropy + penalty/2 · |weights|² over all rows with L-BFGS.
+
+    The search runs in V with weights = A·V, where A·Aᵀ is the inverse of XᵀX/2N + penalty, a bound of the
+    Hessian (Böhning 1992). Features of a trunk are so correlated that without it 100 evaluations are too few;
+    with it 5 to 25 do (CIFAR-10, ResNet-18).
+
+    Args:
+        x: (N, D), standardised.
+        y: (N,) int64 classes, all of 0 to C-1 or fewer.
+        penalty: Above 0.
+        start: Where to begin instead of zeros.
+    """
+    bound = (x.T @ x / (2 * len(x))).double()
+    # Rounding of the float32 product, up to about 1e-7 of the trace, must not make the bound indefinite.
+    bound.diagonal().add_(penalty + 1e-6 * bound.trace())
+    factor = torch.linalg.cholesky(bound).mT
+    a = torch.linalg.inv(factor).to(x.dtype)
+    if start is None:
+        classes = int(y.max()) + 1
+        v, bias = x.new_zeros(x.shape[1], classes), x.new_zeros(classes)
+    else:
+        v, bias = factor.to(x.dtype) @ start[0], start[1].clone()
+    v.requires_grad_()
+    bias.requires_grad_()
+    search = torch.optim.LBFGS(
+        [v, bias], max_iter=200, tolerance_grad=1e-4, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        weight = a @ v
+        value: Tensor = F.cross_entropy(torch.addmm(bias, x, weight), y) + penalty / 2 * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    search.step(loss)  # type: ignore[no-untyped-call]
+    return (a @ v).detach(), bias.detach()
+
+
+def share_right(model: Model, x: Tensor, y: Tensor) -> float:
+    """Share of the rows whose largest score is that of their class."""
+    weight, bias = model
+    return int((torch.addmm(bias, x, weight).argmax(1) == y).sum()) / len(y)

@@ -1,0 +1,157 @@
+"""From shards to batches of views: a few processes read, decode and cut, ahead of need.
+
+Each process of a worker serves some of the worker's streams and yields its part of every step, so a row group
+is read by exactly one process, and the batches of a whole run come from one iterator that never stops between
+epochs.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pirl.order import Order, streams_of
+from pirl.shards import Dataset, Group
+from pirl.transforms import Sample, Views, decode, sample_rng
+
+Part = tuple[Tensor, ...]
+"""Image (b,3,S,S) and its colour (b,P), and with a pretext view that (b,V,3,h,w) and its colour (b,V,P)."""
+
+PREFETCHED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images of this rank, and whose they are.
+
+    Attributes:
+        step: The step over all epochs, from 0.
+        ids: int64 (B_global,), ids of the whole global batch, rank after rank; every rank has the same.
+        shares: How many of them each rank serves.
+        mine: This rank's part of `ids`.
+        part: The views, uint8, with their colour parameters.
+        wait_s: Seconds that the step waited for this batch.
+    """
+
+    step: int
+    ids: Tensor
+    shares: list[int]
+    mine: slice
+    part: Part
+    wait_s: float
+
+
+class Loader:
+    """Iterates over the batches of steps `first_step` to `last_step` (exclusive) for one rank.
+
+    Args:
+        dataset: What to read.
+        order: Which ids make up each step.
+        views: What to make of each image.
+        seed: A sample's views are a function of (seed, epoch, id), whoever makes them.
+        rank: This worker.
+        world_size: All workers.
+        first_step: Where to begin; resuming is just another number here.
+        last_step: Where to end.
+        processes: Loader processes of this worker; 0 reads in this process.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: Order,
+        views: Views,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        first_step: int,
+        last_step: int,
+        processes: int,
+    ) -> None:
+        self.order, self.rank, self.world_size = order, rank, world_size
+        self.steps = range(first_step, last_step)
+        streams = streams_of(rank, world_size, order.streams)
+        self.processes = min(processes, len(streams))
+        self.parts = _Parts(dataset, order, views, seed, streams, self.steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts = iter(self._data_loader())
+        for step in self.steps:
+            began = time.perf_counter()
+            pieces = [next(parts) for _ in range(max(1, self.processes))]
+            part = tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True)) if pieces[1:] else pieces[0]
+            wait_s = time.perf_counter() - began
+            shares = self.order.shares(step, self.world_size)
+            start = sum(shares[: self.rank])
+            ids = torch.from_numpy(self.order.batch_ids(step))
+            yield Batch(step, ids, shares, slice(start, start + shares[self.rank]), part, wait_s)
+
+    def _data_loader(self) -> "DataLoader[Part]":
+        if self.processes == 0:
+            return DataLoader(self.parts, batch_size=None)
+        return DataLoader(
+            self.parts,
+            batch_size=None,
+            num_workers=self.processes,
+            # Forking a process that has threads (Ray, gloo, an event loop) can hang; a fork server has none.
+            multiprocessing_context="forkserver",
+            prefetch_factor=PREFETCHED_STEPS,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class _Parts(IterableDataset[Part]):
+    """What one loader process yields: its streams' part of every step."""
+
+    def __init__(
+        self, dataset: Dataset, order: Order, views: Views, seed: int, streams: range, steps: range
+    ) -> None:
+        self.dataset, self.order, self.views, self.seed = dataset, order, views, seed
+        self.streams, self.steps = streams, steps
+
+    def __iter__(self) -> Iterator[Part]:
+        info = get_worker_info()
+        streams = self.streams
+        if info is not None:
+            mine = streams_of(info.id, info.num_workers, len(streams))
+            streams = streams[mine.start : mine.stop]
+        # A window may touch one row group more than it is long, and two windows meet within a step.
+        groups = _GroupCache(self.dataset, capacity=len(streams) * 2 * (self.order.window_groups + 1))
+        for step in self.steps:
+            epoch = step // self.order.steps_per_epoch
+            ids = self.order.batch_ids(step, streams).tolist()
+            yield collate([self.views(decode(groups.image(id)), sample_rng(self.seed, epoch, id)) for id in ids])
+
+
+def collate(samples: list[Sample]) -> Part:
+    """Stacks samples into one tensor for each kind of thing in them."""
+    part: list[Tensor] = [torch.stack([s.image for s in samples]), torch.stack([s.image_color for s in samples])]
+    pretexts = [s.pretext for s in samples if s.pretext is not None]
+    colors = [s.pretext_color for s in samples if s.pretext_color is not None]
+    if pretexts:
+        part += [torch.stack(pretexts), torch.stack(colors)]
+    return tuple(part)
+
+
+class _GroupCache:
+    """The row groups that are in use, least recently used out first."""
+
+    def __init__(self, dataset: Dataset, capacity: int) -> None:
+        self.dataset, self.capacity = dataset, capacity
+        self.groups: OrderedDict[int, Group] = OrderedDict()
+
+    def image(self, id: int) -> bytes:
+        number = int(np.searchsorted(self.dataset.starts, id, side="right")) - 1
+        if number in self.groups:
+            self.groups.move_to_end(number)
+        else:
+            self.groups[number] = self.dataset.read_group(number)
+            if len(self.groups) > self.capacity:
+                self.groups.popitem(last=False)
+        return self.groups[number].images[id - int(self.dataset.starts[number])]

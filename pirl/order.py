@@ -1,0 +1,162 @@
+"""The order of the data: a pure function of integers, from (seed, streams, step) to the ids of a batch.
+
+No torch, no files, no processes. The number of workers appears only in who serves which stream, so the
+global batches are the same for any number of them, and a run resumes from the number of its next step.
+
+An epoch is made in three moves:
+
+1. The row groups are permuted.
+2. The rows in that order are cut into `streams` slices, one a stream, equal up to one row.
+3. Each stream shuffles its rows within windows of `window_groups` whole row groups.
+
+A reader of one stream therefore holds one window of row groups and reads each group once an epoch (twice
+where a cut of move 2 goes through it). Arrays have one entry a row group; none has one entry a row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+_KEY = 0x6F72646572
+"""Second word of every random key here: "order" in ASCII. No other use of the seed shares its numbers."""
+
+
+def streams_of(rank: int, world: int, streams: int) -> range:
+    """The streams that a worker serves: contiguous, their numbers differ by at most one between workers."""
+    return range(streams * rank // world, streams * (rank + 1) // world)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The batches of a whole run.
+
+    Args:
+        starts: int64 (G+1,), the first row of each row group, then the number of rows.
+        seed: Changes everything random here; below 2**64.
+        streams: Parts that an epoch is dealt into.
+        batch_size: Rows of the largest global batch, a multiple of `streams`.
+        window_groups: Row groups that are shuffled together within a stream.
+    """
+
+    starts: Ids
+    seed: int
+    streams: int
+    batch_size: int
+    window_groups: int
+    _latest: "dict[int, _Epoch]" = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data set; their ids are 0 to rows - 1."""
+        return int(self.starts[-1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, all of nearly the same size."""
+        return -(-self.rows // self.batch_size)
+
+    def batch_ids(self, step: int, streams: range | None = None) -> Ids:
+        """The ids of one batch, stream after stream.
+
+        Args:
+            step: Step of the run, from 0 over all epochs.
+            streams: Only the part of these streams; by default the global batch.
+        """
+        epoch, t = divmod(step, self.steps_per_epoch)
+        parts = [
+            part
+            for stream in (range(self.streams) if streams is None else streams)
+            for part in self._parts(epoch, stream, *self._span(stream, t))
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def shares(self, step: int, world: int) -> list[int]:
+        """How many rows of a batch each of `world` workers serves; they sum to the size of the batch."""
+        t = step % self.steps_per_epoch
+        sizes = [end - begin for begin, end in (self._span(stream, t) for stream in range(self.streams))]
+        served = (streams_of(rank, world, self.streams) for rank in range(world))
+        return [sum(sizes[stream] for stream in streams) for streams in served]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles without what is remembered of the latest epoch: it is large and quickly made again."""
+        return Order, (self.starts, self.seed, self.streams, self.batch_size, self.window_groups)
+
+    def _slice(self, stream: int) -> tuple[int, int]:
+        """Where a stream begins and ends in the permuted rows of an epoch."""
+        return self.rows * stream // self.streams, self.rows * (stream + 1) // self.streams
+
+    def _span(self, stream: int, t: int) -> tuple[int, int]:
+        """Which rows of an epoch step `t` takes from a stream: positions in the permuted rows."""
+        low, high = self._slice(stream)
+        steps = self.steps_per_epoch
+        return low + (high - low) * t // steps, low + (high - low) * (t + 1) // steps
+
+    def _parts(self, epoch: int, stream: int, begin: int, end: int) -> Iterator[Ids]:
+        """The ids at positions `begin` to `end`, which lie in one stream, window by window."""
+        layout = self._epoch(epoch)
+        while begin < end:
+            window = self._window_at(layout, epoch, stream, begin)
+            part = window.ids[begin - window.begin : end - window.begin]
+            yield part
+            begin += len(part)
+
+    def _epoch(self, epoch: int) -> "_Epoch":
+        layout = self._latest.get(epoch)
+        if layout is None:
+            groups = _permutation(len(self.starts) - 1, self.seed, [0, 0, epoch])
+            sizes = np.diff(self.starts)[groups]
+            layout = _Epoch(groups, np.concatenate([[0], np.cumsum(sizes)]), {})
+            self._latest.clear()
+            self._latest[epoch] = layout
+        return layout
+
+    def _window_at(self, layout: "_Epoch", epoch: int, stream: int, position: int) -> "_Window":
+        """The window of a stream that holds a position."""
+        known = layout.windows.get(stream)
+        if known is not None and known.begin <= position < known.begin + len(known.ids):
+            return known
+        low, high = self._slice(stream)
+        bounds = layout.bounds
+        first, at = np.searchsorted(bounds, [low, position], side="right") - 1
+        number = int(at - first) // self.window_groups
+        left = int(first) + number * self.window_groups
+        right = min(left + self.window_groups, len(bounds) - 1)
+        positions = np.arange(max(low, bounds[left]), min(high, bounds[right]))
+        group = np.searchsorted(bounds, positions, side="right") - 1
+        ids = self.starts[layout.groups[group]] + positions - bounds[group]
+        shuffled = ids[_permutation(len(ids), self.seed, [number + 1, stream, epoch])]
+        window = layout.windows[stream] = _Window(int(positions[0]), shuffled)
+        return window
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """Rows that are shuffled together: the ids at positions `begin`, `begin` + 1, ... of an epoch."""
+
+    begin: int
+    ids: Ids
+
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """The row groups of an epoch in their order, the positions where they begin, and each stream's window."""
+
+    groups: Ids
+    bounds: Ids
+    windows: dict[int, _Window]
+
+
+def _permutation(n: int, seed: int, words: list[int]) -> Ids:
+    """A random order of n things, a function of the seed and three words.
+
+    Sorting raw Philox words, because their values are promised to stay the same in every version of numpy,
+    and those of `Generator.permutation` are not. The words fill the upper part of the counter, so no two
+    permutations share random numbers.
+    """
+    source = np.random.Philox(key=np.array([seed, _KEY], np.uint64), counter=np.array([0, *words], np.uint64))
+    return np.argsort(source.random_raw(n), kind="stable")

@@ -1,0 +1,74 @@
+"""What a run tells people and programs while it goes: lines, metrics.jsonl and TensorBoard events."""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+Metrics = dict[str, float]
+
+
+class RunLog:
+    """Writes the progress of a run into its folder; used by one rank.
+
+    Args:
+        folder: The run folder. Gets `metrics.jsonl`, `train.log` and TensorBoard events.
+        first_step: Steps done before: what an interrupted run wrote after them is dropped.
+        show: Takes each line of progress as well.
+    """
+
+    def __init__(self, folder: Path, first_step: int, show: Callable[[str], None]) -> None:
+        self.folder, self.show = folder, show
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_until(folder / "metrics.jsonl", first_step)
+        self.board = SummaryWriter(str(folder), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
+
+    def add(self, metrics: Metrics) -> None:
+        """Records one report, whose `step` is the number of steps done."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        for name in ("loss", "loss_image", "loss_pretext", "lr", "samples_per_s", "data_wait_share"):
+            if name in metrics:
+                self.board.add_scalar(name, metrics[name], int(metrics["step"]))  # type: ignore[no-untyped-call]
+        self.board.flush()  # type: ignore[no-untyped-call]
+        self.line(progress_line(metrics))
+
+    def line(self, text: str) -> None:
+        """Records a line of text."""
+        with (self.folder / "train.log").open("a") as file:
+            file.write(text + "\n")
+        self.show(text)
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drops the lines of a metrics file that were written after `step`, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            metrics = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if metrics["step"] <= step:
+            kept.append(line + "\n")
+    path.write_text("".join(kept))
+
+
+def progress_line(metrics: Metrics) -> str:
+    """One report as a line that a person can follow."""
+    epochs = metrics["last_step"] * metrics["epoch"] / metrics["step"]
+    terms = [f"{name} {metrics[f'loss_{name}']:.3f}" for name in ("image", "pretext") if f"loss_{name}" in metrics]
+    return "   ".join(
+        [
+            f"epoch {metrics['epoch']:6.2f}/{epochs:.0f}",
+            f"step {metrics['step']:,.0f}/{metrics['last_step']:,.0f}",
+            f"loss {metrics['loss']:.3f} ({', '.join(terms)})",
+            f"lr {metrics['lr']:.2g}",
+            f"{metrics['samples_per_s']:,.0f} samples/s",
+            f"waiting for data {metrics['data_wait_share']:.0%}",
+            f"left {timedelta(seconds=round(metrics['time_left_s']))}",
+        ]
+    )

@@ -1,0 +1,101 @@
+"""Run folders: whether a name is new, goes on, is done, or is refused; and what lies in one.
+
+`<storage>/<name>/` holds `config.json`, `metrics.jsonl`, `train.log`, TensorBoard events, `checkpoint_*`,
+`evaluation/` and, once the run is done, `result.json`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pirl.config import Config, ConfigError, from_json, leaves
+
+Resume = Literal["auto", "never", "must"]
+
+FIXED = ("data.uri", "data.image_size", "model.", "pretext.name", "seed")
+"""Settings that a checkpoint depends on: not even `--resume must` changes them."""
+
+FREE = ("cluster.", "data.storage_options", "checkpoint.", "evaluation.")
+"""Settings that do not change what is learned: `--resume auto` takes the new ones."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that may start or go on.
+
+    Attributes:
+        folder: `<storage>/<name>`.
+        config: The config to run with.
+        checkpoint: Where to go on from; None at the start.
+        result: What `result.json` holds, if the run is done.
+    """
+
+    folder: Path
+    config: Config
+    checkpoint: Path | None = None
+    result: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is its folder's."""
+        return self.folder.name
+
+    def write_config(self) -> None:
+        """Makes the folder, and writes `config.json`: from here on the name is taken."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "result.json").unlink(missing_ok=True)
+        (self.folder / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n")
+
+
+def open_run(storage: Path, name: str, config: Config, resume: Resume) -> Run:
+    """Decides what a run name means; writes nothing.
+
+    Raises:
+        ConfigError: The name is taken by other settings, or there is nothing to resume; says what to type.
+    """
+    folder = storage / name
+    if not name or name.startswith(".") or "/" in name:
+        raise ConfigError(f"--run {name!r} is not a name for a folder: use letters, digits, - and _")
+    if not (folder / "config.json").exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} exists and is not a run: choose another --run or --storage")
+        if resume == "must":
+            raise ConfigError(f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}")
+        return Run(folder, config)
+
+    if resume == "never":
+        raise ConfigError(f"the run {name!r} exists in {storage}: choose another --run, or --resume auto to go on")
+    changed = differences(from_json((folder / "config.json").read_text()), config)
+    blocking = [c for c in changed if c.startswith(FIXED)] if resume == "must" else changed
+    if blocking:
+        other = "" if resume == "must" else ", or --resume must to go on with the new settings"
+        raise ConfigError(
+            f"the run {name!r} exists in {storage} with other settings:\n  "
+            + "\n  ".join(blocking)
+            + f"\nchoose another name (--run {name}-2){other}"
+        )
+    result = folder / "result.json"
+    done = json.loads(result.read_text()) if result.exists() and not changed else None
+    return Run(folder, config, newest_checkpoint(folder), done)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Lines `name: old -> new` for each setting that changes what is learned."""
+    before, after = leaves(old), leaves(new)
+    return [
+        f"{name}: {before[name]} -> {after[name]}"
+        for name in before
+        if before[name] != after[name] and not name.startswith(FREE)
+    ]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last complete checkpoint of a run folder: one that has both state.json and the tensors' metadata."""
+    complete = [c for c in folder.glob("checkpoint_*") if (c / "state.json").exists() and (c / ".metadata").exists()]
+    return max(complete, default=None)
+
+
+def _existing(storage: Path) -> str:
+    names = sorted(path.parent.name for path in storage.glob("*/config.json"))
+    return f"Runs there: {', '.join(names)}" if names else "There are no runs there."

@@ -1,0 +1,166 @@
+"""Writes the shard format: Parquet files of encoded images, and a manifest of where each row group lies.
+
+Values lie in the files as they are (PLAIN, uncompressed, no dictionary, one page for each column of a row
+group), so a row group is one span of bytes and one ranged read, and so is each image. The manifest is written
+last: a folder without one is not a data set.
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import IO, Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pirl import storage
+
+VERSION = 1
+MANIFEST = "manifest.json"
+ROWS_PER_GROUP = 64
+"""Small enough to shuffle by, large enough (7 MB of ImageNet) to be worth a request."""
+SHARD_BYTES = 256 * 2**20
+
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("image", pa.binary()),
+        ("label", pa.int64()),
+        ("crc32", pa.uint32()),
+    ]
+)
+"""`index` is the row's id in the whole data set, 0 to rows - 1 in file order; `crc32` is that of `image`."""
+
+
+class ShardWriter:
+    """Writes one data set; a context manager that writes the manifest when it is left without an exception.
+
+    Args:
+        uri: The folder, by any URL that fsspec writes.
+        classes: The names of the labels 0, 1, ..., or None for images without labels.
+        seed: With what the rows were shuffled, for the record.
+        source: Where the images come from, for the record.
+        shard_bytes: A shard ends with the row group that brings its images to this size.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        classes: Sequence[str] | None,
+        seed: int,
+        source: str,
+        storage_options: storage.Options = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self.uri, self.storage_options, self.shard_bytes = uri, storage_options, shard_bytes
+        self.rows = 0
+        self._about = {"classes": None if classes is None else list(classes), "seed": seed, "source": source}
+        self._shards: list[dict[str, Any]] = []
+        self._images: list[bytes] = []
+        self._labels: list[int | None] = []
+        self._open: _Shard | None = None
+
+    def add(self, image: bytes, label: int | None) -> None:
+        """Appends a row: an encoded image (JPEG or PNG) and the number of its class."""
+        self._images.append(image)
+        self._labels.append(label)
+        self.rows += 1
+        if len(self._images) == ROWS_PER_GROUP:
+            self._write_group()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            if self._open is not None:
+                self._open.abandon(kind, error, trace)
+            return
+        if self._images:
+            self._write_group()
+        self._end_shard()
+        manifest = {
+            "version": VERSION,
+            "rows": self.rows,
+            "rows_per_group": ROWS_PER_GROUP,
+            **self._about,
+            "shards": self._shards,
+        }
+        with storage.writing(storage.join(self.uri, MANIFEST), self.storage_options) as file:
+            file.write(json.dumps(manifest).encode() + b"\n")
+
+    def _write_group(self) -> None:
+        if self._open is None:
+            name = f"shard-{len(self._shards):05d}.parquet"
+            self._open = _Shard(name, storage.join(self.uri, name), self.storage_options)
+        crcs = [zlib.crc32(image) for image in self._images]
+        ids = range(self.rows - len(self._images), self.rows)
+        self._open.write_group(pa.table([ids, self._images, self._labels, crcs], schema=SCHEMA))
+        self._images, self._labels = [], []
+        if self._open.file.tell() >= self.shard_bytes:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        if self._open is not None:
+            self._shards.append(self._open.close())
+            self._open = None
+
+
+class _Shard:
+    """A Parquet file that is being written."""
+
+    def __init__(self, name: str, uri: str, storage_options: storage.Options) -> None:
+        self.name = name
+        self.files = ExitStack()
+        self.file: IO[bytes] = self.files.enter_context(storage.writing(uri, storage_options))
+        self.footers: list[pq.FileMetaData] = []
+        self.parquet = pq.ParquetWriter(
+            self.file,
+            SCHEMA,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=["index"],
+            data_page_size=2**30,
+            metadata_collector=self.footers,
+        )
+
+    def write_group(self, table: pa.Table) -> None:
+        self.parquet.write_table(table)
+
+    def close(self) -> dict[str, Any]:
+        """Completes the file and returns its entry in the manifest."""
+        self.parquet.close()
+        size = self.file.tell()
+        self.files.close()
+        footer = self.footers[0]
+        groups = [_span(footer.row_group(number)) for number in range(footer.num_row_groups)]
+        end = groups[-1][0] + groups[-1][1]
+        return {
+            "path": self.name,
+            "bytes": size,
+            "rows": footer.num_rows,
+            "footer": [end, size - end],
+            "groups": groups,
+        }
+
+    def abandon(
+        self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Removes the file."""
+        # An interrupted writer may fail in any way, and left open it would try again when it is deleted.
+        with suppress(Exception):
+            self.parquet.close()
+        self.parquet.is_open = False
+        self.files.__exit__(kind, error, trace)
+
+
+def _span(group: pq.RowGroupMetaData) -> list[int]:
+    """Offset, length in bytes and rows of a row group: its columns lie one after another."""
+    first, last = group.column(0), group.column(group.num_columns - 1)
+    end = last.data_page_offset + last.total_compressed_size
+    return [first.data_page_offset, end - first.data_page_offset, group.num_rows]

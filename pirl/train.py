@@ -1,0 +1,263 @@
+"""Train PIRL: the step and the loop, in plain PyTorch.
+
+Runs in one process, under torchrun, or in the workers of Ray Train; whatever started it, `report` is where the
+numbers and the checkpoints go.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Optimizer
+
+from pirl import checkpoint, nce
+from pirl.config import Config, ConfigError
+from pirl.dist import all_reduce_sum, gather_parts, rank, world_size
+from pirl.loader import Batch, Loader
+from pirl.memory import MemoryBank
+from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
+from pirl.order import Order
+from pirl.shards import Dataset, open_dataset
+from pirl.transforms import Views, color_and_normalize
+
+Metrics = dict[str, float]
+Report = Callable[[Metrics, Path | None], None]
+"""Called by every rank equally often, with the numbers since the last call and a checkpoint folder or None."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+def train(
+    config: Config, *, report: Report, scratch: Path, resume: Path | None = None, device: torch.device | None = None
+) -> PIRL:
+    """Trains until `config.optim.epochs` are done.
+
+    Args:
+        config: The run.
+        report: Takes the metrics, and each checkpoint as it is written.
+        scratch: Folder for checkpoints before `report` takes them; one for all ranks or one for each.
+        resume: A checkpoint folder to go on from.
+        device: Of the network and the bank; the CPU by default.
+
+    Returns:
+        The trained network.
+
+    Raises:
+        ConfigError: The data set is smaller than the batch or the negatives.
+        TrainingDiverged: The loss is not finite; names step, learning rate and images.
+    """
+    device = device or torch.device("cpu")
+    dataset = open_dataset(config.data.uri, config.data.storage_options)
+    check_data(config, dataset)
+    order = data_order(config, dataset)
+    last_step = config.optim.epochs * order.steps_per_epoch
+
+    torch.manual_seed(config.seed)
+    network = PIRL(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = SGD(
+        parameter_groups(network, config.optim.weight_decay), lr=config.optim.lr, momentum=config.optim.momentum
+    )
+    bank = MemoryBank(
+        dataset.rows,
+        seed=config.seed,
+        keep=config.memory.keep,
+        wire_dtype=getattr(torch, config.memory.wire_dtype),
+        device=device,
+    )
+    log_z = torch.full((), math.nan, device=device)
+    first_step = checkpoint.load(resume, network, optimizer, bank, log_z) if resume else 0
+    if not resume and config.memory.init == "forward":
+        fill_bank(config, network, bank, dataset, order)
+
+    model = distributed(torch.compile(network) if config.optim.compile else network)  # type: ignore[arg-type]
+    weights = head_weights(config, device)
+    meter = Meter(first_step, last_step, order.steps_per_epoch)
+    views = Views(config.data.image_size, config.augment, pretext_name(config), config.pretext.crop_min)
+
+    for batch in loader(config, dataset, order, views, first_step, last_step):
+        set_lr(optimizer, config, batch.step / order.steps_per_epoch)
+        pending = bank.sample(batch.step, config.loss.num_negatives)  # on its way while the trunk works
+        ids = batch.ids.to(device)
+        positives = bank.lookup(ids)[batch.mine]
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.bf16):
+            queries = model(*views_on_device(batch, device))
+        negatives = pending.wait()
+        own = bank.own(ids[batch.mine], negatives.ids)
+        if config.loss.kind == "npid" and batch.step == 0:
+            log_z.copy_(
+                nce.estimate_log_z(queries, positives, negatives.rows, own, config.loss.temperature, bank.rows)
+            )
+        losses = pirl_losses(config, queries, positives, negatives, own, log_z, bank.rows)
+
+        # DDP averages over ranks: the factor makes that the mean over the global batch, however it is shared.
+        loss = (weights @ losses).sum() * (world_size() / len(ids))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.optim.clip_norm is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
+        terms = all_reduce_sum(losses.detach().sum(dim=1)) / len(ids)
+        meter.add(batch, (weights @ terms).item(), terms.tolist(), optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        bank.update(ids, gather_parts(queries[0].detach(), batch.shares))
+
+        save_now = meter.done % (config.checkpoint.every_steps or order.steps_per_epoch) == 0
+        save_now |= meter.done == last_step
+        if save_now or meter.done % config.checkpoint.log_every_steps == 0:
+            folder = scratch / f"checkpoint_{meter.done:09d}" if save_now else None
+            if folder:
+                checkpoint.save(folder, config, network, optimizer, bank, log_z, meter.done)
+            report(meter.metrics(), folder)
+    return network
+
+
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Refuses a data set that is smaller than the batch or the negatives.
+
+    Raises:
+        ConfigError: What is too large, and the largest value that fits.
+    """
+    if config.data.batch_size > dataset.rows:
+        raise ConfigError(
+            f"data.batch_size {config.data.batch_size} is more than the {dataset.rows} images of {dataset.uri}: "
+            f"use a smaller --data.batch-size"
+        )
+    if config.loss.num_negatives >= dataset.rows:
+        raise ConfigError(
+            f"loss.num_negatives {config.loss.num_negatives} needs more than the {dataset.rows} images of "
+            f"{dataset.uri}: use --loss.num-negatives {dataset.rows - 1} or less"
+        )
+
+
+def data_order(config: Config, dataset: Dataset) -> Order:
+    """The order of the data of this run."""
+    data = config.data
+    return Order(dataset.starts, config.seed, data.streams, data.batch_size, data.window_groups)
+
+
+def pretext_name(config: Config) -> str:
+    """The second view that is made: none where λ = 0 gives it no weight."""
+    return config.pretext.name if config.has_pretext else "none"
+
+
+def loader(config: Config, dataset: Dataset, order: Order, views: Views, first_step: int, last_step: int) -> Loader:
+    """The batches of this rank from `first_step` to `last_step`."""
+    return Loader(
+        dataset,
+        order,
+        views,
+        seed=config.seed,
+        rank=rank(),
+        world_size=world_size(),
+        first_step=first_step,
+        last_step=last_step,
+        processes=config.cluster.loader_processes,
+    )
+
+
+def views_on_device(batch: Batch, device: torch.device) -> list[Tensor]:
+    """Moves uint8 views to the device, and there changes colours and normalises."""
+    views = []
+    for pixels, colors in zip(batch.part[::2], batch.part[1::2], strict=True):
+        pixels = pixels.to(device, non_blocking=True).flatten(end_dim=-4)
+        colors = colors.to(device, non_blocking=True).flatten(end_dim=-2)
+        views.append(color_and_normalize(pixels, colors).contiguous(memory_format=torch.channels_last))
+    return views
+
+
+def distributed(network: nn.Module) -> nn.Module:
+    """Wraps the network in DDP where there are other ranks."""
+    if world_size() == 1:
+        return network
+    # Batch norm's running statistics are not used in training: rank 0's go into the checkpoint.
+    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+@torch.no_grad()
+def fill_bank(config: Config, network: PIRL, bank: MemoryBank, dataset: Dataset, order: Order) -> None:
+    """One forward pass over the data: each row becomes f(v_I) of the untrained network.
+
+    The batch norms run on batch statistics, as they will in training, and get their first running statistics.
+    """
+    device = bank.local.device
+    views = Views(config.data.image_size, config.augment, "none", config.pretext.crop_min)
+    for batch in loader(config, dataset, order, views, 0, order.steps_per_epoch):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.bf16):
+            queries = network(*views_on_device(batch, device))
+        bank.fill(batch.ids.to(device), gather_parts(queries[0], batch.shares))
+
+
+def set_lr(optimizer: Optimizer, config: Config, epoch: float) -> None:
+    """Linear warm-up, then half a cosine from `lr` to `final_lr`; `epoch` may be a fraction."""
+    optim = config.optim
+    if epoch < optim.warmup_epochs:
+        lr = optim.lr * epoch / optim.warmup_epochs
+    else:
+        progress = (epoch - optim.warmup_epochs) / (optim.epochs - optim.warmup_epochs)
+        lr = optim.final_lr + (optim.lr - optim.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@dataclass
+class Meter:
+    """Numbers since the last report."""
+
+    done: int
+    last_step: int
+    steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.began = time.perf_counter()
+        self.steps = self.samples = 0
+        self.wait_s = self.loss = 0.0
+        self.terms: list[float] = []
+
+    def add(self, batch: Batch, loss: float, terms: list[float], lr: float) -> None:
+        """Counts one step.
+
+        Raises:
+            TrainingDiverged: The loss is not finite. The step has not changed the weights yet.
+        """
+        if not math.isfinite(loss):
+            ids = ", ".join(map(str, batch.ids[:32].tolist())) + (", …" if len(batch.ids) > 32 else "")
+            raise TrainingDiverged(
+                f"the loss is {loss} at step {batch.step} (epoch {batch.step // self.steps_per_epoch}), learning "
+                f"rate {lr:g}, {len(batch.ids)} images with ids {ids}. The last checkpoint is from before: go on "
+                f"from it with a lower --optim.lr, or --optim.clip-norm 1, and --resume must"
+            )
+        self.done = batch.step + 1
+        self.steps += 1
+        self.samples += len(batch.ids)
+        self.wait_s += batch.wait_s
+        self.loss += loss
+        self.terms = [a + b for a, b in zip(self.terms or [0.0] * len(terms), terms, strict=True)]
+        self.lr = lr
+
+    def metrics(self) -> Metrics:
+        """Means since the last call, which starts anew."""
+        seconds = time.perf_counter() - self.began
+        names = ["loss_image", "loss_pretext"]
+        metrics: Metrics = {
+            "step": self.done,
+            "last_step": self.last_step,
+            "epoch": self.done / self.steps_per_epoch,
+            "loss": self.loss / self.steps,
+            **{name: term / self.steps for name, term in zip(names, self.terms, strict=False)},
+            "lr": self.lr,
+            "samples_per_s": self.samples / seconds,
+            "data_wait_s": self.wait_s,
+            "data_wait_share": self.wait_s / seconds,
+            "time_left_s": (self.last_step - self.done) * seconds / self.steps,
+        }
+        self._reset()
+        return metrics
