@@ -6,21 +6,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import contextlib
 import inspect
 import json
 import os
-import shutil
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pirl.config import Config, ConfigError, override
 from pirl.recipes import RECIPES
-from pirl.runs import Resume, Run, newest_checkpoint, open_run
+from pirl.runs import Resume, open_run
 
 EXAMPLES = """
   python jobs/pretrain.py                                     the built-in digits, on a Ray of its own
@@ -51,11 +45,16 @@ def main() -> int:
     try:
         request = parse(sys.argv[1:])
         run = open_run(request.storage, request.name, request.config, request.resume)
-        if run.result is not None:
-            return show_done(run)
-        check_request(request.config)
+        if run.result is None:
+            check_request(request.config)
     except ConfigError as error:
-        return complain(error)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    from jobs.launch import run_here, run_on_ray, show_result
+
+    if run.result is not None:
+        return show_result(run.folder, "was done before; --run NAME trains another one")
     return run_on_ray(run) if request.use_ray else run_here(run)
 
 
@@ -106,7 +105,7 @@ def parse(argv: list[str]) -> Request:
 
 
 def pairs(rest: list[str]) -> dict[str, Any]:
-    """Reads `--section.field VALUE` and `--section.field=VALUE`; `none` and JSON objects are understood.
+    """Reads `--section.field VALUE` and `--section.field=VALUE`; `null` and JSON objects are understood.
 
     Raises:
         ConfigError: A word that is neither a setting nor its value.
@@ -121,15 +120,25 @@ def pairs(rest: list[str]) -> dict[str, Any]:
             value = next(words, "--")
             if value.startswith("--"):
                 raise ConfigError(f"{word} needs a value: {word} VALUE")
-        changes[name] = None if value.lower() == "none" and name.endswith("norm") and "clip" in name else value
-        if value.startswith("{"):
-            changes[name] = json.loads(value)
+        changes[name] = _value(value, word)
     return changes
+
+
+def _value(text: str, word: str) -> Any:
+    """Understands `null` and JSON objects; the rest stays text, which the config's types convert."""
+    if text == "null":
+        return None
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{word} {text}: not a JSON object: {error}") from None
 
 
 def default_storage() -> Path:
     """`runs` in the current folder, or, in a Ray job, whose folder is temporary, in the home folder."""
-    return Path.home() / "pirl-runs" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path("runs")
+    return Path.home() / "pirl-runs" if "RAY_JOB_CONFIG_JSON" in os.environ else Path("runs")
 
 
 def check_request(config: Config) -> None:
@@ -144,70 +153,34 @@ def check_request(config: Config) -> None:
     check_data(config, open_dataset(config.data.uri, config.data.storage_options))
 
 
-def complain(error: ConfigError) -> int:
-    """Prints a user's mistake."""
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def _absolute(config: Config) -> Config:
+    """Makes a local data folder absolute: the workers run in other folders."""
+    uri = config.data.uri
+    if uri == "digits" or "://" in uri:
+        return config
+    return override(config, {"data.uri": str(Path(uri).expanduser().resolve())})
 
 
-def run_on_ray(run: Run) -> int:
-    """Trains in the workers of Ray Train, on the cluster of RAY_ADDRESS or on one of its own."""
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+def _recipe_list() -> str:
+    lines = ((name, (inspect.getdoc(recipe) or "").splitlines()[0]) for name, recipe in RECIPES.items())
+    return "\n".join(f"  {name:<18}{line}" for name, line in lines)
 
-    from clusters.preflight import check_cluster
 
-    cluster = run.config.cluster
-    # "local" and not None: Ray must not pick up a cluster that somebody else left on this machine.
-    address = os.environ.get("RAY_ADDRESS", "local")
-    own = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level="WARNING", **own)
-    try:
-        check_cluster(run.config, run.folder.parent)
-    except ConfigError as error:
-        return complain(error)
+def _print_settings(name: str) -> None:
+    """Prints a recipe's text and all settings with its values as defaults."""
+    import tyro
 
-    run.write_config()
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
-    trainer = TorchTrainer(
-        train_on_worker,
-        train_loop_config={"config": run.config.model_dump_json(), "folder": str(run.folder)},
-        scaling_config=ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=run.name,
-            storage_path=str(run.folder.parent),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=run.config.checkpoint.keep),
-        ),
+    recipe = RECIPES[name]
+    print(f"python jobs/pretrain.py {name} [--section.field VALUE ...]\n\n{inspect.getdoc(recipe)}\n")
+    tyro.cli(
+        Config,
+        default=recipe(),
+        args=["--help"],
+        prog=f"python jobs/pretrain.py {name}",
+        description="All settings, with this recipe's values as defaults.",
+        config=(tyro.conf.FlagConversionOff,),
     )
-    with following(run.folder / "train.log"), explained(run) as outcome:
-        trainer.fit()
-    return finish(run) if outcome.done else 1
 
 
-def train_on_worker(arguments: dict[str, str]) -> None:
-    """What each worker of Ray Train runs."""
-    import ray.train
-    from ray.train import Checkpoint, CheckpointUploadMode
-    from ray.train.torch import get_device
-
-    from pirl.config import from_json
-
-    config, folder = from_json(arguments["config"]), Path(arguments["folder"])
-    scratch = Path(tempfile.mkdtemp(prefix="pirl-"))
-
-    def publish(metrics: dict[str, float], checkpoint: Path) -> None:
-        ray.train.report(
-            metrics,
-            checkpoint=Checkpoint.from_directory(str(checkpoint)),
-            checkpoint_dir_name=checkpoint.name,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        )
-
-    try:
-        train_and_evaluate(config, folder, scratch, publish, get_device())
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from pirl.config import Config
-from pirl.dist import rank
+from pirl.dist import all_gather_dicts, rank
 from pirl.memory import MemoryBank
 from pirl.methods import PIRL
 from pirl.models import export_state_dict
@@ -44,10 +44,29 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     dcp.save(_state(network, optimizer, bank, log_z), checkpoint_id=folder, no_dist=not td.is_initialized())
+    own = {file.name: file.stat().st_size for file in folder.glob(f"__{rank()}_*.distcp")}
+    sizes = all_gather_dicts(own)
     if rank() == 0:
         save_file(export_state_dict(network.trunk), folder / "trunk.safetensors")
         (folder / "config.json").write_text(config.model_dump_json(indent=2))
-        (folder / "state.json").write_text(json.dumps({"version": VERSION, "step": step, "rows": bank.rows}))
+        state = {"version": VERSION, "step": step, "rows": bank.rows, "bytes": sizes}
+        (folder / "state.json").write_text(json.dumps(state))
+
+
+def steps_done(folder: Path | None) -> int:
+    """Steps of training in a checkpoint; 0 without one."""
+    return int(json.loads((folder / "state.json").read_text())["step"]) if folder else 0
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether all files of all ranks are there in full: an upload may have been cut off."""
+    if not (folder / "state.json").exists() or not (folder / ".metadata").exists():
+        return False
+    try:
+        sizes = json.loads((folder / "state.json").read_text())["bytes"]
+    except json.JSONDecodeError:
+        return False
+    return all((folder / name).exists() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
 def load(folder: Path, network: PIRL, optimizer: Optimizer, bank: MemoryBank, log_z: Tensor) -> int:

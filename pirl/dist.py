@@ -64,3 +64,12 @@ def start_gather_parts(part: Tensor, sizes: Sequence[int]) -> Callable[[], Tenso
         return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
 
     return wait
+
+
+def all_gather_dicts(own: dict[str, int]) -> dict[str, int]:
+    """Joins the ranks' small dicts, whose keys differ."""
+    if world_size() == 1:
+        return own
+    gathered: list[dict[str, int]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(gathered, own)
+    return {key: value for part in gathered for key, value in part.items()}

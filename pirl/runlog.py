@@ -19,7 +19,7 @@ class RunLog:
         show: Takes each line of progress as well.
     """
 
-    def __init__(self, folder: Path, first_step: int, show: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, first_step: int, show: Callable[[str], None] | None) -> None:
         self.folder, self.show = folder, show
         folder.mkdir(parents=True, exist_ok=True)
         keep_until(folder / "metrics.jsonl", first_step)
@@ -39,7 +39,8 @@ class RunLog:
         """Records a line of text."""
         with (self.folder / "train.log").open("a") as file:
             file.write(text + "\n")
-        self.show(text)
+        if self.show:
+            self.show(text)
 
 
 def keep_until(path: Path, step: int) -> None:

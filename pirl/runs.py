@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pirl.checkpoint import is_complete
 from pirl.config import Config, ConfigError, from_json, leaves
 
 Resume = Literal["auto", "never", "must"]
@@ -91,9 +92,8 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last complete checkpoint of a run folder: one that has both state.json and the tensors' metadata."""
-    complete = [c for c in folder.glob("checkpoint_*") if (c / "state.json").exists() and (c / ".metadata").exists()]
-    return max(complete, default=None)
+    """The last complete checkpoint of a run folder."""
+    return max(filter(is_complete, folder.glob("checkpoint_*")), default=None)
 
 
 def _existing(storage: Path) -> str:

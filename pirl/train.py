@@ -23,7 +23,8 @@ from pirl.memory import MemoryBank
 from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
 from pirl.order import Order
 from pirl.shards import Dataset, open_dataset
-from pirl.transforms import Views, color_and_normalize
+from pirl.color import color_and_normalize
+from pirl.transforms import Views
 
 Metrics = dict[str, float]
 Report = Callable[[Metrics, Path | None], None]
@@ -84,12 +85,11 @@ def train(
     for batch in loader(config, dataset, order, views, first_step, last_step):
         set_lr(optimizer, config, batch.step / order.steps_per_epoch)
         pending = bank.sample(batch.step, config.loss.num_negatives)  # on its way while the trunk works
-        ids = batch.ids.to(device)
-        positives = bank.lookup(ids)[batch.mine]
+        positives = bank.lookup(batch.ids)[batch.mine]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.bf16):
             queries = model(*views_on_device(batch, device))
         negatives = pending.wait()
-        own = bank.own(ids[batch.mine], negatives.ids)
+        own = bank.own(batch.ids[batch.mine].to(device), negatives.ids)
         if config.loss.kind == "npid" and batch.step == 0:
             log_z.copy_(
                 nce.estimate_log_z(queries, positives, negatives.rows, own, config.loss.temperature, bank.rows)
@@ -97,15 +97,15 @@ def train(
         losses = pirl_losses(config, queries, positives, negatives, own, log_z, bank.rows)
 
         # DDP averages over ranks: the factor makes that the mean over the global batch, however it is shared.
-        loss = (weights @ losses).sum() * (world_size() / len(ids))
+        loss = (weights @ losses).sum() * (world_size() / len(batch.ids))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if config.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
-        terms = all_reduce_sum(losses.detach().sum(dim=1)) / len(ids)
+        terms = all_reduce_sum(losses.detach().sum(dim=1)) / len(batch.ids)
         meter.add(batch, (weights @ terms).item(), terms.tolist(), optimizer.param_groups[0]["lr"])
         optimizer.step()
-        bank.update(ids, gather_parts(queries[0].detach(), batch.shares))
+        bank.update(batch.ids, gather_parts(queries[0].detach(), batch.shares))
 
         save_now = meter.done % (config.checkpoint.every_steps or order.steps_per_epoch) == 0
         save_now |= meter.done == last_step
@@ -166,7 +166,7 @@ def views_on_device(batch: Batch, device: torch.device) -> list[Tensor]:
     views = []
     for pixels, colors in zip(batch.part[::2], batch.part[1::2], strict=True):
         pixels = pixels.to(device, non_blocking=True).flatten(end_dim=-4)
-        colors = colors.to(device, non_blocking=True).flatten(end_dim=-2)
+        colors = colors.flatten(end_dim=-2)
         views.append(color_and_normalize(pixels, colors).contiguous(memory_format=torch.channels_last))
     return views
 
@@ -190,7 +190,7 @@ def fill_bank(config: Config, network: PIRL, bank: MemoryBank, dataset: Dataset,
     for batch in loader(config, dataset, order, views, 0, order.steps_per_epoch):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.bf16):
             queries = network(*views_on_device(batch, device))
-        bank.fill(batch.ids.to(device), gather_parts(queries[0], batch.shares))
+        bank.fill(batch.ids, gather_parts(queries[0], batch.shares))
 
 
 def set_lr(optimizer: Optimizer, config: Config, epoch: float) -> None:
