@@ -5,6 +5,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -33,17 +34,12 @@ Publish = Callable[[Metrics, Path], None]
 
 def run_on_ray(run: Run) -> int:
     """Trains on the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code."""
-    import ray
+    connect()
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from clusters.preflight import check_cluster
 
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    # "local" and not None: Ray must not pick up a cluster that somebody else left on this machine.
-    address = os.environ.get("RAY_ADDRESS", "local")
-    own = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level="WARNING", **own)
     try:
         check_cluster(run.config, run.folder.parent)
     except ConfigError as error:
@@ -70,6 +66,20 @@ def run_on_ray(run: Run) -> int:
     with following(run.folder / "train.log"):
         failure = interruption(trainer.fit)
     return conclude(run, began, failure)
+
+
+def connect() -> None:
+    """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach."""
+    # "local" and not None: Ray must not pick up a cluster that somebody else left on this machine.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    own: dict[str, bool] = {}
+    if address == "local":
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        own = {"include_dashboard": False}
+    import ray  # only now: it reads the environment when it is imported
+
+    ray.init(address=address, log_to_driver=False, logging_level="WARNING", **own)
 
 
 def ray_worker(arguments: dict[str, str]) -> None:

@@ -1,0 +1,29 @@
+# Everything needs only python3 (3.11 or newer) and make; .venv is made on first use and again when the lock changes.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: pretrain test check format
+pretrain: .venv/installed data/digits/manifest.json
+	$(BIN)/python jobs/pretrain.py digits --data.uri data/digits
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+data/digits/manifest.json: | .venv/installed
+	$(BIN)/python jobs/prepare.py digits data/digits
+
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "installing into .venv (about 5 GB, a few minutes)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@

@@ -1,0 +1,222 @@
+import json
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from pirl.config import Config, ConfigError, from_dict, from_json, leaves, override
+
+
+def refuse(changes):
+    with pytest.raises(ConfigError) as refusal:
+        override(Config(), changes)
+    return str(refusal.value)
+
+
+def test_a_config_is_frozen():
+    config = Config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        config.loss.num_negatives = 1
+
+
+def test_override_changes_what_it_names_and_leaves_the_original():
+    config = Config()
+    before = leaves(config)
+    changed = override(config, {"loss.num_negatives": 4096, "seed": 7})
+    assert leaves(config) == before
+    assert leaves(changed) == before | {"loss.num_negatives": 4096, "seed": 7}
+
+
+def test_override_does_not_share_storage_options_with_the_original():
+    config = override(Config(), {"data.storage_options": {"client_kwargs": {"region_name": "a"}}})
+    override(config, {"seed": 1}).data.storage_options["client_kwargs"]["region_name"] = "b"
+    assert config.data.storage_options == {"client_kwargs": {"region_name": "a"}}
+
+
+def test_hyphens_count_as_underscores():
+    assert override(Config(), {"loss.num-negatives": 8}) == override(Config(), {"loss.num_negatives": 8})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("loss.num_negative", "loss.num_negatives"),  # a slip
+        ("num-negatives", "loss.num_negatives"),  # the section is missing
+        ("loss.lr", "optim.lr"),  # the wrong section
+        ("data.batchsize", "data.batch_size"),
+        ("Seed", "seed"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_one(given, meant):
+    assert refuse({given: 1}) == f"unknown setting {given!r}: did you mean {meant}?"
+
+
+def test_an_unknown_name_that_resembles_none_is_refused_with_all_of_them():
+    message = refuse({"zzz": 1})
+    assert all(name in message for name in leaves(Config()))
+
+
+def test_a_section_is_not_a_setting():
+    assert "unknown setting 'loss'" in refuse({"loss": {"num_negatives": 8}})
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"loss": {"num_negative": 8}}, "unknown setting 'loss.num_negative': did you mean loss.num_negatives?"),
+        ({"los": {}}, "unknown setting 'los': did you mean loss.kind?"),
+        ({"sead": 1}, "unknown setting 'sead': did you mean seed?"),
+    ],
+)
+def test_from_dict_refuses_unknown_names_as_override_does(tree, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        from_dict(tree)
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "below"),
+    [
+        ("data.batch_size", 8, 0),
+        ("data.image_size", 16, 15),
+        ("data.window_groups", 1, 0),
+        ("augment.crop_min", 0.01, 0),
+        ("augment.flip", 0, -0.1),
+        ("model.width", 1, 0),
+        ("pretext.crop_min", 0.01, 0),
+        ("loss.num_negatives", 1, 0),
+        ("loss.temperature", 0.001, 0),
+        ("loss.pretext_weight", 0, -0.1),
+        ("memory.keep", 0, -0.1),
+        ("optim.epochs", 1, 0),
+        ("optim.final_lr", 0, -1e-9),
+        ("optim.momentum", 0, -0.1),
+        ("optim.weight_decay", 0, -1e-4),
+        ("optim.clip_norm", 0.001, 0),
+        ("cluster.workers", 1, 0),
+        ("cluster.gpus_per_worker", 0, -1),
+        ("cluster.loader_processes", 0, -1),
+        ("cluster.max_failures", 0, -1),
+        ("checkpoint.every_steps", 1, 0),
+        ("checkpoint.keep", 1, 0),
+        ("seed", 0, -1),
+    ],
+)
+def test_lower_ends_of_ranges(name, lowest, below):
+    assert leaves(override(Config(), {name: lowest}))[name] == lowest
+    message = refuse({name: below})
+    assert message.startswith(f"{name} {below!r}: Input should be greater than"), message
+
+
+@pytest.mark.parametrize(
+    ("name", "highest", "above"),
+    [
+        ("augment.crop_min", 1, 1.01),
+        ("augment.hue", 0.5, 0.51),
+        ("augment.gray", 1, 1.01),
+        ("loss.pretext_weight", 1, 1.01),
+        ("memory.keep", 0.99, 1),
+        ("optim.momentum", 0.99, 1),
+        ("seed", 2**32 - 1, 2**32),
+    ],
+)
+def test_upper_ends_of_ranges(name, highest, above):
+    assert leaves(override(Config(), {name: highest}))[name] == highest
+    message = refuse({name: above})
+    assert message.startswith(f"{name} {above!r}: Input should be less than"), message
+
+
+def test_a_choice_is_refused_with_the_choices():
+    message = refuse({"pretext.name": "puzzle"})
+    assert all(word in message for word in ("pretext.name", "puzzle", "jigsaw", "rotation", "both", "none"))
+
+
+def test_not_a_number_is_no_number():
+    assert "optim.lr" in refuse({"optim.lr": float("nan")})
+    assert "optim.lr" in refuse({"optim.lr": "inf"})
+
+
+def test_every_wrong_value_has_a_line():
+    message = refuse({"loss.temperature": -1, "seed": -1})
+    assert [line.split()[0] for line in message.splitlines()] == ["seed", "loss.temperature"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.batch_size": 130}, r"data\.batch_size 130 .* data\.streams 4 .* use a multiple of 4"),
+        # A stream of one image a step could be left without any in some step.
+        ({"data.batch_size": 4}, r"data\.batch_size 4 .* at least 2 images"),
+        ({"cluster.workers": 5}, r"cluster\.workers 5 .* at most 4 workers or --data\.streams 5"),
+        ({"pretext.name": "none"}, r"pretext\.name none .* --loss\.pretext_weight 0"),
+        ({"optim.final_lr": 0.1}, r"optim\.final_lr 0\.1 is above optim\.lr 0\.03"),
+        ({"optim.warmup_epochs": 10}, r"optim\.warmup_epochs 10\.0 leaves nothing of optim\.epochs 10"),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_refused(changes, message):
+    assert re.search(message, refuse(changes))
+
+
+def test_fields_that_fit_together_at_the_edge_are_allowed():
+    override(Config(), {"data.batch_size": 8, "cluster.workers": 4})
+    override(Config(), {"optim.final_lr": 0.03, "optim.warmup_epochs": 9.9})
+
+
+def test_fields_that_only_fit_together_are_changed_together():
+    config = override(Config(), {"pretext.name": "none", "loss.pretext_weight": 0})
+    assert override(config, {"loss.pretext_weight": 0.5, "pretext.name": "both"}).pretext.name == "both"
+
+
+def test_npid_has_no_pretext_view():
+    assert Config().has_pretext
+    assert not override(Config(), {"loss.pretext_weight": 0}).has_pretext
+    assert not override(Config(), {"loss.pretext_weight": 0, "pretext.name": "none"}).has_pretext
+    assert override(Config(), {"loss.pretext_weight": 1}).has_pretext
+
+
+def test_words_of_a_command_line_become_numbers_and_switches():
+    config = override(
+        Config(),
+        {"loss.num-negatives": "4096", "optim.lr": "1e-2", "optim.bf16": "false", "cluster.gpus-per-worker": "1"},
+    )
+    assert (config.loss.num_negatives, config.optim.lr, config.optim.bf16) == (4096, 0.01, False)
+    assert leaves(config) == leaves(
+        override(
+            Config(),
+            {"loss.num_negatives": 4096, "optim.lr": 0.01, "optim.bf16": False, "cluster.gpus_per_worker": 1.0},
+        )
+    )
+    message = refuse({"loss.num_negatives": "many"})
+    assert message.startswith("loss.num_negatives 'many': Input should be a valid integer")
+    assert "1.5" in refuse({"loss.num_negatives": "1.5"})
+
+
+def test_json_round_trip():
+    config = override(
+        Config(),
+        {
+            "data.storage_options": {"endpoint_url": "http://here:9000", "retries": 3},
+            "optim.clip_norm": 0.1 + 0.2,  # a number without a short decimal form
+            "checkpoint.every_steps": 5,
+            "seed": 2**32 - 1,
+        },
+    )
+    assert from_json(config.model_dump_json()) == config
+    assert from_json(config.model_dump_json(indent=2)) == config
+    assert from_dict(json.loads(config.model_dump_json())) == config
+
+
+@pytest.mark.parametrize("text", ["", '{"seed": 1', "[1]", "null"])
+def test_text_that_is_no_config_is_refused(text):
+    with pytest.raises(ConfigError):
+        from_json(text)
+
+
+def test_leaves_name_every_setting_once():
+    values = leaves(Config())
+    tree = Config().model_dump()
+    sections = {name: section for name, section in tree.items() if isinstance(section, dict)}
+    expected = {f"{name}.{leaf}": value for name, section in sections.items() for leaf, value in section.items()}
+    assert values == {"seed": 0} | expected
+    assert override(Config(), values) == Config()
