@@ -68,33 +68,39 @@ def parse(argv: list[str]) -> Request:
         prog="python jobs/pretrain.py",
         usage="%(prog)s [RECIPE] [--section.field VALUE ...] [--run NAME] [--storage FOLDER] [--resume ...]",
         description=__doc__,
-        epilog=f"recipes:\n{_recipe_list()}\nexamples:{EXAMPLES}",
+        epilog=f"recipes (default: digits):\n{_recipe_list()}\nexamples:{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="one of the recipes below (default: digits)")
-    parser.add_argument("--run", metavar="NAME", help="name of the run and of its folder (default: the recipe's)")
-    parser.add_argument("--storage", metavar="FOLDER", type=Path, help=f"where runs lie (default: {default_storage()})")
+    parser.add_argument(
+        "--run", metavar="NAME", help="name of the run and of its folder (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--storage", metavar="FOLDER", type=Path, help=f"where runs lie (default: {default_storage()})"
+    )
     parser.add_argument(
         "--resume",
         choices=["auto", "never", "must"],
         default="auto",
-        help="go on with a run of that name: if its settings are the same (auto, the default), never, or always",
+        help="go on with a run of that name: if its settings are the same (auto, default), never, or always",
     )
     parser.add_argument("--no-ray", action="store_true", help="train in this process; torchrun implies it")
-    parser.add_argument("-h", "--help", action="store_true", help="this text; with a recipe, all of its settings")
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="this text; with a recipe, all of its settings"
+    )
     known, rest = parser.parse_known_args(argv)
-    if known.help and not known.recipe:
+    recipe, changes = pairs(rest)
+    if known.help and not recipe:
         parser.print_help()
         sys.exit(0)
-    name = (known.recipe or "digits").replace("-", "_")
+    name = (recipe or "digits").replace("-", "_")
     if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {known.recipe!r}: use one of {', '.join(RECIPES)}")
+        raise ConfigError(f"unknown recipe {recipe!r}: use one of {', '.join(RECIPES)}")
     if known.help:
         _print_settings(name)
         sys.exit(0)
-    config = override(RECIPES[name](), pairs(rest))
+    config = override(RECIPES[name](), changes)
     return Request(
         config=_absolute(config),
         storage=(known.storage or default_storage()).expanduser().resolve(),
@@ -104,24 +110,33 @@ def parse(argv: list[str]) -> Request:
     )
 
 
-def pairs(rest: list[str]) -> dict[str, Any]:
+def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
     """Reads `--section.field VALUE` and `--section.field=VALUE`; `null` and JSON objects are understood.
 
+    Not by argparse, which takes the value of an option that it does not know for the recipe.
+
+    Returns:
+        The one word that belongs to no setting, which is the recipe, or None; and the settings.
+
     Raises:
-        ConfigError: A word that is neither a setting nor its value.
+        ConfigError: A setting without a value, or a second word that belongs to none.
     """
+    recipe: str | None = None
     changes: dict[str, Any] = {}
     words = iter(rest)
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
-            raise ConfigError(f"unexpected {word!r}: settings are typed as --section.field VALUE")
+            if recipe or word.startswith("-"):
+                raise ConfigError(f"unexpected {word!r}: settings are typed as --section.field VALUE")
+            recipe = word
+            continue
         if not equals:
             value = next(words, "--")
             if value.startswith("--"):
                 raise ConfigError(f"{word} needs a value: {word} VALUE")
         changes[name] = _value(value, word)
-    return changes
+    return recipe, changes
 
 
 def _value(text: str, word: str) -> Any:

@@ -5,6 +5,9 @@ Nothing random is saved because no draw has a state: orders, views, negatives an
 """
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,8 @@ def save(
         step: Steps done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    dcp.save(_state(network, optimizer, bank, log_z), checkpoint_id=folder, no_dist=not td.is_initialized())
+    with _alone_is_fine():
+        dcp.save(_state(network, optimizer, bank, log_z), checkpoint_id=folder, no_dist=not td.is_initialized())
     own = {file.name: file.stat().st_size for file in folder.glob(f"__{rank()}_*.distcp")}
     sizes = all_gather_dicts(own)
     if rank() == 0:
@@ -86,11 +90,20 @@ def load(folder: Path, network: PIRL, optimizer: Optimizer, bank: MemoryBank, lo
     if saved["rows"] != bank.rows:
         raise ValueError(f"{folder} has a bank of {saved['rows']} rows, the data has {bank.rows} images")
     state = _state(network, optimizer, bank, log_z)
-    dcp.load(state, checkpoint_id=folder, no_dist=not td.is_initialized())
+    with _alone_is_fine():
+        dcp.load(state, checkpoint_id=folder, no_dist=not td.is_initialized())
     set_state_dict(
         network, optimizer, model_state_dict=state["network"], optim_state_dict=state["optimizer"]
     )
     return int(saved["step"])
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    """Silences the warning that there is no process group, which one process does not need."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _state(network: nn.Module, optimizer: Optimizer, bank: MemoryBank, log_z: Tensor) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown names refused, no silent conversion of strings to numbers."""
+    """Base of all sections: frozen, unknown names refused; words of a command line become numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -255,7 +255,11 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 def from_json(text: str) -> Config:
     """Reads a config back from `config.json`; raises ConfigError as `from_dict` does."""
-    return from_dict(json.loads(text))
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not a config in JSON: {error}") from None
+    return from_dict(tree)
 
 
 def unknown_name(given: str, name: str, names: list[str]) -> str:

@@ -30,6 +30,12 @@ def all_reduce_sum(t: Tensor) -> Tensor:
     return t
 
 
+def broadcast_from_zero(t: Tensor) -> None:
+    """Overwrites `t` with rank 0's."""
+    if world_size() > 1:
+        dist.broadcast(t, src=0)
+
+
 def gather_parts(part: Tensor, sizes: Sequence[int]) -> Tensor:
     """Puts the ranks' parts together along dim 0, in rank order; every rank gets the whole.
 
@@ -54,14 +60,13 @@ def start_gather_parts(part: Tensor, sizes: Sequence[int]) -> Callable[[], Tenso
     padded = part.detach().contiguous()
     if len(part) < longest:
         padded = torch.cat([padded, padded.new_zeros(longest - len(part), *part.shape[1:])])
-    received = padded.new_empty(longest * len(sizes), *part.shape[1:])
-    work = dist.all_gather_into_tensor(received, padded, async_op=True)
+    received = [torch.empty_like(padded) for _ in sizes]
+    work = dist.all_gather(received, padded, async_op=True)
     assert work is not None  # it is None only where async_op is off
 
     def wait() -> Tensor:
         work.wait()
-        parts = received.view(len(sizes), *padded.shape)
-        return torch.cat([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
+        return torch.cat([rows[:size] for rows, size in zip(received, sizes, strict=True)])
 
     return wait
 

@@ -126,7 +126,7 @@ class _Parts(IterableDataset[Part]):
         for step in self.steps:
             epoch = step // self.order.steps_per_epoch
             ids = self.order.batch_ids(step, streams).tolist()
-            yield collate([self.views(decode(groups.image(id)), sample_rng(self.seed, epoch, id)) for id in ids])
+            yield collate([self.views(groups.decoded(id), sample_rng(self.seed, epoch, id)) for id in ids])
 
 
 def collate(samples: list[Sample]) -> Part:
@@ -151,12 +151,26 @@ class _GroupCache:
         self.dataset, self.capacity = dataset, capacity
         self.groups: OrderedDict[int, Group] = OrderedDict()
 
-    def image(self, id: int) -> bytes:
-        number = int(np.searchsorted(self.dataset.starts, id, side="right")) - 1
+    def decoded(self, id: int) -> Tensor:
+        """The image as uint8 (3, H, W).
+
+        Raises:
+            ValueError: It cannot be decoded; says shard, row and id.
+        """
+        dataset = self.dataset
+        number = int(np.searchsorted(dataset.starts, id, side="right")) - 1
+        try:
+            return decode(self._group(number).images[id - int(dataset.starts[number])])
+        except ValueError as error:
+            shard = int(np.searchsorted(dataset.first_groups, number, side="right")) - 1
+            row = id - int(dataset.starts[dataset.first_groups[shard]])
+            raise ValueError(f"{dataset.uri}/{dataset.shards[shard]}: row {row} (id {id}): {error}") from None
+
+    def _group(self, number: int) -> Group:
         if number in self.groups:
             self.groups.move_to_end(number)
         else:
             self.groups[number] = self.dataset.read_group(number)
             if len(self.groups) > self.capacity:
                 self.groups.popitem(last=False)
-        return self.groups[number].images[id - int(self.dataset.starts[number])]
+        return self.groups[number]

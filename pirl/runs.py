@@ -62,12 +62,16 @@ def open_run(storage: Path, name: str, config: Config, resume: Resume) -> Run:
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} exists and is not a run: choose another --run or --storage")
         if resume == "must":
-            raise ConfigError(f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}")
+            raise ConfigError(
+                f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}"
+            )
         return Run(folder, config)
 
     if resume == "never":
-        raise ConfigError(f"the run {name!r} exists in {storage}: choose another --run, or --resume auto to go on")
-    changed = differences(from_json((folder / "config.json").read_text()), config)
+        raise ConfigError(
+            f"the run {name!r} exists in {storage}: choose another --run, or --resume auto to go on"
+        )
+    changed = differences(_config_of(folder), config)
     blocking = [c for c in changed if c.startswith(FIXED)] if resume == "must" else changed
     if blocking:
         other = "" if resume == "must" else ", or --resume must to go on with the new settings"
@@ -94,6 +98,15 @@ def differences(old: Config, new: Config) -> list[str]:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint of a run folder."""
     return max(filter(is_complete, folder.glob("checkpoint_*")), default=None)
+
+
+def _config_of(folder: Path) -> Config:
+    try:
+        return from_json((folder / "config.json").read_text())
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder / 'config.json'} cannot be read, so what this run was is unknown: choose another --run\n{error}"
+        ) from None
 
 
 def _existing(storage: Path) -> str:

@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 
 from pirl import checkpoint, nce
 from pirl.config import Config, ConfigError
-from pirl.dist import all_reduce_sum, gather_parts, rank, world_size
+from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
 from pirl.loader import Batch, Loader
 from pirl.memory import MemoryBank
 from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
@@ -112,6 +112,7 @@ def train(
         if save_now or meter.done % config.checkpoint.log_every_steps == 0:
             folder = scratch / f"checkpoint_{meter.done:09d}" if save_now else None
             if folder:
+                broadcast_buffers(network)
                 checkpoint.save(folder, config, network, optimizer, bank, log_z, meter.done)
             report(meter.metrics(), folder)
     return network
@@ -175,8 +176,13 @@ def distributed(network: nn.Module) -> nn.Module:
     """Wraps the network in DDP where there are other ranks."""
     if world_size() == 1:
         return network
-    # Batch norm's running statistics are not used in training: rank 0's go into the checkpoint.
-    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(network, gradient_as_bucket_view=True)
+
+
+def broadcast_buffers(network: nn.Module) -> None:
+    """Gives every rank rank 0's batch norm statistics: training does not use them, what follows it does."""
+    for buffer in network.buffers():
+        broadcast_from_zero(buffer)
 
 
 @torch.no_grad()

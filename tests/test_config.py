@@ -65,7 +65,10 @@ def test_a_section_is_not_a_setting():
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"loss": {"num_negative": 8}}, "unknown setting 'loss.num_negative': did you mean loss.num_negatives?"),
+        (
+            {"loss": {"num_negative": 8}},
+            "unknown setting 'loss.num_negative': did you mean loss.num_negatives?",
+        ),
         ({"los": {}}, "unknown setting 'los': did you mean loss.kind?"),
         ({"sead": 1}, "unknown setting 'sead': did you mean seed?"),
     ],
@@ -178,13 +181,23 @@ def test_npid_has_no_pretext_view():
 def test_words_of_a_command_line_become_numbers_and_switches():
     config = override(
         Config(),
-        {"loss.num-negatives": "4096", "optim.lr": "1e-2", "optim.bf16": "false", "cluster.gpus-per-worker": "1"},
+        {
+            "loss.num-negatives": "4096",
+            "optim.lr": "1e-2",
+            "optim.bf16": "false",
+            "cluster.gpus-per-worker": "1",
+        },
     )
     assert (config.loss.num_negatives, config.optim.lr, config.optim.bf16) == (4096, 0.01, False)
     assert leaves(config) == leaves(
         override(
             Config(),
-            {"loss.num_negatives": 4096, "optim.lr": 0.01, "optim.bf16": False, "cluster.gpus_per_worker": 1.0},
+            {
+                "loss.num_negatives": 4096,
+                "optim.lr": 0.01,
+                "optim.bf16": False,
+                "cluster.gpus_per_worker": 1.0,
+            },
         )
     )
     message = refuse({"loss.num_negatives": "many"})
@@ -217,6 +230,8 @@ def test_leaves_name_every_setting_once():
     values = leaves(Config())
     tree = Config().model_dump()
     sections = {name: section for name, section in tree.items() if isinstance(section, dict)}
-    expected = {f"{name}.{leaf}": value for name, section in sections.items() for leaf, value in section.items()}
+    expected = {
+        f"{name}.{leaf}": value for name, section in sections.items() for leaf, value in section.items()
+    }
     assert values == {"seed": 0} | expected
     assert override(Config(), values) == Config()

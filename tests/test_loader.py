@@ -1,0 +1,228 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pirl.config import Augment
+from pirl.loader import Loader, collate, stack_views
+from pirl.order import Order
+from pirl.shard_writer import ShardWriter
+from pirl.shards import CorruptImage, Dataset, open_dataset
+from pirl.transforms import Views, decode, sample_rng
+
+ROWS, BATCH, STREAMS, SEED = 300, 40, 4, 5
+
+
+def png(row):
+    pixels = np.random.default_rng(row).integers(0, 256, (12, 16, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(folder, rows=ROWS, replaced=None):
+    with ShardWriter(str(folder), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
+        for row in range(rows):
+            writer.add((replaced or {}).get(row, png(row)), None)
+    return open_dataset(str(folder))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """300 small images in five row groups and several shards."""
+    dataset = write(tmp_path_factory.mktemp("set"))
+    assert len(dataset.shards) > 1
+    return dataset
+
+
+def views(pretext="rotation"):
+    return Views(16, Augment(), pretext, 0.6)
+
+
+def order_of(dataset, streams=STREAMS, window_groups=1):
+    return Order(dataset.starts, SEED, streams, BATCH, window_groups)
+
+
+def loader(dataset, rank=0, world=1, first=0, last=16, processes=0, streams=STREAMS, pretext="rotation"):
+    return Loader(
+        dataset,
+        order_of(dataset, streams),
+        views(pretext),
+        seed=SEED,
+        rank=rank,
+        world_size=world,
+        first_step=first,
+        last_step=last,
+        processes=processes,
+    )
+
+
+def samples(batches):
+    """The tensors of each sample by (step, id)."""
+    found = {}
+    for batch in batches:
+        ids = batch.ids[batch.mine].tolist()
+        assert {len(tensor) for tensor in batch.part} == {len(ids)}
+        for position, id in enumerate(ids):
+            found[batch.step, id] = [tensor[position] for tensor in batch.part]
+    return found
+
+
+def assert_same(some, others):
+    assert some.keys() == others.keys()
+    for key in some:
+        assert all(torch.equal(a, b) for a, b in zip(some[key], others[key], strict=True)), key
+
+
+@pytest.fixture(scope="module")
+def alone(dataset):
+    """Two epochs of eight steps on one rank without processes: what every other arrangement must give."""
+    return samples(loader(dataset))
+
+
+def test_an_epoch_has_each_image_once_and_each_sample_is_what_one_by_one_gives(dataset, alone):
+    for epoch in range(2):
+        assert sorted(id for step, id in alone if step // 8 == epoch) == list(range(ROWS))
+    make = views()
+    for (step, id), tensors in alone.items():
+        group, row = divmod(id, 64)
+        sample = make(decode(dataset.read_group(group).images[row]), sample_rng(SEED, step // 8, id))
+        expected = [sample.image, sample.image_color, sample.pretext, sample.pretext_color]
+        if id % 7 == 0:  # reading a group for each of them takes its time
+            assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+
+
+def test_views_differ_between_epochs(alone):
+    step_of = [{id: step for step, id in alone if step // 8 == epoch} for epoch in range(2)]
+    same = [torch.equal(alone[step_of[0][id], id][0], alone[step_of[1][id], id][0]) for id in range(ROWS)]
+    assert not any(same)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_any_number_of_ranks_gives_the_same_batches(dataset, alone, world):
+    ranks = [list(loader(dataset, rank, world)) for rank in range(world)]
+    together = {}
+    for batches in ranks:
+        part = samples(batches)
+        assert not together.keys() & part.keys()
+        together |= part
+    assert_same(together, alone)
+    for step, batches in enumerate(zip(*ranks, strict=True)):
+        one = order_of(dataset).batch_ids(step).tolist()
+        for rank, batch in enumerate(batches):
+            assert batch.step == step
+            assert batch.ids.tolist() == one
+            assert batch.shares == batches[0].shares
+            assert batch.shares[rank] == batch.mine.stop - batch.mine.start
+        # The parts cover the batch without a gap: rank after rank.
+        assert [b.mine.start for b in batches] == [0, *(b.mine.stop for b in batches[:-1])]
+        assert batches[-1].mine.stop == len(one)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_any_number_of_loader_processes_gives_the_same_batches(dataset, processes):
+    # Three streams do not divide by two processes: one serves two of them.
+    here = list(loader(dataset, last=10, streams=3))
+    there = list(loader(dataset, last=10, streams=3, processes=processes))
+    assert [b.ids.tolist() for b in there] == [b.ids.tolist() for b in here]
+    assert_same(samples(there), samples(here))
+
+
+def test_there_are_no_more_processes_than_streams(dataset):
+    assert loader(dataset, processes=9).processes == 4
+    assert loader(dataset, rank=0, world=3, processes=9).processes == 1
+    assert loader(dataset, rank=2, world=3, processes=9).processes == 2
+
+
+@pytest.mark.parametrize("first", [1, 7, 8, 13, 16])
+def test_it_resumes_at_any_step(dataset, alone, first):
+    expected = {key: tensors for key, tensors in alone.items() if key[0] >= first}
+    assert_same(samples(loader(dataset, first=first)), expected)
+
+
+@pytest.mark.parametrize(
+    ("pretext", "shapes"),
+    [
+        ("none", [(3, 16, 16), "P"]),
+        ("rotation", [(3, 16, 16), "P", (1, 3, 16, 16), (1, "P")]),
+        # 64 of 224 pixels of 16 are 5.
+        ("jigsaw", [(3, 16, 16), "P", (9, 3, 5, 5), (9, "P")]),
+    ],
+)
+def test_shapes_and_types(dataset, pretext, shapes):
+    (batch,) = loader(dataset, last=1, pretext=pretext)
+    colors = batch.part[1].shape[-1]
+    rows = len(batch.ids)
+    expected = []
+    for shape in shapes:
+        lengths = (shape,) if isinstance(shape, str) else shape
+        expected.append((rows, *(colors if length == "P" else length for length in lengths)))
+    assert [tuple(tensor.shape) for tensor in batch.part] == expected
+    assert [tensor.dtype for tensor in batch.part] == [torch.uint8, torch.float32] * (len(shapes) // 2)
+    assert batch.wait_s > 0
+
+
+def test_stacked_views_are_those_of_torch_stack():
+    for shape in [(3, 4, 5), (9, 3, 4, 4)]:
+        some = [torch.randint(256, shape, dtype=torch.uint8) for _ in range(3)]
+        last = [view.movedim(-3, -1).contiguous().movedim(-1, -3) for view in some]
+        assert torch.equal(stack_views(some), torch.stack(some))
+        assert torch.equal(stack_views(last), torch.stack(some))
+    make = views("jigsaw")
+    part = collate([make(decode(png(row)), sample_rng(0, 0, row)) for row in range(2)])
+    # Channels last, as the views are: that is what the trunk works on.
+    assert part[0].is_contiguous(memory_format=torch.channels_last)
+
+
+class CountingDataset(Dataset):
+    """A data set that remembers what was read."""
+
+    reads: list[int]
+
+    def read_group(self, number):
+        self.reads.append(number)
+        return super().read_group(number)
+
+
+def test_each_row_group_is_read_once_a_stream_that_touches_it(dataset):
+    _, fields = dataset.__reduce__()
+    counting = CountingDataset(*fields)
+    object.__setattr__(counting, "reads", [])
+    for rank in range(2):
+        list(loader(counting, rank, 2, last=8))
+    # Five groups; of the three borders between four streams each may go through one.
+    assert 5 <= len(counting.reads) <= 5 + 3
+    assert set(counting.reads) == set(range(5))
+
+
+@pytest.fixture
+def flipped(tmp_path):
+    """A data set with one byte of row 200 changed, and where that row is."""
+    dataset = write(tmp_path)
+    path = next(path for path in tmp_path.glob("*.parquet") if png(200) in path.read_bytes())
+    data = bytearray(path.read_bytes())
+    data[data.index(png(200)) + 60] ^= 1
+    path.write_bytes(data)
+    first = int(dataset.starts[dataset.first_groups[dataset.shards.index(path.name)]])
+    return dataset, f"{path.name}: row {200 - first} (id 200) "
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_corrupt_image_ends_the_run_with_its_shard_and_row(flipped, processes):
+    dataset, place = flipped
+    with pytest.raises(CorruptImage) as failure:
+        list(loader(dataset, last=8, processes=processes))
+    assert place in str(failure.value)
+
+
+def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_shard_and_row(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(np.full((12, 16), 60_000, np.uint16)).save(file, "PNG")
+    dataset = write(tmp_path, replaced={200: file.getvalue()})
+    with pytest.raises(ValueError, match="not one image of 8 bits") as failure:
+        list(loader(dataset, last=8))
+    shard = int(np.searchsorted(dataset.first_groups, 3, side="right")) - 1
+    row = 200 - int(dataset.starts[dataset.first_groups[shard]])
+    assert f"{dataset.shards[shard]}: row {row} (id 200)" in str(failure.value)

@@ -1,0 +1,187 @@
+import json
+
+import pytest
+
+from pirl.config import Config, ConfigError, override
+from pirl.runs import differences, newest_checkpoint, open_run
+
+CONFIG = Config()
+
+
+def write_checkpoint(folder, step, files=(b"rank 0", b"rank 1")):
+    """What `pirl.checkpoint.save` leaves, as far as its completeness goes."""
+    checkpoint = folder / f"checkpoint_{step:09d}"
+    checkpoint.mkdir(parents=True)
+    sizes = {}
+    for rank, data in enumerate(files):
+        (checkpoint / f"__{rank}_0.distcp").write_bytes(data)
+        sizes[f"__{rank}_0.distcp"] = len(data)
+    (checkpoint / ".metadata").write_bytes(b"all")
+    (checkpoint / "state.json").write_text(json.dumps({"step": step, "bytes": sizes}))
+    return checkpoint
+
+
+@pytest.fixture
+def storage(tmp_path):
+    """A storage folder with the run `a`, which has two checkpoints."""
+    open_run(tmp_path, "a", CONFIG, "auto").write_config()
+    write_checkpoint(tmp_path / "a", 10)
+    write_checkpoint(tmp_path / "a", 9)
+    return tmp_path
+
+
+def refuse(storage, name, resume, config=CONFIG):
+    before = sorted(storage.rglob("*"))
+    with pytest.raises(ConfigError) as refusal:
+        open_run(storage, name, config, resume)
+    assert sorted(storage.rglob("*")) == before
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_new_name_starts_a_run_and_writes_nothing_yet(tmp_path, resume):
+    run = open_run(tmp_path / "new", "a", CONFIG, resume)
+    assert (run.folder, run.name, run.config) == (tmp_path / "new" / "a", "a", CONFIG)
+    assert run.checkpoint is None
+    assert run.result is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_a_known_name_goes_on_from_its_newest_checkpoint(storage, resume):
+    run = open_run(storage, "a", CONFIG, resume)
+    assert run.checkpoint == storage / "a" / "checkpoint_000000010"
+    assert run.result is None
+
+
+def test_a_run_that_has_no_checkpoint_yet_starts_again(tmp_path):
+    open_run(tmp_path, "a", CONFIG, "auto").write_config()
+    assert open_run(tmp_path, "a", CONFIG, "auto").checkpoint is None
+
+
+def test_never_refuses_a_known_name(storage):
+    assert "choose another --run, or --resume auto" in refuse(storage, "a", "never")
+
+
+def test_must_refuses_an_unknown_name_and_says_which_are_known(storage):
+    message = refuse(storage, "b", "must")
+    assert "no run 'b'" in message
+    assert "Runs there: a" in message
+
+
+def test_other_settings_are_refused_with_old_and_new_values_and_what_to_type(storage):
+    config = override(CONFIG, {"optim.lr": 0.5, "loss.num_negatives": 8})
+    message = refuse(storage, "a", "auto", config)
+    assert "loss.num_negatives: 1024 -> 8" in message
+    assert "optim.lr: 0.03 -> 0.5" in message
+    assert "--run a-2" in message
+    assert "--resume must" in message
+    assert len(message.splitlines()) == 4  # no other setting is named
+
+
+def test_must_goes_on_with_other_settings(storage):
+    config = override(CONFIG, {"optim.lr": 0.5})
+    run = open_run(storage, "a", config, "must")
+    assert run.config == config
+    assert run.checkpoint == storage / "a" / "checkpoint_000000010"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data.uri", "elsewhere"),
+        ("data.image_size", 64),
+        ("model.arch", "resnet50"),
+        ("pretext.name", "rotation"),
+        ("seed", 1),
+    ],
+)
+def test_must_refuses_settings_that_the_checkpoint_depends_on(storage, name, value):
+    message = refuse(storage, "a", "must", override(CONFIG, {name: value}))
+    assert f"{name}: " in message
+    assert "--run a-2" in message
+    assert "--resume must" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cluster.workers", 3),
+        ("cluster.loader_processes", 0),
+        ("data.storage_options", {"anon": True}),
+        ("checkpoint.every_steps", 5),
+        ("evaluation.knn_k", 5),
+    ],
+)
+def test_auto_takes_new_settings_that_do_not_change_what_is_learned(storage, name, value):
+    config = override(CONFIG, {name: value})
+    run = open_run(storage, "a", config, "auto")
+    assert run.config == config
+    assert run.checkpoint == storage / "a" / "checkpoint_000000010"
+
+
+def test_differences_name_the_settings_that_differ_alone():
+    other = override(CONFIG, {"optim.epochs": 3, "cluster.workers": 4})
+    assert differences(CONFIG, other) == ["optim.epochs: 10 -> 3"]
+    assert differences(CONFIG, CONFIG) == []
+
+
+def test_a_done_run_is_known_with_its_result(storage):
+    (storage / "a" / "result.json").write_text('{"loss": 1.5}')
+    assert open_run(storage, "a", CONFIG, "auto").result == {"loss": 1.5}
+    assert open_run(storage, "a", CONFIG, "must").result == {"loss": 1.5}
+    # More epochs are something to do: the run is not done any more.
+    assert open_run(storage, "a", override(CONFIG, {"optim.epochs": 20}), "must").result is None
+
+
+def test_going_on_with_other_settings_replaces_the_old_ones_and_the_result(storage):
+    (storage / "a" / "result.json").write_text('{"loss": 1.5}')
+    config = override(CONFIG, {"optim.epochs": 20})
+    open_run(storage, "a", config, "must").write_config()
+    assert not (storage / "a" / "result.json").exists()
+    run = open_run(storage, "a", config, "auto")
+    assert (run.config, run.result) == (config, None)
+    assert run.checkpoint == storage / "a" / "checkpoint_000000010"
+
+
+def test_a_half_uploaded_checkpoint_is_not_taken(storage):
+    good = storage / "a" / "checkpoint_000000010"
+
+    def cut(step):
+        return write_checkpoint(storage / "a", step)
+
+    (cut(11) / "__1_0.distcp").unlink()
+    (cut(12) / "__1_0.distcp").write_bytes(b"rank")
+    (cut(13) / ".metadata").unlink()
+    (cut(14) / "state.json").unlink()
+    (cut(15) / "state.json").write_text('{"step": 15, "by')
+    (storage / "a" / "checkpoint_000000016").mkdir()
+    assert newest_checkpoint(storage / "a") == good
+    assert open_run(storage, "a", CONFIG, "auto").checkpoint == good
+    assert newest_checkpoint(storage) is None
+    assert newest_checkpoint(cut(17).parent) == storage / "a" / "checkpoint_000000017"
+
+
+def test_checkpoints_are_ordered_by_step_and_not_by_age(storage):
+    write_checkpoint(storage / "a", 1_000_000)
+    write_checkpoint(storage / "a", 999_999)
+    assert newest_checkpoint(storage / "a") == storage / "a" / "checkpoint_001000000"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    assert open_run(tmp_path, "photos", CONFIG, "auto").checkpoint is None  # empty: nobody misses it
+    (tmp_path / "photos" / "cat.jpg").touch()
+    assert "is not a run" in refuse(tmp_path, "photos", "auto")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", ".hidden"])
+def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
+    assert f"--run {name!r}" in refuse(tmp_path, name, "auto")
+
+
+def test_a_damaged_config_is_refused_with_its_place(storage):
+    (storage / "a" / "config.json").write_text('{"seed": ')
+    message = refuse(storage, "a", "auto")
+    assert str(storage / "a" / "config.json") in message
+    assert "--run" in message

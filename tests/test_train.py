@@ -1,0 +1,189 @@
+"""Training as a whole: the same on any number of workers, and the same after an interruption."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pirl.checkpoint import _alone_is_fine, is_complete
+from pirl.config import Config, ConfigError, override
+from pirl.recipes import digits
+from pirl.runs import newest_checkpoint
+from pirl.train import TrainingDiverged, set_lr, train
+
+STEPS = 24
+"""Two epochs of 12 steps."""
+
+
+def small(changes: Mapping[str, Any] | None = None) -> Config:
+    """Two epochs of digits with a narrow trunk and batch norm frozen, so that the ranks cannot matter.
+
+    The learning rate is one at which a fresh network without normalisation learns and does not collapse.
+    """
+    return override(
+        digits(),
+        {
+            "model.width": 4,
+            "model.norm": "frozen",
+            "memory.init": "random",
+            "loss.num_negatives": 200,
+            "optim.epochs": 2,
+            "optim.lr": 0.001,
+            "optim.bf16": False,
+            "cluster.loader_processes": 0,
+            "checkpoint.log_every_steps": 1,
+            "checkpoint.every_steps": 6,
+            **(changes or {}),
+        },
+    )
+
+
+def run(config: Config, folder: Path, resume: Path | None = None, stop_after: int | None = None) -> dict[str, Any]:
+    """Trains on this rank; returns losses, weights and the checkpoint folder. May stop early, as if killed."""
+    losses: list[float] = []
+
+    def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
+        losses.append(metrics["loss"])
+        if stop_after is not None and len(losses) == stop_after:
+            raise InterruptedError
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        network = train(config, report=report, scratch=folder, resume=resume)
+    except InterruptedError:
+        return {"losses": losses}
+    return {"losses": losses, "weights": {k: v.clone() for k, v in network.state_dict().items()}}
+
+
+def assert_same_weights(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a["weights"].keys() == b["weights"].keys()
+    for name, weight in a["weights"].items():
+        assert torch.equal(weight, b["weights"][name]), name
+
+
+def bank_of(folder: Path, step: int) -> torch.Tensor:
+    """The whole bank of a checkpoint, read without a process group."""
+    import torch.distributed.checkpoint as dcp
+
+    rows = json.loads((folder / f"checkpoint_{step:09d}" / "state.json").read_text())["rows"]
+    state = {"bank": torch.empty(rows, 128)}
+    with _alone_is_fine():
+        dcp.load(state, checkpoint_id=folder / f"checkpoint_{step:09d}", no_dist=True)
+    return state["bank"]
+
+
+@pytest.mark.parametrize("name", ["jigsaw", "rotation"])
+def test_number_of_workers_does_not_matter(run_ranks: Any, tmp_path: Path, name: str) -> None:
+    """The same losses and bank on 1, 2, 3 and 4 workers; 3 do not divide the 4 streams."""
+    config = small({"pretext.name": name})
+    worlds = {w: run_ranks(w, run, config, tmp_path / str(w)) for w in (1, 2, 3, 4)}
+    expected = torch.tensor(worlds[1][0]["losses"])
+    assert len(expected) == STEPS
+    # Networks that have collapsed onto one point would agree too.
+    assert bank_of(tmp_path / "1", STEPS).mean(dim=0).norm() < 0.9
+    for world, ranks in worlds.items():
+        for result in ranks:
+            # Float32 sums in another order, carried through 24 steps.
+            torch.testing.assert_close(torch.tensor(result["losses"]), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            bank_of(tmp_path / str(world), STEPS), bank_of(tmp_path / "1", STEPS), rtol=0, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("kind", ["infonce", "npid"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    run_ranks: Any, tmp_path: Path, world: int, kind: str
+) -> None:
+    """In the middle of an epoch, with batch norm and bf16 as users run it, down to the last bit."""
+    config = small({"model.norm": "batch", "optim.bf16": True, "loss.kind": kind, "memory.init": "forward"})
+    whole = run_ranks(world, run, config, tmp_path / "whole")
+    run_ranks(world, run, config, tmp_path / "cut", None, 20)
+    newest = newest_checkpoint(tmp_path / "cut")
+    assert newest is not None
+    assert newest.name == "checkpoint_000000018"  # 6 steps into the second epoch
+    resumed = run_ranks(world, run, config, tmp_path / "cut", newest)
+    for a, b in zip(whole, resumed, strict=True):
+        assert a["losses"][18:] == b["losses"]
+        assert_same_weights(a, b)
+    assert torch.equal(bank_of(tmp_path / "whole", STEPS), bank_of(tmp_path / "cut", STEPS))
+
+
+@pytest.mark.parametrize("world", [1, 3, 4])
+def test_goes_on_with_another_number_of_workers(run_ranks: Any, tmp_path: Path, world: int) -> None:
+    """Saved by 2 workers: the same rows of the bank, and losses that go on as if nothing had happened."""
+    config = small()
+    whole = run_ranks(2, run, config, tmp_path / "whole")[0]["losses"]
+    run_ranks(2, run, config, tmp_path / "cut", None, 7)
+    resumed = run_ranks(world, run, config, tmp_path / "cut", tmp_path / "cut" / "checkpoint_000000006")
+    for result in resumed:
+        torch.testing.assert_close(torch.tensor(result["losses"]), torch.tensor(whole[6:]), rtol=1e-5, atol=0)
+
+
+def test_loading_moves_no_row(run_ranks: Any, tmp_path: Path) -> None:
+    """Saved by 2, loaded by 1, 3 and 4: each rank holds exactly its rows."""
+    config = small()
+    run_ranks(2, run, config, tmp_path, None, 7)
+    saved = bank_of(tmp_path, 6)
+    for world in (1, 3, 4):
+        parts = run_ranks(world, loaded_rows, config, tmp_path / "checkpoint_000000006")
+        assert torch.equal(torch.cat(parts), saved)
+
+
+def loaded_rows(config: Config, folder: Path) -> torch.Tensor:
+    """This rank's rows after loading a checkpoint."""
+    from torch.optim import SGD
+
+    from pirl import checkpoint
+    from pirl.memory import MemoryBank
+    from pirl.methods import PIRL, parameter_groups
+    from pirl.shards import open_dataset
+
+    network = PIRL(config)
+    optimizer = SGD(parameter_groups(network, 0.0), lr=1.0, momentum=0.9)
+    bank = MemoryBank(open_dataset("digits").rows, seed=1, keep=0.5, device=torch.device("cpu"))
+    assert checkpoint.load(folder, network, optimizer, bank, torch.tensor(0.0)) == 6
+    return bank.local
+
+
+def test_training_draws_nothing_from_global_random_states(tmp_path: Path) -> None:
+    """That is why a checkpoint needs no random state: only the first weights come from the seeded generator."""
+    config = small({"optim.epochs": 1})
+    states = []
+
+    def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
+        states.append(torch.get_rng_state())
+
+    train(config, report=report, scratch=tmp_path)
+    assert len(states) == 12
+    assert all(torch.equal(states[0], state) for state in states)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    config = small({"optim.lr": 1e30, "checkpoint.every_steps": 1})
+    with pytest.raises(TrainingDiverged, match=r"step \d+ .*learning rate .*e\+29, 120 images with ids \d+, "):
+        run(config, tmp_path)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert is_complete(newest)
+
+
+def test_data_smaller_than_the_request_is_refused(tmp_path: Path) -> None:
+    for changes, allowed in (({"loss.num_negatives": 1438}, "1437"), ({"data.batch_size": 1440}, "1438")):
+        with pytest.raises(ConfigError, match=allowed):
+            train(small(changes), report=lambda *_: None, scratch=tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_learning_rate_schedule() -> None:
+    config = override(digits(), {"optim.epochs": 10, "optim.warmup_epochs": 2, "optim.lr": 1.0, "optim.final_lr": 0.1})
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=9.0)
+    rates = {}
+    for epoch in (0, 1, 2, 6, 10):
+        set_lr(optimizer, config, epoch)
+        rates[epoch] = optimizer.param_groups[0]["lr"]
+    assert rates == pytest.approx({0: 0, 1: 0.5, 2: 1.0, 6: 0.55, 10: 0.1})
