@@ -122,7 +122,7 @@ def run_here(run: Run) -> int:
         if rank == 0:
             shutil.rmtree(run.folder / checkpoint.name, ignore_errors=True)
             checkpoint.rename(run.folder / checkpoint.name)
-            for old in sorted(run.folder.glob("checkpoint_*"))[: -run.config.checkpoint.keep]:
+            for old in sorted(run.folder.glob("checkpoint_[0-9]*"))[: -run.config.checkpoint.keep]:
                 shutil.rmtree(old)
 
     def start() -> None:

@@ -180,13 +180,13 @@ class Config(Section):
         data, workers = self.data, self.cluster.workers
         if data.batch_size % data.streams or data.batch_size < 2 * data.streams:
             raise ValueError(
-                f"data.batch_size {data.batch_size} does not give each of data.streams {data.streams} the same "
-                f"number of at least 2 images: use a multiple of {data.streams}"
+                f"data.batch_size {data.batch_size} does not give each of data.streams {data.streams} "
+                f"the same number of at least 2 images: use a multiple of {data.streams}"
             )
         if workers > data.streams:
             raise ValueError(
-                f"cluster.workers {workers} is more than data.streams {data.streams}, and a stream is read by one "
-                f"worker: use at most {data.streams} workers or --data.streams {workers}"
+                f"cluster.workers {workers} is more than data.streams {data.streams}, and a stream has "
+                f"one reader: use at most {data.streams} workers or --data.streams {workers}"
             )
         if self.pretext.name == "none" and self.loss.pretext_weight > 0:
             raise ValueError(
@@ -196,7 +196,8 @@ class Config(Section):
             raise ValueError(f"optim.final_lr {self.optim.final_lr} is above optim.lr {self.optim.lr}")
         if self.optim.warmup_epochs >= self.optim.epochs:
             raise ValueError(
-                f"optim.warmup_epochs {self.optim.warmup_epochs} leaves nothing of optim.epochs {self.optim.epochs}"
+                f"optim.warmup_epochs {self.optim.warmup_epochs} leaves nothing of "
+                f"optim.epochs {self.optim.epochs}"
             )
         return self
 

@@ -5,6 +5,7 @@ is read by exactly one process, and the batches of a whole run come from one ite
 epochs.
 """
 
+import multiprocessing
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -85,7 +86,9 @@ class Loader:
         for step in self.steps:
             began = time.perf_counter()
             pieces = [next(parts) for _ in range(max(1, self.processes))]
-            part = tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True)) if pieces[1:] else pieces[0]
+            part = pieces[0]
+            if len(pieces) > 1:
+                part = tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True))
             wait_s = time.perf_counter() - began
             shares = self.order.shares(step, self.world_size)
             start = sum(shares[: self.rank])
@@ -95,12 +98,15 @@ class Loader:
     def _data_loader(self) -> "DataLoader[Part]":
         if self.processes == 0:
             return DataLoader(self.parts, batch_size=None)
+        # Forking a process that has threads (Ray, gloo, an event loop) can hang; a fork server has none. It
+        # imports torch once for all loader processes of this worker.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         return DataLoader(
             self.parts,
             batch_size=None,
             num_workers=self.processes,
-            # Forking a process that has threads (Ray, gloo, an event loop) can hang; a fork server has none.
-            multiprocessing_context="forkserver",
+            multiprocessing_context=context,
             prefetch_factor=PREFETCHED_STEPS,
             pin_memory=torch.cuda.is_available(),
         )

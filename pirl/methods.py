@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pirl import nce
 from pirl.config import Config
-from pirl.memory import MemoryBank, Negatives
 from pirl.models import HeadF, HeadG, Trunk
+from pirl.nce import Negatives
 
 
 class PIRL(nn.Module):
@@ -48,7 +48,13 @@ class PIRL(nn.Module):
 
 
 def pirl_losses(
-    config: Config, queries: Tensor, positives: Tensor, negatives: Negatives, own: Tensor, log_z: Tensor | None, rows: int
+    config: Config,
+    queries: Tensor,
+    positives: Tensor,
+    negatives: Negatives,
+    own: Tensor,
+    log_z: Tensor | None,
+    rows: int,
 ) -> Tensor:
     """Per-sample terms of Eq. 5, before λ.
 
@@ -87,6 +93,3 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> Sequence[dict[s
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-__all__ = ["PIRL", "MemoryBank", "head_weights", "parameter_groups", "pirl_losses"]

@@ -8,7 +8,14 @@ from pirl.config import Config, override
 
 
 def digits() -> Config:
-    """scikit-learn's 1,797 handwritten digits: the built-in run that shows that everything works."""
+    """scikit-learn's 1,797 handwritten digits: the built-in run, which shows that everything works.
+
+    Not in the paper. The digits are upright, so there is no flip, and gray, so no colour but brightness and
+    contrast.
+    Expected: about 97 % with a linear probe of res5; random weights reach about 94.
+    Cost: about 2 minutes on two CPU cores.
+    Command: python jobs/pretrain.py digits
+    """
     return override(
         Config(),
         {
@@ -31,19 +38,29 @@ def digits() -> Config:
 
 
 def cifar10() -> Config:
-    """CIFAR-10 on two CPU cores: ResNet-18 of a quarter of the width."""
+    """CIFAR-10 on two CPU cores: ResNet-18 at a quarter of the width, for a few epochs.
+
+    Not in the paper. What matters at this budget: many small steps (45.1 % at batch 64 after 3 epochs of NPID,
+    42.5 % at batch 256 after 4), a bank filled by one forward pass, and weak colour changes.
+    Expected: README has the measured table; random weights reach 34.2 % with a linear probe of res5.
+    Cost: 2 to 3 minutes an epoch on two CPU cores.
+    Command: python jobs/pretrain.py cifar10 --data.uri data/cifar10
+    """
     return override(
         Config(),
         {
             "data.uri": "data/cifar10",
-            "data.batch_size": 256,
-            "augment.crop_min": 0.2,
+            "data.batch_size": 64,
+            "augment.crop_min": 0.3,
+            "augment.hue": 0.1,
+            "augment.gray": 0.1,
             "model.width": 16,
             "loss.kind": "infonce",
             "loss.num_negatives": 4096,
             "loss.temperature": 0.1,
             "memory.init": "forward",
             "optim.epochs": 10,
+            "checkpoint.log_every_steps": 50,
             "evaluation.knn_k": 200,
         },
     )

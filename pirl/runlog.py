@@ -23,7 +23,7 @@ class RunLog:
         self.folder, self.show = folder, show
         folder.mkdir(parents=True, exist_ok=True)
         keep_until(folder / "metrics.jsonl", first_step)
-        self.board = SummaryWriter(str(folder), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
+        self.board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def add(self, metrics: Metrics) -> None:
         """Records one report, whose `step` is the number of steps done."""
@@ -31,8 +31,8 @@ class RunLog:
             file.write(json.dumps(metrics) + "\n")
         for name in ("loss", "loss_image", "loss_pretext", "lr", "samples_per_s", "data_wait_share"):
             if name in metrics:
-                self.board.add_scalar(name, metrics[name], int(metrics["step"]))  # type: ignore[no-untyped-call]
-        self.board.flush()  # type: ignore[no-untyped-call]
+                self.board.add_scalar(name, metrics[name], int(metrics["step"]))
+        self.board.flush()
         self.line(progress_line(metrics))
 
     def line(self, text: str) -> None:
@@ -61,7 +61,9 @@ def keep_until(path: Path, step: int) -> None:
 def progress_line(metrics: Metrics) -> str:
     """One report as a line that a person can follow."""
     epochs = metrics["last_step"] * metrics["epoch"] / metrics["step"]
-    terms = [f"{name} {metrics[f'loss_{name}']:.3f}" for name in ("image", "pretext") if f"loss_{name}" in metrics]
+    terms = [
+        f"{name} {metrics[f'loss_{name}']:.3f}" for name in ("image", "pretext") if f"loss_{name}" in metrics
+    ]
     return "   ".join(
         [
             f"epoch {metrics['epoch']:6.2f}/{epochs:.0f}",

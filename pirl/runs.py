@@ -97,7 +97,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint of a run folder."""
-    return max(filter(is_complete, folder.glob("checkpoint_*")), default=None)
+    return max(filter(is_complete, folder.glob("checkpoint_[0-9]*")), default=None)
 
 
 def _config_of(folder: Path) -> Config:
@@ -105,7 +105,7 @@ def _config_of(folder: Path) -> Config:
         return from_json((folder / "config.json").read_text())
     except ConfigError as error:
         raise ConfigError(
-            f"{folder / 'config.json'} cannot be read, so what this run was is unknown: choose another --run\n{error}"
+            f"{folder / 'config.json'} cannot be read, so the run cannot go on: choose another --run\n{error}"
         ) from None
 
 

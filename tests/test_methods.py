@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pirl.config import Config, override
-from pirl.memory import Negatives
 from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
+from pirl.nce import Negatives
 
 TINY = {"model.width": 4, "model.norm": "frozen"}
 B = 3
