@@ -26,7 +26,7 @@ def check_cluster(config: Config, storage: Path) -> None:
         ConfigError: Too few resources, data that a node cannot read, or storage that a node cannot write or
             does not share with the driver.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     check_resources(config, [node["Resources"] for node in nodes])
     check_nodes(config, storage, {node["NodeID"]: node["NodeManagerAddress"] for node in nodes})
 
@@ -46,7 +46,9 @@ def check_resources(config: Config, nodes: list[dict[str, float]]) -> None:
     room = sum(min(math.floor(node.get(kind, 0) / n) for kind, n in need.items() if n) for node in nodes)
     if room < cluster.workers:
         has = ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
-        least = f"--cluster.workers {room}" if room else "smaller --cluster.cpus-per-worker or --cluster.gpus-per-worker"
+        least = (
+            f"--cluster.workers {room}" if room else "smaller --cluster.cpus-per-worker or --cluster.gpus-per-worker"
+        )
         raise ConfigError(
             f"cluster.workers {cluster.workers} with {cluster.cpus_per_worker} CPUs and {cluster.gpus_per_worker:g} "
             f"GPUs each do not fit: the cluster's nodes have {has}, room for {room}. Use {least}"

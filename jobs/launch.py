@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -72,14 +73,13 @@ def connect() -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach."""
     # "local" and not None: Ray must not pick up a cluster that somebody else left on this machine.
     address = os.environ.get("RAY_ADDRESS", "local")
-    own: dict[str, bool] = {}
     if address == "local":
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        own = {"include_dashboard": False}
     import ray  # only now: it reads the environment when it is imported
 
-    ray.init(address=address, log_to_driver=False, logging_level="WARNING", **own)
+    dashboard = None if address != "local" else False
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=dashboard)
 
 
 def ray_worker(arguments: dict[str, str]) -> None:

@@ -100,12 +100,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set in DESTINATION")
-    parser.add_argument(
-        "--image-column", metavar="NAME", default="image", help="of Parquet files (default: image)"
-    )
-    parser.add_argument(
-        "--label-column", metavar="NAME", help="of Parquet files (default: label, if there is one)"
-    )
+    parser.add_argument("--image-column", metavar="NAME", default="image", help="of Parquet files (default: image)")
+    parser.add_argument("--label-column", metavar="NAME", help="of Parquet files (default: label, if there is one)")
     return parser.parse_args(argv)
 
 
@@ -167,9 +163,7 @@ def check_apart(destination: str, sources: list[str]) -> None:
     for source in sources:
         a, b = Path(destination).resolve(), Path(source).resolve()
         if a.is_relative_to(b) or b.is_relative_to(a):
-            raise ConfigError(
-                f"DESTINATION {destination} and SOURCE {source} overlap: name a folder apart from it"
-            )
+            raise ConfigError(f"DESTINATION {destination} and SOURCE {source} overlap: name a folder apart from it")
 
 
 def check_destination(uri: str, overwrite: bool) -> list[str]:
@@ -187,9 +181,7 @@ def check_destination(uri: str, overwrite: bool) -> list[str]:
     if foreign:
         raise ConfigError(f"DESTINATION {uri} holds other files ({foreign[0]}): name a new or empty folder")
     if files and not overwrite:
-        raise ConfigError(
-            f"DESTINATION {uri} exists: choose another, or add --overwrite to replace the data set in it"
-        )
+        raise ConfigError(f"DESTINATION {uri} exists: choose another, or add --overwrite to replace the data set in it")
     return files
 
 
@@ -217,9 +209,7 @@ def checked(rows: Iterator[Row]) -> Iterator[Checked]:
     """Passes the rows through `check_image`, some at a time in threads."""
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(rows, CHUNK_ROWS)):
-            for (row, _), result in zip(
-                chunk, pool.map(check_image, [image for _, image in chunk]), strict=True
-            ):
+            for (row, _), result in zip(chunk, pool.map(check_image, [image for _, image in chunk]), strict=True):
                 yield row, *result
 
 
@@ -285,9 +275,7 @@ def summarize(request: argparse.Namespace, changes: Changes) -> None:
         print(f"left out: {len(changes.left_out):,} images that cannot be used")
         print("".join(f"  {line}\n" for line in changes.left_out[:10]), end="")
     if held_out is None:
-        print(
-            "no test split, so nothing can be evaluated on it: --test SOURCE or --test-fraction 0.1 makes one"
-        )
+        print("no test split, so nothing can be evaluated on it: --test SOURCE or --test-fraction 0.1 makes one")
     width, height = Image.open(io.BytesIO(dataset.read_group(0).images[0])).size
     small = "digits" if request.source == "digits" else "cifar10"
     recipe = small if min(width, height) <= 64 else "imagenet_jigsaw"

@@ -73,12 +73,8 @@ def parse(argv: list[str]) -> Request:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument(
-        "--run", metavar="NAME", help="name of the run and of its folder (default: the recipe's)"
-    )
-    parser.add_argument(
-        "--storage", metavar="FOLDER", type=Path, help=f"where runs lie (default: {default_storage()})"
-    )
+    parser.add_argument("--run", metavar="NAME", help="name of the run and of its folder (default: the recipe's)")
+    parser.add_argument("--storage", metavar="FOLDER", type=Path, help=f"where runs lie (default: {default_storage()})")
     parser.add_argument(
         "--resume",
         choices=["auto", "never", "must"],
@@ -86,9 +82,7 @@ def parse(argv: list[str]) -> Request:
         help="go on with a run of that name: if its settings are the same (auto, default), never, or always",
     )
     parser.add_argument("--no-ray", action="store_true", help="train in this process; torchrun implies it")
-    parser.add_argument(
-        "-h", "--help", action="store_true", help="this text; with a recipe, all of its settings"
-    )
+    parser.add_argument("-h", "--help", action="store_true", help="this text; with a recipe, all of its settings")
     known, rest = parser.parse_known_args(argv)
     recipe, changes = pairs(rest)
     if known.help and not recipe:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as td
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.optim import Optimizer
 
 from pirl.config import Config
@@ -29,7 +30,13 @@ VERSION = 1
 
 
 def save(
-    folder: Path, config: Config, network: PIRL, optimizer: Optimizer, bank: MemoryBank, log_z: Tensor, step: int
+    folder: Path,
+    config: Config,
+    network: PIRL,
+    optimizer: Optimizer,
+    bank: MemoryBank,
+    log_z: Tensor,
+    step: int,
 ) -> None:
     """Writes a checkpoint; a collective.
 
@@ -47,7 +54,7 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_is_fine():
-        dcp.save(_state(network, optimizer, bank, log_z), checkpoint_id=folder, no_dist=not td.is_initialized())
+        dcp_save(_state(network, optimizer, bank, log_z), checkpoint_id=folder, no_dist=not td.is_initialized())
     own = {file.name: file.stat().st_size for file in folder.glob(f"__{rank()}_*.distcp")}
     sizes = all_gather_dicts(own)
     if rank() == 0:
@@ -91,10 +98,8 @@ def load(folder: Path, network: PIRL, optimizer: Optimizer, bank: MemoryBank, lo
         raise ValueError(f"{folder} has a bank of {saved['rows']} rows, the data has {bank.rows} images")
     state = _state(network, optimizer, bank, log_z)
     with _alone_is_fine():
-        dcp.load(state, checkpoint_id=folder, no_dist=not td.is_initialized())
-    set_state_dict(
-        network, optimizer, model_state_dict=state["network"], optim_state_dict=state["optimizer"]
-    )
+        dcp_load(state, checkpoint_id=folder, no_dist=not td.is_initialized())
+    set_state_dict(network, optimizer, model_state_dict=state["network"], optim_state_dict=state["optimizer"])
     return int(saved["step"])
 
 

@@ -36,9 +36,7 @@ def draw_color(n: int, augment: Augment, rng: np.random.Generator) -> Tensor:
 
 
 # Luma of RGB, and the chroma plane of YIQ, in which hue is an angle.
-_YIQ = torch.tensor(
-    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], dtype=torch.float64
-)
+_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], dtype=torch.float64)
 _LUMA = _YIQ[0].expand(3, 3)
 _CHROMA = torch.eye(3, dtype=torch.float64) - _LUMA
 _QUARTER = torch.tensor([[0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
@@ -73,9 +71,7 @@ def color_and_normalize(images: Tensor, params: Tensor) -> Tensor:
     # Planes rather than pixels: the product is (3, 3) by (3, hw), long rows for the vector units.
     x = images.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)
     color = params.to(x.device, non_blocking=True)
-    with torch.autocast(
-        x.device.type, enabled=False
-    ):  # bf16 keeps 8 bits: too few for arithmetic on 8-bit pixels
+    with torch.autocast(x.device.type, enabled=False):  # bf16 keeps 8 bits: too few for arithmetic on 8-bit pixels
         mean_luma = x.mean(2) @ _on(x.device, _LUMA[0])
         shift = color[:, 0] * (1 - color[:, 1]) * mean_luma / 255
         x = torch.bmm(color_matrices(color) / 255, x).add_(shift[:, None, None])

@@ -14,6 +14,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
+PretextName = Literal["jigsaw", "rotation", "both", "none"]
+
 ROW_DIM = 128
 """Length of an embedding and of a row of the memory bank (paper, section 3)."""
 
@@ -82,7 +84,7 @@ class Model(Section):
 class Pretext(Section):
     """The second view of a sample."""
 
-    name: Literal["jigsaw", "rotation", "both", "none"] = "jigsaw"
+    name: PretextName = "jigsaw"
     """`both` rotates, then cuts the jigsaw. `none` is NPID and goes with loss.pretext_weight 0."""
     crop_min: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Smallest area of the pretext view's random crop, as a share of the image."""
@@ -196,8 +198,7 @@ class Config(Section):
             raise ValueError(f"optim.final_lr {self.optim.final_lr} is above optim.lr {self.optim.lr}")
         if self.optim.warmup_epochs >= self.optim.epochs:
             raise ValueError(
-                f"optim.warmup_epochs {self.optim.warmup_epochs} leaves nothing of "
-                f"optim.epochs {self.optim.epochs}"
+                f"optim.warmup_epochs {self.optim.warmup_epochs} leaves nothing of optim.epochs {self.optim.epochs}"
             )
         return self
 

@@ -115,9 +115,7 @@ class Loader:
 class _Parts(IterableDataset[Part]):
     """What one loader process yields: its streams' part of every step."""
 
-    def __init__(
-        self, dataset: Dataset, order: Order, views: Views, seed: int, streams: range, steps: range
-    ) -> None:
+    def __init__(self, dataset: Dataset, order: Order, views: Views, seed: int, streams: range, steps: range) -> None:
         self.dataset, self.order, self.views, self.seed = dataset, order, views, seed
         self.streams, self.steps = streams, steps
 

@@ -108,9 +108,7 @@ class MemoryBank:
                 f"loss.num_negatives {num} is more than the {self.rows - 1} other images of the data set: "
                 f"use --loss.num_negatives {self.rows - 1} or fewer"
             )
-        ids = np.sort(
-            _random(self._seed, _NEGATIVES, step).choice(self.rows, num, replace=False, shuffle=False)
-        )
+        ids = np.sort(_random(self._seed, _NEGATIVES, step).choice(self.rows, num, replace=False, shuffle=False))
         cuts = np.searchsorted(ids, self._bounds)
         mine = ids[slice(*cuts[dist.rank() :][:2])] - self.owned.start
         device = self.local.device
@@ -153,9 +151,7 @@ class MemoryBank:
             return self.local
         mesh = init_device_mesh(self.local.device.type, (dist.world_size(),))
         shape = torch.Size((self.rows, self.local.shape[1]))
-        return DTensor.from_local(
-            self.local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
-        )
+        return DTensor.from_local(self.local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1))
 
     def _mine(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Places of this rank's rows in `ids` and in `local`; found on the CPU, so that no GPU is awaited."""

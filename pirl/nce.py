@@ -140,9 +140,7 @@ class _Losses(torch.autograd.Function):
         return gradient * grad_output[..., None], *[None] * 7
 
 
-def _scores(
-    scaled: Tensor, positives: Tensor, negatives: Tensor, own: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _scores(scaled: Tensor, positives: Tensor, negatives: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scores `(H·B,)` of positives and `(H·B, K)` of negatives, -inf where `own`; `scaled` is q / τ."""
     s0 = (scaled * positives).sum(-1).flatten()
     s = scaled.flatten(0, 1) @ negatives.T

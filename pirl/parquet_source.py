@@ -151,9 +151,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _column_bytes(footer: pq.FileMetaData, column: str) -> int:
     """Size of a column, with all that a struct has in it."""
-    parts = (
-        footer.row_group(g).column(c) for g in range(footer.num_row_groups) for c in range(footer.num_columns)
-    )
+    parts = (footer.row_group(g).column(c) for g in range(footer.num_row_groups) for c in range(footer.num_columns))
     return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
 
 
@@ -172,9 +170,7 @@ def _number(columns: list[pa.ChunkedArray], names: list[str] | None) -> tuple[li
     if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
         return number_names(labels.to_pylist())
     if not pa.types.is_integer(labels.type):
-        raise ConfigError(
-            f"the labels are {labels.type}: name a column of whole numbers or names (--label-column)"
-        )
+        raise ConfigError(f"the labels are {labels.type}: name a column of whole numbers or names (--label-column)")
     numbers = np.maximum(labels.cast(pa.int64()).fill_null(-1).to_numpy(), -1)
     count = int(numbers.max(initial=-1)) + 1
     return (names or [str(at) for at in range(count)]) if count else None, numbers

@@ -106,9 +106,7 @@ def imagenet_rotation() -> Config:
     Cost: half of imagenet_jigsaw's epochs; the second view has 1.4 times the pixels of the patches.
     Command: python jobs/pretrain.py imagenet_rotation --data.uri /shared/imagenet --storage /shared/runs
     """
-    return override(
-        imagenet_jigsaw(), {"pretext.name": "rotation", "loss.num_negatives": 4096, "optim.epochs": 400}
-    )
+    return override(imagenet_jigsaw(), {"pretext.name": "rotation", "loss.num_negatives": 4096, "optim.epochs": 400})
 
 
 def imagenet_both() -> Config:
@@ -128,9 +126,7 @@ def imagenet_npid() -> Config:
     Cost: a little over half of imagenet_jigsaw's, as there is no second view.
     Command: python jobs/pretrain.py imagenet_npid --data.uri /shared/imagenet --storage /shared/runs
     """
-    return override(
-        imagenet_jigsaw(), {"pretext.name": "none", "loss.pretext_weight": 0.0, "loss.kind": "npid"}
-    )
+    return override(imagenet_jigsaw(), {"pretext.name": "none", "loss.pretext_weight": 0.0, "loss.kind": "npid"})
 
 
 def imagenet_mlp() -> Config:

@@ -61,9 +61,7 @@ def keep_until(path: Path, step: int) -> None:
 def progress_line(metrics: Metrics) -> str:
     """One report as a line that a person can follow."""
     epochs = metrics["last_step"] * metrics["epoch"] / metrics["step"]
-    terms = [
-        f"{name} {metrics[f'loss_{name}']:.3f}" for name in ("image", "pretext") if f"loss_{name}" in metrics
-    ]
+    terms = [f"{name} {metrics[f'loss_{name}']:.3f}" for name in ("image", "pretext") if f"loss_{name}" in metrics]
     return "   ".join(
         [
             f"epoch {metrics['epoch']:6.2f}/{epochs:.0f}",

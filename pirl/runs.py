@@ -62,15 +62,11 @@ def open_run(storage: Path, name: str, config: Config, resume: Resume) -> Run:
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} exists and is not a run: choose another --run or --storage")
         if resume == "must":
-            raise ConfigError(
-                f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}"
-            )
+            raise ConfigError(f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}")
         return Run(folder, config)
 
     if resume == "never":
-        raise ConfigError(
-            f"the run {name!r} exists in {storage}: choose another --run, or --resume auto to go on"
-        )
+        raise ConfigError(f"the run {name!r} exists in {storage}: choose another --run, or --resume auto to go on")
     changed = differences(_config_of(folder), config)
     blocking = [c for c in changed if c.startswith(FIXED)] if resume == "must" else changed
     if blocking:

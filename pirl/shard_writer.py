@@ -148,9 +148,7 @@ class _Shard:
             "groups": groups,
         }
 
-    def abandon(
-        self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def abandon(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """Removes the file."""
         # An interrupted writer may fail in any way, and left open it would try again when it is deleted.
         with suppress(Exception):

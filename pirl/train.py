@@ -16,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 from pirl import checkpoint, nce
-from pirl.config import Config, ConfigError
+from pirl.color import color_and_normalize
+from pirl.config import Config, ConfigError, PretextName
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
 from pirl.loader import Batch, Loader
 from pirl.memory import MemoryBank
 from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
 from pirl.order import Order
 from pirl.shards import Dataset, open_dataset
-from pirl.color import color_and_normalize
 from pirl.transforms import Views
 
 Metrics = dict[str, float]
@@ -31,12 +31,17 @@ Report = Callable[[Metrics, Path | None], None]
 """Called by every rank equally often, with the numbers since the last call and a checkpoint folder or None."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(RuntimeError):  # noqa: N818 - what is wrong says more than Error
     """The loss is no longer a number."""
 
 
 def train(
-    config: Config, *, report: Report, scratch: Path, resume: Path | None = None, device: torch.device | None = None
+    config: Config,
+    *,
+    report: Report,
+    scratch: Path,
+    resume: Path | None = None,
+    device: torch.device | None = None,
 ) -> PIRL:
     """Trains until `config.optim.epochs` are done.
 
@@ -61,9 +66,12 @@ def train(
     last_step = config.optim.epochs * order.steps_per_epoch
 
     torch.manual_seed(config.seed)
-    network = PIRL(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = PIRL(config)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = SGD(
-        parameter_groups(network, config.optim.weight_decay), lr=config.optim.lr, momentum=config.optim.momentum
+        parameter_groups(network, config.optim.weight_decay),
+        lr=config.optim.lr,
+        momentum=config.optim.momentum,
     )
     bank = MemoryBank(
         dataset.rows,
@@ -91,9 +99,7 @@ def train(
         negatives = pending.wait()
         own = bank.own(batch.ids[batch.mine].to(device), negatives.ids)
         if config.loss.kind == "npid" and batch.step == 0:
-            log_z.copy_(
-                nce.estimate_log_z(queries, positives, negatives.rows, own, config.loss.temperature, bank.rows)
-            )
+            log_z.copy_(nce.estimate_log_z(queries, positives, negatives.rows, own, config.loss.temperature, bank.rows))
         losses = pirl_losses(config, queries, positives, negatives, own, log_z, bank.rows)
 
         # DDP averages over ranks: the factor makes that the mean over the global batch, however it is shared.
@@ -142,7 +148,7 @@ def data_order(config: Config, dataset: Dataset) -> Order:
     return Order(dataset.starts, config.seed, data.streams, data.batch_size, data.window_groups)
 
 
-def pretext_name(config: Config) -> str:
+def pretext_name(config: Config) -> PretextName:
     """The second view that is made: none where λ = 0 gives it no weight."""
     return config.pretext.name if config.has_pretext else "none"
 

@@ -7,7 +7,6 @@ channel (torch's channels_last): that is where resizing is fastest, and a patch 
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 
 from pirl.color import color_and_normalize, draw_color, normalize
-from pirl.config import Augment
+from pirl.config import Augment, PretextName
 
 __all__ = [
     "Sample",
@@ -29,7 +28,7 @@ __all__ = [
     "sample_rng",
 ]
 
-PretextName = Literal["jigsaw", "rotation", "both", "none"]
+
 Pixels = npt.NDArray[np.void]
 
 ASPECT = (3 / 4, 4 / 3)
@@ -89,9 +88,7 @@ class Views:
         pretext_crop_min: Smallest area of the pretext view's crop, as a share of the image.
     """
 
-    def __init__(
-        self, image_size: int, augment: Augment, pretext_name: PretextName, pretext_crop_min: float
-    ) -> None:
+    def __init__(self, image_size: int, augment: Augment, pretext_name: PretextName, pretext_crop_min: float) -> None:
         self.image_size = image_size
         self.augment = augment
         self.pretext_name = pretext_name
@@ -134,14 +131,11 @@ def draw_jigsaw(cell: int, patch: int, flip: float, rng: np.random.Generator) ->
     offsets = rng.integers(cell - patch + 1, size=(9, 2)).tolist()
     flips = (rng.random(9) < flip).tolist()
     return [
-        (k // 3 * cell + y, k % 3 * cell + x, flipped)
-        for k, (y, x), flipped in zip(order, offsets, flips, strict=True)
+        (k // 3 * cell + y, k % 3 * cell + x, flipped) for k, (y, x), flipped in zip(order, offsets, flips, strict=True)
     ]
 
 
-def draw_crop(
-    height: int, width: int, area_min: float, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def draw_crop(height: int, width: int, area_min: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draws a crop (top, left, height, width): share of area uniform in [area_min, 1], aspect log-uniform.
 
     After 10 tries that do not fit, the centre with the nearest aspect that is allowed, as torchvision does.

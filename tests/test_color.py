@@ -86,9 +86,7 @@ def test_no_saturation_is_grayscale(photo):
 def test_parameters_that_change_nothing_normalise_alone(photo):
     expected = tvf.normalize(photo[None] / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     torch.testing.assert_close(normalize(photo[None]), expected, rtol=0, atol=1e-6)
-    params = draw_color(
-        1, Augment(brightness=0, contrast=0, saturation=0, hue=0, gray=0), sample_rng(0, 0, 0)
-    )
+    params = draw_color(1, Augment(brightness=0, contrast=0, saturation=0, hue=0, gray=0), sample_rng(0, 0, 0))
     assert params.tolist() == [[1, 1, 1, 0]]
     # The sum of the luma and chroma parts is 1 up to float32 rounding, and the range of values is 5.
     torch.testing.assert_close(color_and_normalize(photo[None], params), expected, rtol=0, atol=2e-6)

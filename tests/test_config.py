@@ -230,8 +230,6 @@ def test_leaves_name_every_setting_once():
     values = leaves(Config())
     tree = Config().model_dump()
     sections = {name: section for name, section in tree.items() if isinstance(section, dict)}
-    expected = {
-        f"{name}.{leaf}": value for name, section in sections.items() for leaf, value in section.items()
-    }
+    expected = {f"{name}.{leaf}": value for name, section in sections.items() for leaf, value in section.items()}
     assert values == {"seed": 0} | expected
     assert override(Config(), values) == Config()

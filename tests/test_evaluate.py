@@ -76,9 +76,7 @@ def splits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
     return _write(folder, 330, seed=1), _write(folder / "test", 70, seed=2)
 
 
-def _knn_loop(
-    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int, temperature: float
-) -> float:
+def _knn_loop(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int, temperature: float) -> float:
     hits = 0
     for query, label in zip(test_x.double(), test_y.tolist(), strict=True):
         scored = []
@@ -209,9 +207,7 @@ def _extract(dataset: Dataset) -> Features:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_features_do_not_depend_on_the_ranks(
-    run_ranks: GlooPool, splits: tuple[Dataset, Dataset], world: int
-) -> None:
+def test_features_do_not_depend_on_the_ranks(run_ranks: GlooPool, splits: tuple[Dataset, Dataset], world: int) -> None:
     """Two blocks: the third rank has nothing to read."""
     alone = _extract(splits[0])
     for features in run_ranks(world, _extract, splits[0]):

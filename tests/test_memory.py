@@ -86,9 +86,7 @@ def sharded_run(rows: int, wire_dtype: torch.dtype) -> dict[str, Any]:
 @pytest.mark.parametrize("wire_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [9, 13, 64])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_every_rank_sees_one_plain_tensor(
-    run_ranks: GlooPool, world: int, rows: int, wire_dtype: torch.dtype
-) -> None:
+def test_every_rank_sees_one_plain_tensor(run_ranks: GlooPool, world: int, rows: int, wire_dtype: torch.dtype) -> None:
     expected = plain_run(rows, wire_dtype)
     results = run_ranks(world, sharded_run, rows, wire_dtype)
     for key, result in itertools.product(("lookup", "rows"), results):
@@ -246,9 +244,7 @@ def _load(rows: int, path: str) -> Tensor:
 
 
 @pytest.mark.parametrize("rows", [9, 13])
-def test_a_checkpoint_of_two_ranks_loads_on_any_number(
-    run_ranks: GlooPool, tmp_path: Path, rows: int
-) -> None:
+def test_a_checkpoint_of_two_ranks_loads_on_any_number(run_ranks: GlooPool, tmp_path: Path, rows: int) -> None:
     """9 rows on 4 ranks leave the last one with none."""
     expected = MemoryBank(rows, dim=DIM, seed=SEED, keep=KEEP).local
     run_ranks(2, _save, rows, str(tmp_path))

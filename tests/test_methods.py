@@ -70,9 +70,7 @@ def test_the_parts_of_a_sample_stay_with_it(pretext):
     assert moved.tolist() == [[False] * 3, [False, True, False]]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"loss.pretext_weight": 0}, {"loss.pretext_weight": 0, "pretext.name": "none"}]
-)
+@pytest.mark.parametrize("changes", [{"loss.pretext_weight": 0}, {"loss.pretext_weight": 0, "pretext.name": "none"}])
 def test_lambda_zero_is_npid_without_g(changes):
     config = override(config_of(), changes)
     torch.manual_seed(0)
@@ -104,9 +102,7 @@ def by_name(network):
 def test_weight_decay_is_not_for_norms_and_biases(head):
     network = network_of(model__head=head, model__norm="batch")
     decay = by_name(network)
-    kinds = {
-        f"{name}.{leaf}": module for name, module in network.named_modules() for leaf in ("weight", "bias")
-    }
+    kinds = {f"{name}.{leaf}": module for name, module in network.named_modules() for leaf in ("weight", "bias")}
     assert any(isinstance(kinds[name], _BatchNorm) for name in decay)
     for name, value in decay.items():
         matrix = isinstance(kinds[name], nn.Linear | nn.Conv2d) and name.endswith(".weight")

@@ -76,9 +76,7 @@ def test_taps_have_the_sizes_of_their_layers(
     x = torch.randn(2, 3, size, size)
     maps = trunk.taps(x)
     assert tuple(maps) == TAPS
-    assert [tuple(m.shape) for m in maps.values()] == [
-        (2, c, s, s) for c, s in zip(channels, sides, strict=True)
-    ]
+    assert [tuple(m.shape) for m in maps.values()] == [(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
     assert all(m.min() >= 0 for m in maps.values())  # each is taken after its ReLU
     assert torch.equal(trunk(x), F.adaptive_avg_pool2d(maps["res5"], 1).flatten(1))
 

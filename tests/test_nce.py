@@ -74,9 +74,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 2, 2), (2, 4, 30, 16), (1, 6, 129, 128), (3, 2, 1, 5), (2, 5, 64, 128)]
-)
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 4, 30, 16), (1, 6, 129, 128), (3, 2, 1, 5), (2, 5, 64, 128)])
 def test_value_and_gradient_equal_the_loop(
     kind: nce.Kind, temperature: float, shape: tuple[int, int, int, int]
 ) -> None:
@@ -234,10 +232,7 @@ def test_log_z_is_the_mean_over_what_counts() -> None:
     for temperature in (0.01, 0.07, 0.5):  # exp(s) leaves float32 at the first
         q, m, n = queries.double(), positives.double(), negatives.double()
         parts = [
-            torch.exp(q[h, b] @ row / temperature)
-            for h in range(2)
-            for b in range(4)
-            for row in [m[b], *n[~own[b]]]
+            torch.exp(q[h, b] @ row / temperature) for h in range(2) for b in range(4) for row in [m[b], *n[~own[b]]]
         ]
         expected = math.log(NUM_ROWS) + torch.stack(parts).mean().log().item()
         got = nce.estimate_log_z(queries, positives, negatives, own, temperature, NUM_ROWS)

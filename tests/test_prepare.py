@@ -194,9 +194,7 @@ def test_what_training_cannot_read_is_encoded_anew_or_left_out(tmp_path, prepare
 def test_nothing_usable_is_refused_and_leaves_nothing(tmp_path, prepare_here):
     source = tmp_path / "in.parquet"
     pq.write_table(pa.table({"image": [b"a", b"b"]}), source)
-    done = prepare_here(
-        source, tmp_path / "out", "--test", write_parquet(tmp_path / "test.parquet", range(3))
-    )
+    done = prepare_here(source, tmp_path / "out", "--test", write_parquet(tmp_path / "test.parquet", range(3)))
     assert refused(done, "none of the 2 images can be used", "not an image")
     assert not list(tmp_path.glob("out/**/*.*"))
 
@@ -217,9 +215,7 @@ def test_an_existing_destination_is_refused_and_replaced_on_request(tmp_path, pr
 def test_other_peoples_files_are_never_replaced(tmp_path, prepare_here):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
-    assert refused(
-        prepare_here("digits", tmp_path / "out", "--overwrite"), "thesis.tex", "new or empty folder"
-    )
+    assert refused(prepare_here("digits", tmp_path / "out", "--overwrite"), "thesis.tex", "new or empty folder")
     assert os.listdir(tmp_path / "out") == ["thesis.tex"]
 
 
@@ -294,9 +290,7 @@ def test_stopped_halfway_it_leaves_no_data_set_and_says_how_to_go_on(tmp_path):
 def test_help_shows_sources_and_examples():
     done = prepare("--help")
     assert done.returncode == 0
-    assert all(
-        text in done.stdout for text in ("digits", "python jobs/prepare.py ~/photos", "--test-fraction F")
-    )
+    assert all(text in done.stdout for text in ("digits", "python jobs/prepare.py ~/photos", "--test-fraction F"))
     assert max(map(len, done.stdout.splitlines())) <= 110
 
 

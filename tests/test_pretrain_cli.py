@@ -75,9 +75,7 @@ def test_settings_without_a_recipe_are_those_of_digits():
 
 
 def test_options_of_the_run(tmp_path):
-    request = parse(
-        ["imagenet-jigsaw", "--run", "a", "--storage", str(tmp_path), "--resume", "must", "--no-ray"]
-    )
+    request = parse(["imagenet-jigsaw", "--run", "a", "--storage", str(tmp_path), "--resume", "must", "--no-ray"])
     assert (request.name, request.storage, request.resume) == ("a", tmp_path, "must")
     assert not request.use_ray
     assert request.config.model == RECIPES["imagenet_jigsaw"]().model
@@ -90,9 +88,7 @@ def test_json_objects_null_and_switches():
     for words in (["--data.storage-options", options], [f"--data.storage-options={options}"]):
         assert parse(words).config.data.storage_options == expected
     assert parse(["--optim.clip-norm", "1"]).config.optim.clip_norm == 1
-    config = parse(
-        ["--optim.clip-norm", "null", "--optim.bf16=false", "--checkpoint.every-steps", "7"]
-    ).config
+    config = parse(["--optim.clip-norm", "null", "--optim.bf16=false", "--checkpoint.every-steps", "7"]).config
     assert changed(config, digits) == {"optim.bf16": False, "checkpoint.every_steps": 7}
 
 
@@ -188,9 +184,7 @@ def test_help_lists_recipes_and_options(capsys):
         assert option in out
     listed = out.partition("recipes")[2].splitlines()
     for name, recipe in RECIPES.items():
-        assert [
-            line for line in listed if line.split()[:1] == [name] and recipe.__doc__.splitlines()[0] in line
-        ]
+        assert [line for line in listed if line.split()[:1] == [name] and recipe.__doc__.splitlines()[0] in line]
     # Every example is a command that is understood.
     examples = [line.split("jobs/pretrain.py")[1] for line in listed if "jobs/pretrain.py" in line]
     assert len(examples) >= 3

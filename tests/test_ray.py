@@ -20,10 +20,15 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 120
 EPOCHS = 5
-SMALL = (
-    "--model.width=4 --optim.epochs=5 --loss.num-negatives=200 --checkpoint.log-every-steps=1 "
-    "--checkpoint.every-steps=8 --evaluation.enabled=false --memory.init=random"
-).split()
+SMALL = [
+    "--model.width=4",
+    "--optim.epochs=5",
+    "--loss.num-negatives=200",
+    "--memory.init=random",
+    "--checkpoint.log-every-steps=1",
+    "--checkpoint.every-steps=8",
+    "--evaluation.enabled=false",
+]
 """60 steps of about 50 ms."""
 SPREAD = ["--cluster.cpus-per-worker=2"]
 """Two workers that do not fit on one node."""
@@ -54,7 +59,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     common = ["--block", "--num-cpus=2", "--disable-usage-stats", "--object-store-memory=100000000"]
     head = ["ray", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs.rpartition(':')[2]}"]
     head += [f"--dashboard-port={dashboard.rpartition(':')[2]}", f"--temp-dir={scratch}/a", *common]
-    node = ["ray", "start", f"--address={gcs}", "--node-ip-address=127.0.0.1", f"--temp-dir={scratch}/b", *common]
+    node = [
+        "ray",
+        "start",
+        f"--address={gcs}",
+        "--node-ip-address=127.0.0.1",
+        f"--temp-dir={scratch}/b",
+        *common,
+    ]
     # The second node sees another folder in place of `private`, as a machine of its own would.
     hidden = f"mount -t tmpfs none {private} && exec " + " ".join(node)
     starts = [head, ["unshare", "--mount", "sh", "-c", hidden]]
@@ -127,7 +139,13 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> P
     storage = tmp_path_factory.mktemp("runs")
     command = ["ray", "job", "submit", f"--address={cluster.dashboard}", "--working-dir=.", "--", "python"]
     command += ["jobs/pretrain.py", "digits", *SMALL, *SPREAD, f"--storage={storage}"]
-    answer = subprocess.run(command, cwd=ROOT, env=cluster.env, capture_output=True, text=True, timeout=LIMIT_S)
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        answer = subprocess.run(command, cwd=ROOT, env=cluster.env, capture_output=True, text=True, timeout=LIMIT_S)
+        # A cluster that has just started takes no jobs for some seconds.
+        if "No available agent" not in answer.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(1)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert f"epoch   {EPOCHS}.00/{EPOCHS}" in answer.stdout
     return storage / "digits"
@@ -187,8 +205,8 @@ def test_what_the_cluster_cannot_carry_is_refused(cluster: Cluster, tmp_path: Pa
         (["--cluster.gpus-per-worker=1"], "0 GPUs"),
         ([f"--storage={cluster.private}"], "is not shared"),
     ):
-        code, _, err = finish(pretrain(env, f"--storage={tmp_path}", *arguments))
-        assert code == 2, err
+        code, out, err = finish(pretrain(env, f"--storage={tmp_path}", *arguments))
+        assert code == 2, (arguments, out, err)
         assert message in err
         assert "Traceback" not in err
     assert not list(tmp_path.glob("*/*"))

@@ -37,9 +37,7 @@ def test_any_parquet_reader_reads_the_files(tmp_path):
 
 def test_the_manifest_says_where_everything_is(tmp_path):
     manifest = write(tmp_path, 300, shard_bytes=10_000)
-    assert {
-        key: manifest[key] for key in ("version", "rows", "rows_per_group", "classes", "seed", "source")
-    } == {
+    assert {key: manifest[key] for key in ("version", "rows", "rows_per_group", "classes", "seed", "source")} == {
         "version": 1,
         "rows": 300,
         "rows_per_group": 64,
@@ -77,9 +75,7 @@ def test_a_shard_ends_when_it_is_large_enough(tmp_path):
 
 def test_an_exception_leaves_no_manifest_and_no_open_file(tmp_path):
     def interrupted():
-        with ShardWriter(
-            str(tmp_path), classes=None, seed=0, source="here", shard_bytes=10_000_000
-        ) as writer:
+        with ShardWriter(str(tmp_path), classes=None, seed=0, source="here", shard_bytes=10_000_000) as writer:
             for row in range(200):
                 writer.add(image(row), None)
             assert list(tmp_path.glob("*.tmp"))

@@ -104,9 +104,7 @@ def test_a_shard_cut_short_is_corrupt(tmp_path):
 
 @pytest.mark.parametrize("uri", ["nothing/here", "pyproject.toml"])
 def test_no_data_set_says_what_to_type(uri):
-    with pytest.raises(
-        ConfigError, match=r"(?s)is not a data set.*python jobs/prepare\.py SOURCE DESTINATION"
-    ):
+    with pytest.raises(ConfigError, match=r"(?s)is not a data set.*python jobs/prepare\.py SOURCE DESTINATION"):
         open_dataset(uri)
 
 

@@ -20,11 +20,7 @@ def make(folder, *names):
 
 
 def contents(source):
-    return (
-        None
-        if source is None
-        else [data.decode() for _, data in source.images(np.arange(len(source.labels)))]
-    )
+    return None if source is None else [data.decode() for _, data in source.images(np.arange(len(source.labels)))]
 
 
 def found(uri):

@@ -96,9 +96,7 @@ def test_number_of_workers_does_not_matter(run_ranks: Any, tmp_path: Path, name:
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("kind", ["infonce", "npid"])
-def test_interrupted_and_resumed_equals_uninterrupted(
-    run_ranks: Any, tmp_path: Path, world: int, kind: str
-) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted(run_ranks: Any, tmp_path: Path, world: int, kind: str) -> None:
     """In the middle of an epoch, with batch norm and bf16 as users run it, down to the last bit."""
     config = small({"model.norm": "batch", "optim.bf16": True, "loss.kind": kind, "memory.init": "forward"})
     whole = run_ranks(world, run, config, tmp_path / "whole")

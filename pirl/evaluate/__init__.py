@@ -64,9 +64,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _measure(
-    trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device
-) -> dict[str, Any]:
+def _measure(trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device) -> dict[str, Any]:
     size, voting = config.data.image_size, config.evaluation
     known = _labelled(extract(trunk, train, size, device, MAX_IMAGES))
     asked = _labelled(extract(trunk, test, size, device, MAX_IMAGES))

@@ -7,9 +7,7 @@ CHUNK = 1024
 """Test rows that are compared at once: 1,024 x 50,000 similarities are 200 MB."""
 
 
-def accuracy(
-    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int, temperature: float
-) -> float:
+def accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int, temperature: float) -> float:
     """Share of the test rows whose class gets the most votes from their neighbours.
 
     Each of the k training rows with the largest cosine similarity s votes for its class with exp(s / T).

@@ -145,9 +145,7 @@ def in_child(*arguments: object) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-negatives", type=int, nargs="+", default=[4096, 32000, 65536])
     parser.add_argument("--kind", nargs="+", default=["paper"], choices=["paper", "npid", "infonce"])
     parser.add_argument("--batch", type=int, default=32)
@@ -163,9 +161,7 @@ def main() -> None:
     network = network_ms(args.batch)
     print(f"B={args.batch}, D=128, two heads, bank of {args.rows:,} rows, one thread")
     print(f"ResNet-50 step at 224 px: {network:,.0f} ms (timed at B=4, scaled)\n")
-    print(
-        f"{'loss':8} {'K':>7} {'variant':8} {'ms':>9} {'MiB':>7} {'faster':>8} {'memory':>8} {'of step':>8}"
-    )
+    print(f"{'loss':8} {'K':>7} {'variant':8} {'ms':>9} {'MiB':>7} {'faster':>8} {'memory':>8} {'of step':>8}")
     for kind in args.kind:
         for num in args.num_negatives:
             base: dict[str, float] = {}

@@ -30,12 +30,8 @@ PRETEXTS = ("jigsaw", "rotation", "both", "none")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--images", type=Path, help="tar of photographs; default: cut from scikit-learn's two"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="tar of photographs; default: cut from scikit-learn's two")
     parser.add_argument("--image-size", type=int, default=224, help="S; 100 px and less: images are S px too")
     parser.add_argument("--pretext", choices=PRETEXTS, default="jigsaw")
     parser.add_argument("--count", type=int, default=200, help="how many images")
@@ -55,9 +51,7 @@ def main() -> None:
     reference = TorchvisionViews(size, augment, args.pretext, 0.6)
     ids = itertools.count()
     decoding = seconds_per_image(decode, images, args.seconds)
-    ours = seconds_per_image(
-        lambda data: views(decode(data), sample_rng(0, 0, next(ids))), images, args.seconds
-    )
+    ours = seconds_per_image(lambda data: views(decode(data), sample_rng(0, 0, next(ids))), images, args.seconds)
     theirs = seconds_per_image(lambda data: reference(decode(data)), images, args.seconds)
     color = color_seconds(views, images, args.batch, args.seconds)
 
@@ -65,9 +59,7 @@ def main() -> None:
     line("decode and geometry", ours, f"decode is {decoding / ours:.0%}")
     line("wholly torchvision", theirs, f"decode is {decoding / theirs:.0%}")
     line("colour, batched, on this core", color)
-    print(
-        f"{theirs / ours:.1f} times torchvision; with colour on the same core {theirs / (ours + color):.1f}"
-    )
+    print(f"{theirs / ours:.1f} times torchvision; with colour on the same core {theirs / (ours + color):.1f}")
 
 
 def line(name: str, seconds: float, note: str = "") -> None:
