@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import io
+import os
 import re
 import shlex
 import time
@@ -283,4 +284,9 @@ def summarize(request: argparse.Namespace, changes: Changes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: threads of the libraries may still be ending, and on a busy machine the interpreter's
+    # shutdown was seen to abort on one of them after all was written.
+    os._exit(code)

@@ -8,7 +8,7 @@ from pirl.config import Config, override
 
 
 def digits() -> Config:
-    """scikit-learn's 1,797 handwritten digits: the built-in run, which shows that everything works.
+    """scikit-learn's 1,797 handwritten digits: the built-in run, to see everything work.
 
     Not in the paper. The digits are upright, so there is no flip, and gray, so no colour but brightness and
     contrast.

@@ -34,6 +34,14 @@ SPREAD = ["--cluster.cpus-per-worker=2"]
 """Two workers that do not fit on one node."""
 
 
+WAIT_FOR_NODES = """
+import ray, time
+ray.init(logging_level="ERROR")
+while sum(node["Alive"] for node in ray.nodes()) < 2:
+    time.sleep(0.2)
+"""
+
+
 @dataclass
 class Cluster:
     """Addresses and environment of a running cluster."""
@@ -80,6 +88,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 )
             started = len(processes)
             wait_for(lambda n=started: log.read_text().count("Ray runtime started") == n, "a node did not start")
+        # A node that says it has started may not be known to the head yet.
+        subprocess.run([sys.executable, "-c", WAIT_FOR_NODES], env={**env, "RAY_ADDRESS": gcs}, check=True, timeout=60)
         yield Cluster(gcs, f"http://{dashboard}", env, private)
     finally:
         for process in reversed(processes):
