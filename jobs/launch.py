@@ -27,7 +27,10 @@ from pirl.methods import PIRL
 from pirl.runlog import RunLog
 from pirl.runs import Run, newest_checkpoint
 from pirl.shards import open_dataset, test_uri
-from pirl.train import Metrics, train
+from pirl.train import Metrics, TrainingDiverged, train
+
+FAILURE = "failure.txt"
+"""In the run folder: why the run ended where trying again would not help."""
 
 Publish = Callable[[Metrics, Path], None]
 """Takes the files of a checkpoint that this rank wrote; called by every rank."""
@@ -66,7 +69,8 @@ def run_on_ray(run: Run) -> int:
     )
     with following(run.folder / "train.log"):
         failure = interruption(trainer.fit)
-    return conclude(run, began, failure)
+    diverged = run.folder / FAILURE
+    return conclude(run, began, f"error: {diverged.read_text()}" if diverged.exists() else failure)
 
 
 def connect() -> None:
@@ -102,7 +106,12 @@ def ray_worker(arguments: dict[str, str]) -> None:
     # A run that was started without Ray has checkpoints that Ray does not know.
     resume = Path(latest.path) if latest else newest_checkpoint(folder)
     with tempfile.TemporaryDirectory(prefix="pirl-", ignore_cleanup_errors=True) as scratch:
-        work(config, folder, Path(scratch), publish, get_device(), resume, show=None)
+        try:
+            work(config, folder, Path(scratch), publish, get_device(), resume, show=None)
+        except TrainingDiverged as error:
+            # All ranks raise it at the same step. Left to Ray it would be retried, and come again each time.
+            if dist.rank() == 0:
+                (folder / FAILURE).write_text(str(error))
 
 
 def run_here(run: Run) -> int:

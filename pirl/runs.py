@@ -45,7 +45,8 @@ class Run:
     def write_config(self) -> None:
         """Makes the folder, and writes `config.json`: from here on the name is taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "result.json").unlink(missing_ok=True)
+        for outcome in ("result.json", "failure.txt"):
+            (self.folder / outcome).unlink(missing_ok=True)
         (self.folder / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n")
 
 

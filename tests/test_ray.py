@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from pirl.runs import newest_checkpoint
+
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 120
 EPOCHS = 5
@@ -220,6 +222,37 @@ def test_what_the_cluster_cannot_carry_is_refused(cluster: Cluster, tmp_path: Pa
         assert message in err
         assert "Traceback" not in err
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_torchrun_gives_the_same_weights(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    """Two processes without Ray: Ray changes nothing in what is learned."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "jobs/pretrain.py", "digits"]
+    answer = subprocess.run(
+        [*command, *SMALL, f"--storage={tmp_path}"],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    expected, got = weights(undisturbed), weights(tmp_path / "digits")
+    assert all(bool((expected[name] == got[name]).all()) for name in expected)
+
+
+def test_a_loss_that_is_no_number_ends_the_job_once(cluster: Cluster, tmp_path: Path) -> None:
+    """Not retried, and the last good checkpoint stays."""
+    env = {**cluster.env, "RAY_ADDRESS": cluster.gcs}
+    code, out, err = finish(
+        pretrain(
+            env, f"--storage={tmp_path}", "--optim.lr=1e30", "--optim.warmup-epochs=1", "--checkpoint.every-steps=1"
+        )
+    )
+    assert code == 1, out + err
+    assert "learning rate" in err
+    assert "Traceback" not in err
+    assert "going on from" not in out
+    assert newest_checkpoint(tmp_path / "digits")
 
 
 def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path) -> None:
