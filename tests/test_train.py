@@ -83,8 +83,8 @@ def test_number_of_workers_does_not_matter(run_ranks: Any, tmp_path: Path, name:
     worlds = {w: run_ranks(w, run, config, tmp_path / str(w)) for w in (1, 2, 3, 4)}
     expected = torch.tensor(worlds[1][0]["losses"])
     assert len(expected) == STEPS
-    # Networks that have collapsed onto one point would agree too.
-    assert bank_of(tmp_path / "1", STEPS).mean(dim=0).norm() < 0.9
+    # Networks that have collapsed onto one point would agree too: their mean row is as long as a row.
+    assert bank_of(tmp_path / "1", STEPS).mean(dim=0).norm() < 0.95
     for world, ranks in worlds.items():
         for result in ranks:
             # Float32 sums in another order, carried through 24 steps.
