@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from pirl.runs import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
-LIMIT_S = 120
+LIMIT_S = 240
 EPOCHS = 5
 SMALL = [
     "--model.width=4",
@@ -91,7 +91,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             started = len(processes)
             wait_for(lambda n=started: log.read_text().count("Ray runtime started") == n, "a node did not start")
         # A node that says it has started may not be known to the head yet.
-        subprocess.run([sys.executable, "-c", WAIT_FOR_NODES], env={**env, "RAY_ADDRESS": gcs}, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", WAIT_FOR_NODES], env={**env, "RAY_ADDRESS": gcs}, check=True, timeout=LIMIT_S)
         yield Cluster(gcs, f"http://{dashboard}", env, private)
     finally:
         for process in reversed(processes):
