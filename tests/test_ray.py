@@ -91,7 +91,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             started = len(processes)
             wait_for(lambda n=started: log.read_text().count("Ray runtime started") == n, "a node did not start")
         # A node that says it has started may not be known to the head yet.
-        subprocess.run([sys.executable, "-c", WAIT_FOR_NODES], env={**env, "RAY_ADDRESS": gcs}, check=True, timeout=LIMIT_S)
+        wait = [sys.executable, "-c", WAIT_FOR_NODES]
+        subprocess.run(wait, env={**env, "RAY_ADDRESS": gcs}, check=True, timeout=LIMIT_S)
         yield Cluster(gcs, f"http://{dashboard}", env, private)
     finally:
         for process in reversed(processes):
