@@ -43,7 +43,7 @@ def cifar10() -> Config:
     Not in the paper. What matters at this budget: many small steps (45.1 % at batch 64 after 3 epochs of NPID,
     42.5 % at batch 256 after 4), a bank filled by one forward pass, and weak colour changes.
     Expected: README has the measured table; random weights reach 34.2 % with a linear probe of res5.
-    Cost: 2 to 3 minutes an epoch on two CPU cores.
+    Cost: 3.6 minutes an epoch with rotation, on one CPU core that other work shared.
     Command: python jobs/pretrain.py cifar10 --data.uri data/cifar10
     """
     return override(

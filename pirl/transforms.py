@@ -15,19 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from pirl.color import color_and_normalize, draw_color, normalize
+from pirl.color import draw_color
 from pirl.config import Augment, PretextName
-
-__all__ = [
-    "Sample",
-    "Views",
-    "color_and_normalize",
-    "decode",
-    "normalize",
-    "plain_view",
-    "sample_rng",
-]
-
 
 Pixels = npt.NDArray[np.void]
 

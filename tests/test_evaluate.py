@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from pirl.color import normalize
 from pirl.config import Config, override
 from pirl.evaluate import evaluate, knn, linear, table, why_not
 from pirl.evaluate.features import Features, extract, pool
 from pirl.models import TAPS, Trunk
 from pirl.shard_writer import ShardWriter
 from pirl.shards import Dataset, open_dataset
-from pirl.transforms import decode, normalize, plain_view
+from pirl.transforms import decode, plain_view
 from tests.conftest import GlooPool
 
 CPU = torch.device("cpu")

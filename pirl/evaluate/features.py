@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pirl import dist
+from pirl.color import normalize
 from pirl.models import Trunk
 from pirl.shards import Dataset
-from pirl.transforms import decode, normalize, plain_view
+from pirl.transforms import decode, plain_view
 
 BLOCK = 4
 """Row groups that go through the trunk together: 256 images where groups have 64."""
