@@ -169,6 +169,8 @@ def work(
     log = RunLog(folder, steps_done(resume), show) if dist.rank() == 0 else None
     if log and resume:
         log.line(f"going on from {resume.name}, with {dist.world_size()} workers")
+    elif log and config.memory.init == "forward":
+        log.line("filling the memory bank: one forward pass over the data")
 
     def report(metrics: Metrics, checkpoint: Path | None) -> None:
         if log:

@@ -8,13 +8,14 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as td
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -29,15 +30,24 @@ from pirl.models import export_state_dict
 VERSION = 1
 
 
-def save(
-    folder: Path,
-    config: Config,
-    network: PIRL,
-    optimizer: Optimizer,
-    bank: MemoryBank,
-    log_z: Tensor,
-    step: int,
-) -> None:
+@dataclass(frozen=True)
+class State:
+    """Everything that training changes.
+
+    Attributes:
+        network: Trunk and heads.
+        optimizer: Momentum and learning rate.
+        bank: This rank's rows.
+        log_z: Normalising constant of the `npid` loss, NaN until it is estimated.
+    """
+
+    network: PIRL
+    optimizer: Optimizer
+    bank: MemoryBank
+    log_z: Tensor
+
+
+def save(folder: Path, config: Config, state: State, step: int) -> None:
     """Writes a checkpoint; a collective.
 
     Each rank writes its own rows of the bank and a share of the rest. The ranks may name one shared folder, or
@@ -46,22 +56,19 @@ def save(
     Args:
         folder: Where to write; made if missing.
         config: Goes along as `config.json`.
-        network: Its trunk is also exported to `trunk.safetensors`, named as torchvision names it.
-        optimizer: Momentum and learning rate.
-        bank: Rows, sharded.
-        log_z: Normalising constant of the `npid` loss.
+        state: What to save; the trunk is also exported to `trunk.safetensors`, named as torchvision names it.
         step: Steps done.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_is_fine():
-        dcp_save(_state(network, optimizer, bank, log_z), checkpoint_id=folder, no_dist=not td.is_initialized())
+        dcp_save(_tensors(state), checkpoint_id=folder, no_dist=not td.is_initialized())
     own = {file.name: file.stat().st_size for file in folder.glob(f"__{rank()}_*.distcp")}
     sizes = all_gather_dicts(own)
     if rank() == 0:
-        save_file(export_state_dict(network.trunk), folder / "trunk.safetensors")
+        save_file(export_state_dict(state.network.trunk), folder / "trunk.safetensors")
         (folder / "config.json").write_text(config.model_dump_json(indent=2))
-        state = {"version": VERSION, "step": step, "rows": bank.rows, "bytes": sizes}
-        (folder / "state.json").write_text(json.dumps(state))
+        known = {"version": VERSION, "step": step, "rows": state.bank.rows, "bytes": sizes}
+        (folder / "state.json").write_text(json.dumps(known))
 
 
 def steps_done(folder: Path | None) -> int:
@@ -80,8 +87,8 @@ def is_complete(folder: Path) -> bool:
     return all((folder / name).exists() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
-def load(folder: Path, network: PIRL, optimizer: Optimizer, bank: MemoryBank, log_z: Tensor) -> int:
-    """Fills network, optimizer, bank and log_z in place from `folder`; a collective.
+def load(folder: Path, state: State) -> int:
+    """Fills `state` in place from `folder`; a collective.
 
     The number of workers may differ from the one that saved.
 
@@ -91,16 +98,21 @@ def load(folder: Path, network: PIRL, optimizer: Optimizer, bank: MemoryBank, lo
     Raises:
         ValueError: The checkpoint is of another version, or of a data set of another size.
     """
-    saved = json.loads((folder / "state.json").read_text())
-    if saved["version"] != VERSION:
-        raise ValueError(f"{folder} is a checkpoint of version {saved['version']}; this is version {VERSION}")
-    if saved["rows"] != bank.rows:
-        raise ValueError(f"{folder} has a bank of {saved['rows']} rows, the data has {bank.rows} images")
-    state = _state(network, optimizer, bank, log_z)
+    known = json.loads((folder / "state.json").read_text())
+    if known["version"] != VERSION:
+        raise ValueError(f"{folder} is a checkpoint of version {known['version']}; this is version {VERSION}")
+    if known["rows"] != state.bank.rows:
+        raise ValueError(f"{folder} has a bank of {known['rows']} rows, the data has {state.bank.rows} images")
+    tensors = _tensors(state)
     with _alone_is_fine():
-        dcp_load(state, checkpoint_id=folder, no_dist=not td.is_initialized())
-    set_state_dict(network, optimizer, model_state_dict=state["network"], optim_state_dict=state["optimizer"])
-    return int(saved["step"])
+        dcp_load(tensors, checkpoint_id=folder, no_dist=not td.is_initialized())
+    set_state_dict(
+        state.network,
+        state.optimizer,
+        model_state_dict=tensors["network"],
+        optim_state_dict=tensors["optimizer"],
+    )
+    return int(known["step"])
 
 
 @contextmanager
@@ -111,8 +123,8 @@ def _alone_is_fine() -> Iterator[None]:
         yield
 
 
-def _state(network: nn.Module, optimizer: Optimizer, bank: MemoryBank, log_z: Tensor) -> dict[str, Any]:
+def _tensors(state: State) -> dict[str, Any]:
     """The state as tensors that torch.distributed.checkpoint reads in place."""
     with torch.no_grad():
-        model_state, optimizer_state = get_state_dict(network, optimizer)
-    return {"network": model_state, "optimizer": optimizer_state, "bank": bank.sharded(), "log_z": log_z}
+        network, optimizer = get_state_dict(state.network, state.optimizer)
+    return {"network": network, "optimizer": optimizer, "bank": state.bank.sharded(), "log_z": state.log_z}

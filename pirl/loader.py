@@ -31,7 +31,7 @@ class Batch:
     """One step's images of this rank, and whose they are.
 
     Attributes:
-        step: The step over all epochs, from 0.
+        step: The step over all epochs, from 0; below 0 in the pass that fills the bank.
         ids: int64 (B_global,), ids of the whole global batch, rank after rank; every rank has the same.
         shares: How many of them each rank serves.
         mine: This rank's part of `ids`.
@@ -49,6 +49,8 @@ class Batch:
 
 class Loader:
     """Iterates over the batches of steps `first_step` to `last_step` (exclusive) for one rank.
+
+    Steps below 0 belong to epoch -1, the pass that fills the bank, and have the image view alone.
 
     Args:
         dataset: What to read.
@@ -130,7 +132,9 @@ class _Parts(IterableDataset[Part]):
         for step in self.steps:
             epoch = step // self.order.steps_per_epoch
             ids = self.order.batch_ids(step, streams).tolist()
-            yield collate([self.views(groups.decoded(id), sample_rng(self.seed, epoch, id)) for id in ids])
+            yield collate(
+                [self.views(groups.decoded(id), sample_rng(self.seed, epoch, id), image_only=epoch < 0) for id in ids]
+            )
 
 
 def collate(samples: list[Sample]) -> Part:

@@ -64,7 +64,7 @@ class Order:
         """The ids of one batch, stream after stream.
 
         Args:
-            step: Step of the run, from 0 over all epochs.
+            step: Step of the run, from 0 over all epochs; those below 0 are epoch -1, which fills the bank.
             streams: Only the part of these streams; by default the global batch.
         """
         epoch, t = divmod(step, self.steps_per_epoch)
@@ -108,7 +108,7 @@ class Order:
     def _epoch(self, epoch: int) -> "_Epoch":
         layout = self._latest.get(epoch)
         if layout is None:
-            groups = _permutation(len(self.starts) - 1, self.seed, [0, 0, epoch])
+            groups = _permutation(len(self.starts) - 1, self.seed, [0, 0, epoch + 1])
             sizes = np.diff(self.starts)[groups]
             layout = _Epoch(groups, np.concatenate([[0], np.cumsum(sizes)]), {})
             self._latest.clear()
@@ -129,7 +129,7 @@ class Order:
         positions = np.arange(max(low, bounds[left]), min(high, bounds[right]))
         group = np.searchsorted(bounds, positions, side="right") - 1
         ids = self.starts[layout.groups[group]] + positions - bounds[group]
-        shuffled = ids[_permutation(len(ids), self.seed, [number + 1, stream, epoch])]
+        shuffled = ids[_permutation(len(ids), self.seed, [number + 1, stream, epoch + 1])]
         window = layout.windows[stream] = _Window(int(positions[0]), shuffled)
         return window
 

@@ -33,6 +33,7 @@ def digits() -> Config:
             "loss.temperature": 0.1,
             "memory.init": "forward",
             "optim.epochs": 40,
+            "cluster.loader_processes": 0,
         },
     )
 

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 from pirl import checkpoint, nce
+from pirl.checkpoint import State
 from pirl.color import color_and_normalize
 from pirl.config import Config, ConfigError, PretextName
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
@@ -65,32 +66,20 @@ def train(
     order = data_order(config, dataset)
     last_step = config.optim.epochs * order.steps_per_epoch
 
-    torch.manual_seed(config.seed)
-    network = PIRL(config)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = SGD(
-        parameter_groups(network, config.optim.weight_decay),
-        lr=config.optim.lr,
-        momentum=config.optim.momentum,
-    )
-    bank = MemoryBank(
-        dataset.rows,
-        seed=config.seed,
-        keep=config.memory.keep,
-        wire_dtype=getattr(torch, config.memory.wire_dtype),
-        device=device,
-    )
-    log_z = torch.full((), math.nan, device=device)
-    first_step = checkpoint.load(resume, network, optimizer, bank, log_z) if resume else 0
-    if not resume and config.memory.init == "forward":
-        fill_bank(config, network, bank, dataset, order)
+    state = first_state(config, dataset.rows, device)
+    network, optimizer, bank, log_z = state.network, state.optimizer, state.bank, state.log_z
+    first_step = checkpoint.load(resume, state) if resume else 0
+    filling = not resume and config.memory.init == "forward"
 
     model = distributed(torch.compile(network) if config.optim.compile else network)  # type: ignore[arg-type]
     weights = head_weights(config, device)
     meter = Meter(first_step, last_step, order.steps_per_epoch)
-    views = Views(config.data.image_size, config.augment, pretext_name(config), config.pretext.crop_min)
 
-    for batch in loader(config, dataset, order, views, first_step, last_step):
+    for batch in batches(config, dataset, order, -order.steps_per_epoch if filling else first_step, last_step):
+        if batch.step < 0:
+            fill(bank, network, batch, bf16=config.optim.bf16)
+            meter.restart()
+            continue
         set_lr(optimizer, config, batch.step / order.steps_per_epoch)
         pending = bank.sample(batch.step, config.loss.num_negatives)  # on its way while the trunk works
         positives = bank.lookup(batch.ids)[batch.mine]
@@ -119,7 +108,7 @@ def train(
             folder = scratch / f"checkpoint_{meter.done:09d}" if save_now else None
             if folder:
                 broadcast_buffers(network)
-                checkpoint.save(folder, config, network, optimizer, bank, log_z, meter.done)
+                checkpoint.save(folder, config, state, meter.done)
             report(meter.metrics(), folder)
     return network
 
@@ -153,12 +142,24 @@ def pretext_name(config: Config) -> PretextName:
     return config.pretext.name if config.has_pretext else "none"
 
 
-def loader(config: Config, dataset: Dataset, order: Order, views: Views, first_step: int, last_step: int) -> Loader:
+def first_state(config: Config, rows: int, device: torch.device) -> State:
+    """The state before the first step: a function of the config's seed."""
+    torch.manual_seed(config.seed)
+    network = PIRL(config)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optim, memory = config.optim, config.memory
+    optimizer = SGD(parameter_groups(network, optim.weight_decay), lr=optim.lr, momentum=optim.momentum)
+    wire_dtype = getattr(torch, memory.wire_dtype)
+    bank = MemoryBank(rows, seed=config.seed, keep=memory.keep, wire_dtype=wire_dtype, device=device)
+    return State(network, optimizer, bank, log_z=torch.full((), math.nan, device=device))
+
+
+def batches(config: Config, dataset: Dataset, order: Order, first_step: int, last_step: int) -> Loader:
     """The batches of this rank from `first_step` to `last_step`."""
     return Loader(
         dataset,
         order,
-        views,
+        Views(config.data.image_size, config.augment, pretext_name(config), config.pretext.crop_min),
         seed=config.seed,
         rank=rank(),
         world_size=world_size(),
@@ -192,17 +193,15 @@ def broadcast_buffers(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fill_bank(config: Config, network: PIRL, bank: MemoryBank, dataset: Dataset, order: Order) -> None:
-    """One forward pass over the data: each row becomes f(v_I) of the untrained network.
+def fill(bank: MemoryBank, network: PIRL, batch: Batch, *, bf16: bool) -> None:
+    """Sets the rows of a batch to f(v_I) of the untrained network.
 
     The batch norms run on batch statistics, as they will in training, and get their first running statistics.
     """
     device = bank.local.device
-    views = Views(config.data.image_size, config.augment, "none", config.pretext.crop_min)
-    for batch in loader(config, dataset, order, views, 0, order.steps_per_epoch):
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.bf16):
-            queries = network(*views_on_device(batch, device))
-        bank.fill(batch.ids, gather_parts(queries[0], batch.shares))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        queries = network(*views_on_device(batch, device))
+    bank.fill(batch.ids, gather_parts(queries[0], batch.shares))
 
 
 def set_lr(optimizer: Optimizer, config: Config, epoch: float) -> None:
@@ -226,9 +225,10 @@ class Meter:
     steps_per_epoch: int
 
     def __post_init__(self) -> None:
-        self._reset()
+        self.restart()
 
-    def _reset(self) -> None:
+    def restart(self) -> None:
+        """Forgets what was counted."""
         self.began = time.perf_counter()
         self.steps = self.samples = 0
         self.wait_s = self.loss = 0.0
@@ -256,7 +256,7 @@ class Meter:
         self.lr = lr
 
     def metrics(self) -> Metrics:
-        """Means since the last call, which starts anew."""
+        """Means since the last call; what follows is counted anew."""
         seconds = time.perf_counter() - self.began
         names = ["loss_image", "loss_pretext"]
         metrics: Metrics = {
@@ -271,5 +271,5 @@ class Meter:
             "data_wait_share": self.wait_s / seconds,
             "time_left_s": (self.last_step - self.done) * seconds / self.steps,
         }
-        self._reset()
+        self.restart()
         return metrics

@@ -44,9 +44,10 @@ class Sample:
 def sample_rng(seed: int, epoch: int, id: int) -> np.random.Generator:
     """The random numbers of one sample in one epoch: a function of the three numbers and of nothing else.
 
-    Philox is counter-based: any key is as good as any other, so no hashing of seeds is needed.
+    Epochs count from -1, which is the pass that fills the bank. Philox is counter-based: any key is as good as
+    any other, so no hashing of seeds is needed.
     """
-    return np.random.Generator(np.random.Philox(key=seed << 96 | epoch << 64 | id))
+    return np.random.Generator(np.random.Philox(key=seed << 96 | (epoch + 1) << 64 | id))
 
 
 def decode(data: bytes) -> Tensor:
@@ -86,14 +87,15 @@ class Views:
         self.cell = round(85 * image_size / 224)
         self.patch = round(64 * image_size / 224)
 
-    def __call__(self, image: Tensor, rng: np.random.Generator) -> Sample:
-        """Makes both views of a uint8 (3, H, W) image."""
+    def __call__(self, image: Tensor, rng: np.random.Generator, *, image_only: bool = False) -> Sample:
+        """Makes both views of a uint8 (3, H, W) image, or the image view alone."""
+        patches = 0 if image_only else self.patches
         view = random_resized_crop(image, self.image_size, self.augment.crop_min, rng)
         if rng.random() < self.augment.flip:
             view = view.flip(-1)
-        pretext = self._pretext(image, rng) if self.patches else None
-        color = draw_color(1 + self.patches, self.augment, rng)
-        return Sample(view, color[0], pretext, color[1:] if self.patches else None)
+        pretext = self._pretext(image, rng) if patches else None
+        color = draw_color(1 + patches, self.augment, rng)
+        return Sample(view, color[0], pretext, color[1:] if patches else None)
 
     def _pretext(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         side = self.image_size if self.pretext_name == "rotation" else 3 * self.cell

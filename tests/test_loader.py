@@ -100,6 +100,18 @@ def test_views_differ_between_epochs(alone):
     assert not any(same)
 
 
+def test_the_pass_that_fills_the_bank_is_an_epoch_of_image_views_alone(dataset, alone):
+    """Steps below 0; the views are not those of epoch 0, or each first positive would be the query itself."""
+    first = samples(loader(dataset, first=-8, last=1))
+    before = {id: tensors for (step, id), tensors in first.items() if step < 0}
+    assert sorted(before) == list(range(ROWS))
+    assert {len(tensors) for tensors in before.values()} == {2}
+    assert_same(
+        {key: t for key, t in first.items() if key[0] == 0}, {key: t for key, t in alone.items() if key[0] == 0}
+    )
+    assert not any(torch.equal(tensors[0], before[id][0]) for (step, id), tensors in alone.items() if step < 8)
+
+
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_any_number_of_ranks_gives_the_same_batches(dataset, alone, world):
     ranks = [list(loader(dataset, rank, world)) for rank in range(world)]

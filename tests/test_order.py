@@ -34,33 +34,33 @@ def epoch_of(order, epoch):
 
 
 def plain_epoch(order, epoch):
-    """The same definition with the whole epoch in memory: permuted groups, slices, shuffled windows."""
+    """The same definition with the whole epoch (from -1 on) in memory: permuted groups, slices, shuffled windows."""
 
     def shuffle(items, words):
         philox = np.random.Philox(key=np.array([order.seed, 0x6F72646572], np.uint64), counter=[0, *words])
         return [items[i] for i in np.argsort(philox.random_raw(len(items)), kind="stable")]
 
     groups = [range(a, b) for a, b in zip(order.starts[:-1], order.starts[1:], strict=True)]
-    rows = [(g, id) for g, group in enumerate(shuffle(groups, [0, 0, epoch])) for id in group]
+    rows = [(g, id) for g, group in enumerate(shuffle(groups, [0, 0, epoch + 1])) for id in group]
     batches = [[] for _ in range(order.steps_per_epoch)]
     for s in range(order.streams):
         part = rows[len(rows) * s // order.streams : len(rows) * (s + 1) // order.streams]
         windows = {}
         for g, id in part:
             windows.setdefault((g - part[0][0]) // order.window_groups, []).append(id)
-        stream = [id for w, ids in windows.items() for id in shuffle(ids, [w + 1, s, epoch])]
+        stream = [id for w, ids in windows.items() for id in shuffle(ids, [w + 1, s, epoch + 1])]
         for t, batch in enumerate(batches):
             batch += stream[len(stream) * t // len(batches) : len(stream) * (t + 1) // len(batches)]
     return batches
 
 
-@given(orders(), st.integers(0, 3))
+@given(orders(), st.integers(-1, 3))
 @settings(deadline=None)
 def test_equals_the_plain_definition(order, epoch):
     assert [ids.tolist() for ids in epoch_of(order, epoch)] == plain_epoch(order, epoch)
 
 
-@given(orders(), st.integers(0, 3))
+@given(orders(), st.integers(-1, 3))
 @settings(deadline=None)
 def test_each_id_occurs_exactly_once_an_epoch(order, epoch):
     ids = np.concatenate(epoch_of(order, epoch))
@@ -118,7 +118,7 @@ def test_seed_and_epoch_change_the_order():
 
 def test_the_order_is_that_of_every_machine_and_version():
     # Written down once: a checkpoint made on one machine goes on elsewhere with the same batches.
-    assert order_of(rows=200, batch_size=8).batch_ids(37).tolist() == [120, 56, 167, 77, 149, 177, 40, 39]
+    assert order_of(rows=200, batch_size=8).batch_ids(12).tolist() == [120, 56, 167, 77, 149, 177, 40, 39]
 
 
 def test_a_stream_reads_each_group_once_and_holds_one_window():

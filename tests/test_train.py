@@ -134,18 +134,13 @@ def test_loading_moves_no_row(run_ranks: Any, tmp_path: Path) -> None:
 
 def loaded_rows(config: Config, folder: Path) -> torch.Tensor:
     """This rank's rows after loading a checkpoint."""
-    from torch.optim import SGD
-
     from pirl import checkpoint
-    from pirl.memory import MemoryBank
-    from pirl.methods import PIRL, parameter_groups
     from pirl.shards import open_dataset
+    from pirl.train import first_state
 
-    network = PIRL(config)
-    optimizer = SGD(parameter_groups(network, 0.0), lr=1.0, momentum=0.9)
-    bank = MemoryBank(open_dataset("digits").rows, seed=1, keep=0.5, device=torch.device("cpu"))
-    assert checkpoint.load(folder, network, optimizer, bank, torch.tensor(0.0)) == 6
-    return bank.local
+    state = first_state(config, open_dataset("digits").rows, torch.device("cpu"))
+    assert checkpoint.load(folder, state) == 6
+    return state.bank.local
 
 
 def test_training_draws_nothing_from_global_random_states(tmp_path: Path) -> None:
