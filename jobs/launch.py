@@ -26,7 +26,8 @@ from pirl.evaluate import evaluate, table, why_not
 from pirl.methods import PIRL
 from pirl.runlog import RunLog
 from pirl.runs import Run, newest_checkpoint
-from pirl.shards import open_dataset, test_uri
+from pirl.shards import CorruptImage, open_dataset, test_uri
+from pirl.storage import write_text
 from pirl.train import Metrics, TrainingDiverged, train
 
 FAILURE = "failure.txt"
@@ -93,6 +94,8 @@ def ray_worker(arguments: dict[str, str]) -> None:
     from ray.train.torch import get_device
 
     config, folder = from_json(arguments["config"]), Path(arguments["folder"])
+    if (folder / FAILURE).exists():
+        return  # this is Ray's retry of what would end the same way again
 
     def publish(metrics: Metrics, checkpoint: Path) -> None:
         ray.train.report(
@@ -108,10 +111,12 @@ def ray_worker(arguments: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory(prefix="pirl-", ignore_cleanup_errors=True) as scratch:
         try:
             work(config, folder, Path(scratch), publish, get_device(), resume, show=None)
-        except TrainingDiverged as error:
-            # All ranks raise it at the same step. Left to Ray it would be retried, and come again each time.
+        except TrainingDiverged as error:  # on all ranks at the same step
             if dist.rank() == 0:
-                (folder / FAILURE).write_text(str(error))
+                write_text(str(folder / FAILURE), str(error))
+        except CorruptImage as error:  # on this rank; the others wait for it, until Ray ends them
+            write_text(str(folder / FAILURE), str(error))
+            raise
 
 
 def run_here(run: Run) -> int:
@@ -199,8 +204,7 @@ def measure(config: Config, folder: Path, network: PIRL, device: torch.device, l
     untrained = PIRL(config).trunk.to(device)
     report = evaluate(network.trunk, untrained, known, asked, config, device)
     if log:
-        (folder / "evaluation").mkdir(exist_ok=True)
-        (folder / "evaluation" / "pretrain.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_text(str(folder / "evaluation" / "pretrain.json"), json.dumps(report, indent=2) + "\n")
 
 
 def conclude(run: Run, began: float, failure: str | None) -> int:
@@ -216,7 +220,7 @@ def conclude(run: Run, began: float, failure: str | None) -> int:
         "checkpoint": str(newest_checkpoint(run.folder)),
         "wall_s": round(time.time() - began, 1),
     }
-    (run.folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_text(str(run.folder / "result.json"), json.dumps(result, indent=2) + "\n")
     return show_result(run.folder, f"done in {result['wall_s']:.0f} s")
 
 

@@ -9,6 +9,7 @@ import argparse
 import inspect
 import json
 import os
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,8 @@ def parse(argv: list[str]) -> Request:
     parser.add_argument("-h", "--help", action="store_true", help="this text; with a recipe, all of its settings")
     known, rest = parser.parse_known_args(argv)
     recipe, changes = pairs(rest)
+    if known.help:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without a word
     if known.help and not recipe:
         parser.print_help()
         sys.exit(0)

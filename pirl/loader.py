@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pirl.order import Order, streams_of
-from pirl.shards import Dataset, Group
+from pirl.shards import CorruptImage, Dataset, Group
 from pirl.transforms import Sample, Views, decode, sample_rng
 
 Part = tuple[Tensor, ...]
@@ -87,7 +87,7 @@ class Loader:
         parts = iter(self._data_loader())
         for step in self.steps:
             began = time.perf_counter()
-            pieces = [next(parts) for _ in range(max(1, self.processes))]
+            pieces = [_next(parts) for _ in range(max(1, self.processes))]
             part = pieces[0]
             if len(pieces) > 1:
                 part = tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True))
@@ -112,6 +112,14 @@ class Loader:
             prefetch_factor=PREFETCHED_STEPS,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _next(parts: Iterator[Part]) -> Part:
+    """The next part; an error out of a loader process without the trace that torch puts in front of it."""
+    try:
+        return next(parts)
+    except CorruptImage as error:
+        raise CorruptImage(str(error).rpartition("CorruptImage: ")[2].strip()) from None
 
 
 class _Parts(IterableDataset[Part]):
@@ -163,7 +171,7 @@ class _GroupCache:
         """The image as uint8 (3, H, W).
 
         Raises:
-            ValueError: It cannot be decoded; says shard, row and id.
+            CorruptImage: It cannot be decoded; says shard, row and id.
         """
         dataset = self.dataset
         number = int(np.searchsorted(dataset.starts, id, side="right")) - 1
@@ -172,7 +180,7 @@ class _GroupCache:
         except ValueError as error:
             shard = int(np.searchsorted(dataset.first_groups, number, side="right")) - 1
             row = id - int(dataset.starts[dataset.first_groups[shard]])
-            raise ValueError(f"{dataset.uri}/{dataset.shards[shard]}: row {row} (id {id}): {error}") from None
+            raise CorruptImage(f"{dataset.uri}/{dataset.shards[shard]}: row {row} (id {id}): {error}") from None
 
     def _group(self, number: int) -> Group:
         if number in self.groups:

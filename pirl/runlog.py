@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pirl.storage import write_text
+
 Metrics = dict[str, float]
 
 
@@ -55,7 +57,7 @@ def keep_until(path: Path, step: int) -> None:
             break
         if metrics["step"] <= step:
             kept.append(line + "\n")
-    path.write_text("".join(kept))
+    write_text(str(path), "".join(kept))
 
 
 def progress_line(metrics: Metrics) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pirl.checkpoint import is_complete
 from pirl.config import Config, ConfigError, from_json, leaves
+from pirl.storage import write_text
 
 Resume = Literal["auto", "never", "must"]
 
@@ -47,7 +48,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         for outcome in ("result.json", "failure.txt"):
             (self.folder / outcome).unlink(missing_ok=True)
-        (self.folder / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n")
+        write_text(str(self.folder / "config.json"), self.config.model_dump_json(indent=2) + "\n")
 
 
 def open_run(storage: Path, name: str, config: Config, resume: Resume) -> Run:

@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 
 class CorruptImage(RuntimeError):  # noqa: N818 - what is wrong says more than Error
-    """Bytes of a shard are not those that were written."""
+    """Bytes of a shard are not those that were written, or are not an image."""
 
 
 @dataclass(frozen=True, eq=False)

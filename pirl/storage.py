@@ -61,6 +61,12 @@ def writing(uri: str, options: Options = None) -> Iterator[IO[bytes]]:
         raise
 
 
+def write_text(uri: str, text: str, options: Options = None) -> None:
+    """Writes a whole file at once; a reader sees the old one or the new one."""
+    with writing(uri, options) as file:
+        file.write(text.encode())
+
+
 def exists(uri: str, options: Options = None) -> bool:
     """Whether there is a file or a folder."""
     fs, path = _locate(uri, options)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from pirl.digits import ensure_digits
 from pirl.runs import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -151,7 +152,8 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> P
     """The run folder of a job that was submitted as README says, on both nodes."""
     storage = tmp_path_factory.mktemp("runs")
     command = ["ray", "job", "submit", f"--address={cluster.dashboard}", "--working-dir=.", "--", "python"]
-    command += ["jobs/pretrain.py", "digits", *SMALL, *SPREAD, f"--storage={storage}"]
+    # With loader processes, which the other runs do without: they change nothing.
+    command += ["jobs/pretrain.py", "digits", *SMALL, *SPREAD, "--cluster.loader-processes=1", f"--storage={storage}"]
     deadline = time.monotonic() + LIMIT_S
     while True:
         answer = subprocess.run(command, cwd=ROOT, env=cluster.env, capture_output=True, text=True, timeout=LIMIT_S)
@@ -254,6 +256,21 @@ def test_a_loss_that_is_no_number_ends_the_job_once(cluster: Cluster, tmp_path: 
     assert "Traceback" not in err
     assert "going on from" not in out
     assert newest_checkpoint(tmp_path / "digits")
+
+
+def test_a_corrupt_image_ends_the_job_once(cluster: Cluster, tmp_path: Path) -> None:
+    """Only one worker reads it, and trying again would not help."""
+    shutil.copytree(ensure_digits(), tmp_path / "data")
+    shard = tmp_path / "data" / "shard-00000.parquet"
+    data = bytearray(shard.read_bytes())
+    data[data.rindex(b"IDAT") + 20] ^= 1  # inside the last image
+    shard.write_bytes(data)
+    env = {**cluster.env, "RAY_ADDRESS": cluster.gcs}
+    code, out, err = finish(pretrain(env, f"--storage={tmp_path}", f"--data.uri={tmp_path / 'data'}"))
+    assert code == 1, out + err
+    assert "shard-00000.parquet: row 1437 (id 1437) does not have its checksum" in err
+    assert "Traceback" not in err
+    assert "going on from" not in out
 
 
 def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path) -> None:
