@@ -1,40 +1,24 @@
-"""Run a training: on Ray Train's workers, in this process, or in the processes of torchrun.
+"""Start a training and tell how it ended: on Ray Train's workers, in this process, or in those of torchrun.
 
-`work` is what every worker does, whoever started it. This is the only file that knows ray.train.
+What takes long to import is imported where it is needed, so that a wrong request is answered at once.
 """
 
+import importlib
 import json
 import logging
 import os
 import secrets
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-import torch.distributed as td
-
-from pirl import dist
-from pirl.checkpoint import steps_done
-from pirl.config import Config, ConfigError, from_json
-from pirl.evaluate import evaluate, table, why_not
-from pirl.methods import PIRL
-from pirl.runlog import RunLog
-from pirl.runs import Run, newest_checkpoint
-from pirl.shards import CorruptImage, open_dataset, test_uri
+from pirl.config import ConfigError
+from pirl.runs import FAILURE, Run, newest_checkpoint, steps_done
 from pirl.storage import write_text
-from pirl.train import Metrics, TrainingDiverged, train
-
-FAILURE = "failure.txt"
-"""In the run folder: why the run ended where trying again would not help."""
-
-Publish = Callable[[Metrics, Path], None]
-"""Takes the files of a checkpoint that this rank wrote; called by every rank."""
 
 
 def run_on_ray(run: Run) -> int:
@@ -56,7 +40,7 @@ def run_on_ray(run: Run) -> int:
     cluster = run.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
     trainer = TorchTrainer(
-        ray_worker,
+        in_worker,
         train_loop_config={"config": run.config.model_dump_json(), "folder": str(run.folder)},
         scaling_config=ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
@@ -80,47 +64,31 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell us nothing
+    # What follows needs this, and importing it takes as long as starting Ray, which is mostly waiting.
+    threading.Thread(target=importlib.import_module, args=["ray.train.torch"], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
     dashboard = None if address != "local" else False
     ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=dashboard)
 
 
-def ray_worker(arguments: dict[str, str]) -> None:
-    """What each worker of Ray Train runs."""
-    import ray.train
-    from ray.train import Checkpoint, CheckpointUploadMode
-    from ray.train.torch import get_device
+def in_worker(arguments: dict[str, str]) -> None:
+    """Runs in each worker of Ray Train; the driver needs nothing of what it imports."""
+    from jobs.worker import ray_worker
 
-    config, folder = from_json(arguments["config"]), Path(arguments["folder"])
-    if (folder / FAILURE).exists():
-        return  # this is Ray's retry of what would end the same way again
-
-    def publish(metrics: Metrics, checkpoint: Path) -> None:
-        ray.train.report(
-            metrics,
-            checkpoint=Checkpoint.from_directory(str(checkpoint)),
-            checkpoint_dir_name=checkpoint.name,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        )
-
-    latest = ray.train.get_checkpoint()
-    # A run that was started without Ray has checkpoints that Ray does not know.
-    resume = Path(latest.path) if latest else newest_checkpoint(folder)
-    with tempfile.TemporaryDirectory(prefix="pirl-", ignore_cleanup_errors=True) as scratch:
-        try:
-            work(config, folder, Path(scratch), publish, get_device(), resume, show=None)
-        except TrainingDiverged as error:  # on all ranks at the same step
-            if dist.rank() == 0:
-                write_text(str(folder / FAILURE), str(error))
-        except CorruptImage as error:  # on this rank; the others wait for it, until Ray ends them
-            write_text(str(folder / FAILURE), str(error))
-            raise
+    ray_worker(arguments)
 
 
 def run_here(run: Run) -> int:
     """Trains in this process, or as one of torchrun's; returns the exit code."""
+    import torch
+    import torch.distributed as td
+
+    from jobs.worker import work
+    from pirl import dist
+
     began = time.time()
     rank = int(os.environ.get("RANK", "0"))
     use_gpu = run.config.cluster.gpus_per_worker > 0
@@ -131,7 +99,7 @@ def run_here(run: Run) -> int:
         run.write_config()
     incoming = run.folder / ".incoming"  # shared by the ranks, and on the run folder's disk: renaming is atomic
 
-    def publish(_: Metrics, checkpoint: Path) -> None:
+    def publish(_: dict[str, float], checkpoint: Path) -> None:
         dist.barrier()
         if rank == 0:
             shutil.rmtree(run.folder / checkpoint.name, ignore_errors=True)
@@ -151,73 +119,21 @@ def run_here(run: Run) -> int:
     return 1 if failure else 0
 
 
-def work(
-    config: Config,
-    folder: Path,
-    scratch: Path,
-    publish: Publish,
-    device: torch.device,
-    resume: Path | None,
-    show: Callable[[str], None] | None,
-) -> None:
-    """What every worker does: train, evaluate, and let rank 0 write down the numbers.
-
-    Args:
-        config: The run.
-        folder: Its folder.
-        scratch: Where checkpoints are written before they are published.
-        publish: Takes each checkpoint.
-        device: Of this worker.
-        resume: A checkpoint to go on from.
-        show: Takes lines of progress, beside the run's `train.log`.
-    """
-    log = RunLog(folder, steps_done(resume), show) if dist.rank() == 0 else None
-    if log and resume:
-        log.line(f"going on from {resume.name}, with {dist.world_size()} workers")
-    elif log and config.memory.init == "forward":
-        log.line("filling the memory bank: one forward pass over the data")
-
-    def report(metrics: Metrics, checkpoint: Path | None) -> None:
-        if log:
-            log.add(metrics)
-        if checkpoint:
-            publish(metrics, checkpoint)
-
-    network = train(config, report=report, scratch=scratch, resume=resume, device=device)
-    if config.evaluation.enabled:
-        measure(config, folder, network, device, log)
-
-
-def measure(config: Config, folder: Path, network: PIRL, device: torch.device, log: RunLog | None) -> None:
-    """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
-    held_out = test_uri(config.data.uri, config.data.storage_options)
-    known = open_dataset(config.data.uri, config.data.storage_options)
-    asked = open_dataset(held_out, config.data.storage_options) if held_out else None
-    if reason := why_not(known, asked):
-        if log:
-            log.line(reason)
-        return
-    assert asked is not None
-    if log:
-        log.line("evaluating")
-    torch.manual_seed(config.seed)  # the weights that training began with
-    untrained = PIRL(config).trunk.to(device)
-    report = evaluate(network.trunk, untrained, known, asked, config, device)
-    if log:
-        write_text(str(folder / "evaluation" / "pretrain.json"), json.dumps(report, indent=2) + "\n")
-
-
 def conclude(run: Run, began: float, failure: str | None) -> int:
     """Writes `result.json` and shows what was reached, or says what went wrong; returns the exit code."""
+    checkpoint = newest_checkpoint(run.folder)
+    if not failure:
+        metrics = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
+        if steps_done(checkpoint) < metrics["step"]:
+            failure = f"error: the last checkpoint did not reach {run.folder}"
     if failure:
         print(f"{failure}\nto go on from the last checkpoint, type the same command again", file=sys.stderr)
         return 1
     evaluation = run.folder / "evaluation" / "pretrain.json"
-    last_line = (run.folder / "metrics.jsonl").read_text().splitlines()[-1]
     result = {
-        "metrics": json.loads(last_line),
+        "metrics": metrics,
         "evaluation": json.loads(evaluation.read_text()) if evaluation.exists() else None,
-        "checkpoint": str(newest_checkpoint(run.folder)),
+        "checkpoint": str(checkpoint),
         "wall_s": round(time.time() - began, 1),
     }
     write_text(str(run.folder / "result.json"), json.dumps(result, indent=2) + "\n")
@@ -228,6 +144,8 @@ def show_result(folder: Path, state: str) -> int:
     """Prints the table of a finished run and where everything lies; returns the exit code."""
     result = json.loads((folder / "result.json").read_text())
     if result["evaluation"]:
+        from pirl.evaluate import table
+
         print("\n" + table(result["evaluation"]))
     print(
         f"\n{folder.name}: {state}\n"

@@ -159,8 +159,7 @@ def check_request(config: Config) -> None:
     Raises:
         ConfigError: What is wrong with it.
     """
-    from pirl.shards import open_dataset
-    from pirl.train import check_data
+    from pirl.shards import check_data, open_dataset
 
     check_data(config, open_dataset(config.data.uri, config.data.storage_options))
 

@@ -71,22 +71,6 @@ def save(folder: Path, config: Config, state: State, step: int) -> None:
         (folder / "state.json").write_text(json.dumps(known))
 
 
-def steps_done(folder: Path | None) -> int:
-    """Steps of training in a checkpoint; 0 without one."""
-    return int(json.loads((folder / "state.json").read_text())["step"]) if folder else 0
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether all files of all ranks are there in full: an upload may have been cut off."""
-    if not (folder / "state.json").exists() or not (folder / ".metadata").exists():
-        return False
-    try:
-        sizes = json.loads((folder / "state.json").read_text())["bytes"]
-    except json.JSONDecodeError:
-        return False
-    return all((folder / name).exists() and (folder / name).stat().st_size == size for name, size in sizes.items())
-
-
 def load(folder: Path, state: State) -> int:
     """Fills `state` in place from `folder`; a collective.
 

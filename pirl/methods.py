@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from pirl import nce
 from pirl.config import Config
-from pirl.models import HeadF, HeadG, Trunk
+from pirl.models import HeadF, HeadG, Trunk, statistics_kept
 from pirl.nce import Negatives
 
 
 class PIRL(nn.Module):
     """Trunk, head f for the image view and head g for the pretext view (paper, section 3 and figure 3).
 
-    With λ = 0 there is no g and no second view: that is NPID.
+    With λ = 0 there is no g and no second view: that is NPID. The batch norms' running statistics are those of
+    the image view, as images are what the trunk will be used on; small patches have others.
     """
 
     def __init__(self, config: Config) -> None:
@@ -43,7 +44,8 @@ class PIRL(nn.Module):
         """
         embeddings = [self.f(self.trunk(image))]
         if self.g is not None and pretext is not None:
-            embeddings.append(self.g(self.trunk(pretext)))
+            with statistics_kept(self.trunk):
+                embeddings.append(self.g(self.trunk(pretext)))
         return F.normalize(torch.stack(embeddings).float(), dim=-1)
 
 

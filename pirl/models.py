@@ -3,6 +3,8 @@
 Shapes: B images, P patches an image, C channels of the trunk's output, D = 128 (config.ROW_DIM).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch.nn.functional as F
@@ -127,6 +129,20 @@ class HeadG(nn.Module):
         each: Tensor = self.activation(self.embed(features))
         merged: Tensor = self.merge(each.reshape(-1, self.patches * ROW_DIM))
         return merged
+
+
+@contextmanager
+def statistics_kept(trunk: Trunk) -> Iterator[None]:
+    """While this is open, batch norms in training leave their running statistics as they are."""
+    norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def export_state_dict(trunk: Trunk) -> dict[str, Tensor]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pirl.checkpoint import is_complete
 from pirl.config import Config, ConfigError, from_json, leaves
 from pirl.storage import write_text
 
 Resume = Literal["auto", "never", "must"]
+
+FAILURE = "failure.txt"
+"""In the run folder: why the run ended where trying again would not help."""
 
 FIXED = ("data.uri", "data.image_size", "model.", "pretext.name", "seed")
 """Settings that a checkpoint depends on: not even `--resume must` changes them."""
@@ -46,7 +48,7 @@ class Run:
     def write_config(self) -> None:
         """Makes the folder, and writes `config.json`: from here on the name is taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for outcome in ("result.json", "failure.txt"):
+        for outcome in ("result.json", FAILURE):
             (self.folder / outcome).unlink(missing_ok=True)
         write_text(str(self.folder / "config.json"), self.config.model_dump_json(indent=2) + "\n")
 
@@ -96,6 +98,22 @@ def differences(old: Config, new: Config) -> list[str]:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint of a run folder."""
     return max(filter(is_complete, folder.glob("checkpoint_[0-9]*")), default=None)
+
+
+def steps_done(folder: Path | None) -> int:
+    """Steps of training in a checkpoint; 0 without one."""
+    return int(json.loads((folder / "state.json").read_text())["step"]) if folder else 0
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether all files of all ranks are there in full: an upload may have been cut off."""
+    if not (folder / "state.json").exists() or not (folder / ".metadata").exists():
+        return False
+    try:
+        sizes = json.loads((folder / "state.json").read_text())["bytes"]
+    except json.JSONDecodeError:
+        return False
+    return all((folder / name).exists() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
 def _config_of(folder: Path) -> Config:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pirl import storage
-from pirl.config import ConfigError
+from pirl.config import Config, ConfigError
 from pirl.digits import ensure_digits
 from pirl.shard_writer import MANIFEST, VERSION
 
@@ -185,3 +185,21 @@ class _Span(io.BytesIO):
 
     def tell(self) -> int:
         return super().tell() + self.offset
+
+
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Refuses a data set that is smaller than the batch or the negatives.
+
+    Raises:
+        ConfigError: What is too large, and the largest value that fits.
+    """
+    if config.data.batch_size > dataset.rows:
+        raise ConfigError(
+            f"data.batch_size {config.data.batch_size} is more than the {dataset.rows} images of {dataset.uri}: "
+            f"use a smaller --data.batch-size"
+        )
+    if config.loss.num_negatives >= dataset.rows:
+        raise ConfigError(
+            f"loss.num_negatives {config.loss.num_negatives} needs more than the {dataset.rows} images of "
+            f"{dataset.uri}: use --loss.num-negatives {dataset.rows - 1} or less"
+        )

@@ -18,13 +18,13 @@ from torch.optim import SGD, Optimizer
 from pirl import checkpoint, nce
 from pirl.checkpoint import State
 from pirl.color import color_and_normalize
-from pirl.config import Config, ConfigError, PretextName
+from pirl.config import Config, PretextName
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
 from pirl.loader import Batch, Loader
 from pirl.memory import MemoryBank
 from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
 from pirl.order import Order
-from pirl.shards import Dataset, open_dataset
+from pirl.shards import Dataset, check_data, open_dataset
 from pirl.transforms import Views
 
 Metrics = dict[str, float]
@@ -111,24 +111,6 @@ def train(
                 checkpoint.save(folder, config, state, meter.done)
             report(meter.metrics(), folder)
     return network
-
-
-def check_data(config: Config, dataset: Dataset) -> None:
-    """Refuses a data set that is smaller than the batch or the negatives.
-
-    Raises:
-        ConfigError: What is too large, and the largest value that fits.
-    """
-    if config.data.batch_size > dataset.rows:
-        raise ConfigError(
-            f"data.batch_size {config.data.batch_size} is more than the {dataset.rows} images of {dataset.uri}: "
-            f"use a smaller --data.batch-size"
-        )
-    if config.loss.num_negatives >= dataset.rows:
-        raise ConfigError(
-            f"loss.num_negatives {config.loss.num_negatives} needs more than the {dataset.rows} images of "
-            f"{dataset.uri}: use --loss.num-negatives {dataset.rows - 1} or less"
-        )
 
 
 def data_order(config: Config, dataset: Dataset) -> Order:

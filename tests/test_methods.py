@@ -58,6 +58,17 @@ def test_the_first_row_is_f_and_the_second_is_g():
     assert torch.equal(queries[1], F.normalize(network.g(network.trunk(pretext)), dim=-1))
 
 
+def test_running_statistics_are_those_of_the_images():
+    """Patches have other ones, and a mixture costs accuracy on images."""
+    image, pretext = pictures(B, 3, 32, 32), pictures(B * 9, 3, 9, 9) * 5
+    both, alone = network_of(model__norm="batch"), network_of(model__norm="batch")
+    both(image, pretext)
+    alone(image)
+    for (name, one), (_, other) in zip(both.named_buffers(), alone.named_buffers(), strict=True):
+        assert torch.equal(one, other) or name.endswith("num_batches_tracked"), name
+    assert {m.momentum for m in both.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
 @pytest.mark.parametrize("pretext", PARTS)
 def test_the_parts_of_a_sample_stay_with_it(pretext):
     parts, side = PARTS[pretext]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from pirl.checkpoint import _alone_is_fine, is_complete
+from pirl.checkpoint import _alone_is_fine
 from pirl.config import Config, ConfigError, override
 from pirl.recipes import digits
-from pirl.runs import newest_checkpoint
+from pirl.runs import is_complete, newest_checkpoint
 from pirl.train import TrainingDiverged, set_lr, train
 
 STEPS = 24
