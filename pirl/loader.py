@@ -6,6 +6,8 @@ epochs.
 """
 
 import multiprocessing
+import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -110,8 +112,24 @@ class Loader:
             num_workers=self.processes,
             multiprocessing_context=context,
             prefetch_factor=PREFETCHED_STEPS,
+            worker_init_fn=_end_with_parent,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _end_with_parent(_: int) -> None:
+    """Lets this loader process end when its training process was killed.
+
+    torch looks at the parent's pid, which here is the fork server, and that lives as long as its children.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _next(parts: Iterator[Part]) -> Part:

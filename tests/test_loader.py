@@ -1,4 +1,11 @@
+import contextlib
 import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,3 +260,46 @@ def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_shard_and_row(tmp
     shard = int(np.searchsorted(dataset.first_groups, 3, side="right")) - 1
     row = 200 - int(dataset.starts[dataset.first_groups[shard]])
     assert f"{dataset.shards[shard]}: row {row} (id 200)" in str(failure.value)
+
+
+ENDLESS = """
+import sys, time
+from tests.test_loader import loader, open_dataset
+
+if __name__ == "__main__":
+    batches = iter(loader(open_dataset(sys.argv[1]), last=10**6, processes=2))
+    next(batches)
+    print("going", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_loader_processes_end_with_a_training_that_is_killed(dataset, tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(tmp_path / "endless.py"), dataset.uri]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    training = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert training.stdout is not None
+        assert training.stdout.readline() == "going\n"
+        assert len(session(training.pid)) >= 4  # itself, the fork server and two loader processes
+        training.kill()
+        deadline = time.monotonic() + 30
+        while session(training.pid) - {training.pid} and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not session(training.pid) - {training.pid}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(training.pid, signal.SIGKILL)
+        training.communicate()
+
+
+def session(pid):
+    """The processes that a process started, and theirs."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((process / "stat").read_text().rpartition(")")[2].split()[3]) == pid:
+                found.add(int(process.name))
+    return found
