@@ -45,7 +45,7 @@ def main() -> None:
     print(f"| random weights | 0 | 0 | {accuracies(untrained)} |")
     for method, epochs in ROWS[args.recipe]:
         of_seeds = [results[method, epochs, seed] for seed in range(args.seeds)]
-        minutes = statistics.mean(r["wall_s"] for r in of_seeds) / 60
+        minutes = statistics.mean(r["train_s"] for r in of_seeds) / 60
         print(f"| {method} | {epochs} | {minutes:.0f} | {accuracies([r['evaluation'] for r in of_seeds])} |")
 
 
@@ -67,7 +67,11 @@ def run(recipe: str, storage: Path, rest: list[str], method: str, epochs: int, s
     if answer.returncode:
         sys.exit(f"{name}: {answer.stderr}")
     result: dict[str, Any] = json.loads((storage / name / "result.json").read_text())
-    print(f"{name}: linear {result['evaluation']['linear']['res5']:.3f}, {result['wall_s']:.0f} s", flush=True)
+    reports = [json.loads(line) for line in (storage / name / "metrics.jsonl").read_text().splitlines()]
+    # The median, because other work on the machine may have slowed a part of the run.
+    samples = epochs * result["evaluation"]["train_images"]
+    result["train_s"] = samples / statistics.median(report["samples_per_s"] for report in reports)
+    print(f"{name}: linear {result['evaluation']['linear']['res5']:.3f}, {result['train_s']:.0f} s", flush=True)
     return result
 
 
