@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: pretrain test check format
-pretrain: .venv/installed data/digits/manifest.json
-	$(BIN)/python jobs/pretrain.py digits --data.uri data/digits
+pretrain: .venv/installed
+	$(BIN)/python jobs/pretrain.py digits
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -17,9 +17,6 @@ check: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-data/digits/manifest.json: | .venv/installed
-	$(BIN)/python jobs/prepare.py digits data/digits
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }

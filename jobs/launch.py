@@ -17,13 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pirl.config import ConfigError
-from pirl.runs import FAILURE, Run, newest_checkpoint, steps_done
+from pirl.runs import EVALUATION, Run, last_failure, newest_checkpoint, prune_checkpoints, steps_done
 from pirl.storage import write_text
 
 
 def run_on_ray(run: Run) -> int:
     """Trains on the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code."""
-    connect()
+    try:
+        connect()
+    except (ConnectionError, RuntimeError) as error:
+        address = os.environ.get("RAY_ADDRESS", "this machine")
+        print(f"error: no Ray at {address}: {error}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH", file=sys.stderr)
+        return 2
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -37,6 +42,9 @@ def run_on_ray(run: Run) -> int:
 
     began = time.time()
     run.write_config()
+    # Ray's own memory of checkpoints knows nothing of those that were written or removed without it.
+    (run.folder / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    prune_checkpoints(run.folder, run.config.checkpoint.keep)
     cluster = run.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
     trainer = TorchTrainer(
@@ -54,8 +62,8 @@ def run_on_ray(run: Run) -> int:
     )
     with following(run.folder / "train.log"):
         failure = interruption(trainer.fit)
-    diverged = run.folder / FAILURE
-    return conclude(run, began, f"error: {diverged.read_text()}" if diverged.exists() else failure)
+    prune_checkpoints(run.folder, run.config.checkpoint.keep)
+    return conclude(run, began, failure)
 
 
 def connect() -> None:
@@ -93,43 +101,54 @@ def run_here(run: Run) -> int:
     rank = int(os.environ.get("RANK", "0"))
     use_gpu = run.config.cluster.gpus_per_worker > 0
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
         td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
+    incoming = run.folder / ".incoming"  # shared by the ranks, and on the run folder's disk: renaming is atomic
     if rank == 0:
         run.write_config()
-    incoming = run.folder / ".incoming"  # shared by the ranks, and on the run folder's disk: renaming is atomic
+        shutil.rmtree(incoming, ignore_errors=True)
 
     def publish(_: dict[str, float], checkpoint: Path) -> None:
         dist.barrier()
         if rank == 0:
             shutil.rmtree(run.folder / checkpoint.name, ignore_errors=True)
             checkpoint.rename(run.folder / checkpoint.name)
-            for old in sorted(run.folder.glob("checkpoint_[0-9]*"))[: -run.config.checkpoint.keep]:
-                shutil.rmtree(old)
+            prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
     def start() -> None:
-        work(run.config, run.folder, incoming, publish, device, run.checkpoint, show=print)
+        work(run.config, run.folder, incoming, publish, device, show=print)
 
     failure = interruption(start)
-    if td.is_initialized():
+    if td.is_initialized() and not failure:  # after a failure the others may never come to it
         td.destroy_process_group()
-    shutil.rmtree(incoming, ignore_errors=True)
     if rank == 0:
+        shutil.rmtree(incoming, ignore_errors=True)
         return conclude(run, began, failure)
+    if failure:
+        print(f"rank {rank}: {failure}", file=sys.stderr)
     return 1 if failure else 0
 
 
 def conclude(run: Run, began: float, failure: str | None) -> int:
     """Writes `result.json` and shows what was reached, or says what went wrong; returns the exit code."""
+    lasting = last_failure(run.folder)
+    if lasting:
+        if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
+            shutil.rmtree(run.folder / f"checkpoint_{lasting['step']:09d}", ignore_errors=True)
+        print(f"error: {lasting['error']}", file=sys.stderr)
+        return 1
     checkpoint = newest_checkpoint(run.folder)
     if not failure:
         metrics = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
         if steps_done(checkpoint) < metrics["step"]:
             failure = f"error: the last checkpoint did not reach {run.folder}"
     if failure:
-        print(f"{failure}\nto go on from the last checkpoint, type the same command again", file=sys.stderr)
+        what = f"go on from {checkpoint.name}" if checkpoint else "start again, as there is no checkpoint yet"
+        print(f"{failure}\nto {what}, type the same command again", file=sys.stderr)
         return 1
-    evaluation = run.folder / "evaluation" / "pretrain.json"
+    evaluation = run.folder / EVALUATION
     result = {
         "metrics": metrics,
         "evaluation": json.loads(evaluation.read_text()) if evaluation.exists() else None,

@@ -15,13 +15,13 @@ from typing import Any
 
 from pirl.config import Config, ConfigError, override
 from pirl.recipes import RECIPES
-from pirl.runs import Resume, open_run
+from pirl.runs import Resume, Run, data_of, open_run
 
 EXAMPLES = """
   python jobs/pretrain.py                                     the built-in digits, on a Ray of its own
   python jobs/pretrain.py cifar10 --help                      all settings of a recipe
   python jobs/pretrain.py cifar10 --data.uri /shared/cifar10 --loss.num-negatives 8192 --run more-negatives
-  ray job submit --working-dir . -- python jobs/pretrain.py cifar10 --storage /shared/runs
+  ray job submit --working-dir . -- python jobs/pretrain.py cifar10 --data.uri /shared/cifar10 --storage /shared/runs
   torchrun --nproc-per-node 2 jobs/pretrain.py digits         the same run without Ray
 """
 
@@ -47,9 +47,10 @@ def main() -> int:
         request = parse(sys.argv[1:])
         run = open_run(request.storage, request.name, request.config, request.resume)
         if run.result is None:
-            check_request(request.config)
+            check_request(run, request.use_ray)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # torchrun starts as many of us as it was told to
+            print(f"error: {error}", file=sys.stderr)
         return 2
 
     from jobs.launch import run_here, run_on_ray, show_result
@@ -75,7 +76,7 @@ def parse(argv: list[str]) -> Request:
         add_help=False,
     )
     parser.add_argument("--run", metavar="NAME", help="name of the run and of its folder (default: the recipe's)")
-    parser.add_argument("--storage", metavar="FOLDER", type=Path, help=f"where runs lie (default: {default_storage()})")
+    parser.add_argument("--storage", metavar="FOLDER", help=f"where runs lie (default: {default_storage()})")
     parser.add_argument(
         "--resume",
         choices=["auto", "never", "must"],
@@ -100,7 +101,7 @@ def parse(argv: list[str]) -> Request:
     config = override(RECIPES[name](), changes)
     return Request(
         config=_absolute(config),
-        storage=(known.storage or default_storage()).expanduser().resolve(),
+        storage=_storage(known.storage),
         name=known.run or name,
         resume=known.resume,
         use_ray=not (known.no_ray or "TORCHELASTIC_RUN_ID" in os.environ),
@@ -137,8 +138,8 @@ def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
 
 
 def _value(text: str, word: str) -> Any:
-    """Understands `null` and JSON objects; the rest stays text, which the config's types convert."""
-    if text == "null":
+    """Understands `null`, `None` and JSON objects; the rest stays text, which the config's types convert."""
+    if text in ("null", "None"):
         return None
     if not text.startswith("{"):
         return text
@@ -148,20 +149,60 @@ def _value(text: str, word: str) -> Any:
         raise ConfigError(f"{word} {text}: not a JSON object: {error}") from None
 
 
+def _storage(given: str | None) -> Path:
+    if given and "://" in given:
+        raise ConfigError(f"--storage {given} is a URL, and runs are kept in a folder: use one that all nodes mount")
+    return (Path(given) if given else default_storage()).expanduser().resolve()
+
+
 def default_storage() -> Path:
     """`runs` in the current folder, or, in a Ray job, whose folder is temporary, in the home folder."""
     return Path.home() / "pirl-runs" if "RAY_JOB_CONFIG_JSON" in os.environ else Path("runs")
 
 
-def check_request(config: Config) -> None:
-    """Refuses data that is missing or too small, before anything starts.
+def check_request(run: Run, use_ray: bool) -> None:
+    """Refuses, before anything starts, what cannot be: data that is missing, too small or not that of the run's
+    checkpoint, and without Ray more processes than streams or GPUs.
 
     Raises:
         ConfigError: What is wrong with it.
     """
     from pirl.shards import check_data, open_dataset
 
-    check_data(config, open_dataset(config.data.uri, config.data.storage_options))
+    config = run.config
+    dataset = open_dataset(config.data.uri, config.data.storage_options)
+    check_data(config, dataset)
+    if run.checkpoint and data_of(run.checkpoint) != dataset.fingerprint:
+        raise ConfigError(
+            f"{config.data.uri} is not the data set that {run.checkpoint} was trained on: the memory bank has a row "
+            f"for each of those images. Choose another name (--run {run.name}-2)"
+        )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if not use_ray and processes > config.data.streams:
+        raise ConfigError(
+            f"torchrun's {processes} processes are more than data.streams {config.data.streams}, and a stream has "
+            f"one reader: use --nproc-per-node {config.data.streams} or --data.streams {processes}"
+        )
+    if not use_ray and config.cluster.gpus_per_worker:
+        check_gpus(config.cluster.gpus_per_worker)
+
+
+def check_gpus(gpus_per_worker: float) -> None:
+    """Refuses GPUs that this machine does not have; on a cluster Ray knows them.
+
+    Raises:
+        ConfigError: There are too few, or a share of one was asked for.
+    """
+    import torch
+
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if gpus_per_worker != 1:
+        raise ConfigError(f"cluster.gpus_per_worker {gpus_per_worker:g} needs Ray: without it use 1 or 0")
+    if torch.cuda.device_count() < processes:
+        raise ConfigError(
+            f"cluster.gpus_per_worker 1 with {processes} processes needs as many GPUs, and this machine has "
+            f"{torch.cuda.device_count()}: add --cluster.gpus-per-worker 0 to train on the CPU"
+        )
 
 
 def _absolute(config: Config) -> Config:
@@ -182,7 +223,12 @@ def _print_settings(name: str) -> None:
     import tyro
 
     recipe = RECIPES[name]
-    print(f"python jobs/pretrain.py {name} [--section.field VALUE ...]\n\n{inspect.getdoc(recipe)}\n")
+    print(
+        f"python jobs/pretrain.py {name} [--section.field VALUE ...] [--run NAME] [--storage FOLDER] ...\n\n"
+        f"{inspect.getdoc(recipe)}\n\n"
+        "--run, --storage, --resume, --no-ray: see python jobs/pretrain.py --help. Below, {None} is typed as null;\n"
+        "--data.storage-options takes a JSON object for fsspec.\n"
+    )
     tyro.cli(
         Config,
         default=recipe(),

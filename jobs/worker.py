@@ -12,7 +12,7 @@ from pirl.config import Config, from_json
 from pirl.evaluate import evaluate, why_not
 from pirl.methods import PIRL
 from pirl.runlog import RunLog
-from pirl.runs import FAILURE, newest_checkpoint, steps_done
+from pirl.runs import EVALUATION, last_failure, newest_checkpoint, steps_done, write_failure
 from pirl.shards import CorruptImage, open_dataset, test_uri
 from pirl.storage import write_text
 from pirl.train import Metrics, TrainingDiverged, train
@@ -28,7 +28,7 @@ def ray_worker(arguments: dict[str, str]) -> None:
     from ray.train.torch import get_device
 
     config, folder = from_json(arguments["config"]), Path(arguments["folder"])
-    if (folder / FAILURE).exists():
+    if last_failure(folder):
         return  # this is Ray's retry of what would end the same way again
 
     def publish(metrics: Metrics, checkpoint: Path) -> None:
@@ -39,20 +39,13 @@ def ray_worker(arguments: dict[str, str]) -> None:
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
 
-    latest = ray.train.get_checkpoint()
-    # A run that was started without Ray has checkpoints that Ray does not know.
-    resume = Path(latest.path) if latest else newest_checkpoint(folder)
     # In the folder that Ray gave this worker, and not removed here: Ray does that to each checkpoint when it is
     # uploaded, which it may not be when the work is done.
     scratch = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=Path.cwd()))
     try:
-        work(config, folder, scratch, publish, get_device(), resume, show=None)
-    except TrainingDiverged as error:  # on all ranks at the same step
-        if dist.rank() == 0:
-            write_text(str(folder / FAILURE), str(error))
-    except CorruptImage as error:  # on this rank; the others wait for it, until Ray ends them
-        write_text(str(folder / FAILURE), str(error))
-        raise
+        work(config, folder, scratch, publish, get_device(), show=None)
+    except TrainingDiverged:
+        return  # as all workers do, at the same step: an error would make Ray try again
 
 
 def work(
@@ -61,10 +54,9 @@ def work(
     scratch: Path,
     publish: Publish,
     device: torch.device,
-    resume: Path | None,
     show: Callable[[str], None] | None,
 ) -> None:
-    """What every worker does: train, evaluate, and let rank 0 write down the numbers.
+    """What every worker does: go on from the newest checkpoint, train, evaluate, and let rank 0 write the numbers.
 
     Args:
         config: The run.
@@ -72,10 +64,17 @@ def work(
         scratch: Where checkpoints are written before they are published.
         publish: Takes each checkpoint.
         device: Of this worker.
-        resume: A checkpoint to go on from.
         show: Takes lines of progress, beside the run's `train.log`.
+
+    Raises:
+        TrainingDiverged: On all workers; as CorruptImage it is in the run folder's failure.json then.
+        CorruptImage: On the worker that read it.
     """
-    log = RunLog(folder, steps_done(resume), show) if dist.rank() == 0 else None
+    newest = newest_checkpoint(folder)
+    # As rank 0 sees it: a shared disk may show the others an older state.
+    step = dist.all_gather_dicts({f"rank {dist.rank()}": steps_done(newest)})["rank 0"]
+    resume = folder / f"checkpoint_{step:09d}" if step else None
+    log = RunLog(folder, step, show) if dist.rank() == 0 else None
     if log and resume:
         log.line(f"going on from {resume.name}, with {dist.world_size()} workers")
     elif log and config.memory.init == "forward":
@@ -87,7 +86,15 @@ def work(
         if checkpoint:
             publish(metrics, checkpoint)
 
-    network = train(config, report=report, scratch=scratch, resume=resume, device=device)
+    try:
+        network = train(config, report=report, scratch=scratch, resume=resume, device=device)
+    except TrainingDiverged as error:
+        if log:
+            write_failure(folder, str(error), error.step)
+        raise
+    except CorruptImage as error:
+        write_failure(folder, str(error), None)
+        raise
     if config.evaluation.enabled:
         measure(config, folder, network, device, log)
 
@@ -108,4 +115,4 @@ def measure(config: Config, folder: Path, network: PIRL, device: torch.device, l
     untrained = PIRL(config).trunk.to(device)
     report = evaluate(network.trunk, untrained, known, asked, config, device)
     if log:
-        write_text(str(folder / "evaluation" / "pretrain.json"), json.dumps(report, indent=2) + "\n")
+        write_text(str(folder / EVALUATION), json.dumps(report, indent=2) + "\n")

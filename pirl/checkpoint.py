@@ -16,6 +16,7 @@ import torch
 import torch.distributed as td
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -47,7 +48,7 @@ class State:
     log_z: Tensor
 
 
-def save(folder: Path, config: Config, state: State, step: int) -> None:
+def save(folder: Path, config: Config, state: State, step: int, data: int) -> None:
     """Writes a checkpoint; a collective.
 
     Each rank writes its own rows of the bank and a share of the rest. The ranks may name one shared folder, or
@@ -58,16 +59,22 @@ def save(folder: Path, config: Config, state: State, step: int) -> None:
         config: Goes along as `config.json`.
         state: What to save; the trunk is also exported to `trunk.safetensors`, named as torchvision names it.
         step: Steps done.
+        data: Fingerprint of the data set, whose images the rows of the bank belong to.
+
+    Raises:
+        RuntimeError: It cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_is_fine():
+    with _plainly():
         dcp_save(_tensors(state), checkpoint_id=folder, no_dist=not td.is_initialized())
     own = {file.name: file.stat().st_size for file in folder.glob(f"__{rank()}_*.distcp")}
     sizes = all_gather_dicts(own)
     if rank() == 0:
         save_file(export_state_dict(state.network.trunk), folder / "trunk.safetensors")
         (folder / "config.json").write_text(config.model_dump_json(indent=2))
-        known = {"version": VERSION, "step": step, "rows": state.bank.rows, "bytes": sizes}
+        for name in (".metadata", "trunk.safetensors", "config.json"):
+            sizes[name] = (folder / name).stat().st_size
+        known = {"version": VERSION, "step": step, "rows": state.bank.rows, "data": data, "bytes": sizes}
         (folder / "state.json").write_text(json.dumps(known))
 
 
@@ -81,14 +88,17 @@ def load(folder: Path, state: State) -> int:
 
     Raises:
         ValueError: The checkpoint is of another version, or of a data set of another size.
+        RuntimeError: It cannot be read.
     """
     known = json.loads((folder / "state.json").read_text())
     if known["version"] != VERSION:
         raise ValueError(f"{folder} is a checkpoint of version {known['version']}; this is version {VERSION}")
     if known["rows"] != state.bank.rows:
         raise ValueError(f"{folder} has a bank of {known['rows']} rows, the data has {state.bank.rows} images")
+    # The checkpoint brings the optimiser's settings along; those of this run's config may be others.
+    settings = [{name: group[name] for name in ("momentum", "weight_decay")} for group in state.optimizer.param_groups]
     tensors = _tensors(state)
-    with _alone_is_fine():
+    with _plainly():
         dcp_load(tensors, checkpoint_id=folder, no_dist=not td.is_initialized())
     set_state_dict(
         state.network,
@@ -96,15 +106,23 @@ def load(folder: Path, state: State) -> int:
         model_state_dict=tensors["network"],
         optim_state_dict=tensors["optimizer"],
     )
+    for group, own in zip(state.optimizer.param_groups, settings, strict=True):
+        group.update(own)
     return int(known["step"])
 
 
 @contextmanager
-def _alone_is_fine() -> Iterator[None]:
-    """Silences the warning that there is no process group, which one process does not need."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _plainly() -> Iterator[None]:
+    """Silences the warning that there is no process group, which one process does not need; and makes
+    torch's failure, which is no Exception, one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        first = next(iter(error.failures.values()))[0]
+        raise RuntimeError(f"checkpoint: {first}") from first
 
 
 def _tensors(state: State) -> dict[str, Any]:

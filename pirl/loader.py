@@ -64,6 +64,7 @@ class Loader:
         first_step: Where to begin; resuming is just another number here.
         last_step: Where to end.
         processes: Loader processes of this worker; 0 reads in this process.
+        pin_memory: Whether batches go to a GPU.
     """
 
     def __init__(
@@ -78,11 +79,13 @@ class Loader:
         first_step: int,
         last_step: int,
         processes: int,
+        pin_memory: bool = False,
     ) -> None:
         self.order, self.rank, self.world_size = order, rank, world_size
         self.steps = range(first_step, last_step)
         streams = streams_of(rank, world_size, order.streams)
         self.processes = min(processes, len(streams))
+        self.pin_memory = pin_memory
         self.parts = _Parts(dataset, order, views, seed, streams, self.steps)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -113,7 +116,7 @@ class Loader:
             multiprocessing_context=context,
             prefetch_factor=PREFETCHED_STEPS,
             worker_init_fn=_end_with_parent,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
         )
 
 

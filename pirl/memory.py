@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
@@ -80,6 +80,7 @@ class MemoryBank:
                 f"workers: use --cluster.workers {rows} or fewer, or more images"
             )
         self.rows = rows
+        self._mesh: DeviceMesh | None = None
         self._seed, self._keep, self._wire_dtype = seed, keep, wire_dtype
         size = -(-rows // ranks)
         self._bounds = [min(size * rank, rows) for rank in range(ranks + 1)]
@@ -149,7 +150,9 @@ class MemoryBank:
         """
         if not torch.distributed.is_initialized():
             return self.local
-        mesh = init_device_mesh(self.local.device.type, (dist.world_size(),))
+        if self._mesh is None:  # made once: each may make a process group
+            self._mesh = init_device_mesh(self.local.device.type, (dist.world_size(),))
+        mesh = self._mesh
         shape = torch.Size((self.rows, self.local.shape[1]))
         return DTensor.from_local(self.local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1))
 

@@ -5,20 +5,27 @@
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pirl.config import Config, ConfigError, from_json, leaves
 from pirl.storage import write_text
 
 Resume = Literal["auto", "never", "must"]
 
-FAILURE = "failure.txt"
+EVALUATION = "evaluation/pretrain.json"
+"""In the run folder: what was measured after training."""
+
+FAILURE = "failure.json"
 """In the run folder: why the run ended where trying again would not help."""
 
-FIXED = ("data.uri", "data.image_size", "model.", "pretext.name", "seed")
-"""Settings that a checkpoint depends on: not even `--resume must` changes them."""
+FIXED = (
+    *("data.uri", "data.image_size", "data.batch_size", "data.streams", "data.window_groups"),
+    *("model.", "pretext.name", "seed"),
+)
+"""Settings that a checkpoint, or what its number of steps means, depends on: not even `--resume must` changes them."""
 
 FREE = ("cluster.", "data.storage_options", "checkpoint.", "evaluation.")
 """Settings that do not change what is learned: `--resume auto` takes the new ones."""
@@ -48,7 +55,7 @@ class Run:
     def write_config(self) -> None:
         """Makes the folder, and writes `config.json`: from here on the name is taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for outcome in ("result.json", FAILURE):
+        for outcome in ("result.json", EVALUATION, FAILURE):
             (self.folder / outcome).unlink(missing_ok=True)
         write_text(str(self.folder / "config.json"), self.config.model_dump_json(indent=2) + "\n")
 
@@ -60,6 +67,8 @@ def open_run(storage: Path, name: str, config: Config, resume: Resume) -> Run:
         ConfigError: The name is taken by other settings, or there is nothing to resume; says what to type.
     """
     folder = storage / name
+    if storage.exists() and not storage.is_dir():
+        raise ConfigError(f"--storage {storage} is a file: name a folder for runs")
     if not name or name.startswith(".") or "/" in name:
         raise ConfigError(f"--run {name!r} is not a name for a folder: use letters, digits, - and _")
     if not (folder / "config.json").exists():
@@ -71,8 +80,10 @@ def open_run(storage: Path, name: str, config: Config, resume: Resume) -> Run:
 
     if resume == "never":
         raise ConfigError(f"the run {name!r} exists in {storage}: choose another --run, or --resume auto to go on")
-    changed = differences(_config_of(folder), config)
-    blocking = [c for c in changed if c.startswith(FIXED)] if resume == "must" else changed
+    saved = _config_of(folder)
+    changed = differences(saved, config)
+    fixed = FIXED if saved.has_pretext == config.has_pretext else (*FIXED, "loss.pretext_weight")
+    blocking = [c for c in changed if c.startswith(fixed)] if resume == "must" else changed
     if blocking:
         other = "" if resume == "must" else ", or --resume must to go on with the new settings"
         raise ConfigError(
@@ -81,7 +92,8 @@ def open_run(storage: Path, name: str, config: Config, resume: Resume) -> Run:
             + f"\nchoose another name (--run {name}-2){other}"
         )
     result = folder / "result.json"
-    done = json.loads(result.read_text()) if result.exists() and not changed else None
+    same = not changed and saved.evaluation == config.evaluation
+    done = json.loads(result.read_text()) if result.exists() and same else None
     return Run(folder, config, newest_checkpoint(folder), done)
 
 
@@ -100,9 +112,32 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(filter(is_complete, folder.glob("checkpoint_[0-9]*")), default=None)
 
 
+def write_failure(folder: Path, error: str, step: int | None) -> None:
+    """Writes down why a run cannot go on, and after how many steps if their weights are to blame."""
+    write_text(str(folder / FAILURE), json.dumps({"error": error, "step": step}))
+
+
+def last_failure(folder: Path) -> dict[str, Any] | None:
+    """What `write_failure` wrote in this attempt of the run: `error` and `step`."""
+    path = folder / FAILURE
+    return cast(dict[str, Any], json.loads(path.read_text())) if path.exists() else None
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep` complete ones."""
+    found = sorted(folder.glob("checkpoint_[0-9]*"))
+    for old in set(found) - set([path for path in found if is_complete(path)][-keep:]):
+        shutil.rmtree(old)
+
+
 def steps_done(folder: Path | None) -> int:
     """Steps of training in a checkpoint; 0 without one."""
     return int(json.loads((folder / "state.json").read_text())["step"]) if folder else 0
+
+
+def data_of(folder: Path) -> int:
+    """The fingerprint of the data set that a checkpoint belongs to."""
+    return int(json.loads((folder / "state.json").read_text())["data"])
 
 
 def is_complete(folder: Path) -> bool:

@@ -55,6 +55,7 @@ class Dataset:
         first_groups: int64 (S+1,), the first row group of each shard, then G.
         spans: int64 (G, 2), offset and length of each row group in its shard, in bytes.
         footers: int64 (S, 2), offset and length of each shard's footer, in bytes.
+        fingerprint: A number that other images, or the same in another order, would not have.
     """
 
     uri: str
@@ -65,6 +66,7 @@ class Dataset:
     first_groups: Ints
     spans: Ints
     footers: Ints
+    fingerprint: int
     storage_options: dict[str, Any]
     _read_footers: dict[int, pq.FileMetaData] = field(default_factory=dict, init=False, repr=False)
 
@@ -102,6 +104,7 @@ class Dataset:
             self.first_groups,
             self.spans,
             self.footers,
+            self.fingerprint,
             self.storage_options,
         )
 
@@ -169,6 +172,7 @@ def _from_manifest(uri: str, manifest: dict[str, Any], storage_options: dict[str
         first_groups=np.array([0, *accumulate(len(shard["groups"]) for shard in shards)]),
         spans=groups[:, :2].copy(),
         footers=np.array([shard["footer"] for shard in shards], np.int64).reshape(-1, 2),
+        fingerprint=zlib.crc32(json.dumps(shards).encode()),
         storage_options=storage_options,
     )
 

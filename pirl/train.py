@@ -33,7 +33,11 @@ Report = Callable[[Metrics, Path | None], None]
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 - what is wrong says more than Error
-    """The loss is no longer a number."""
+    """The loss is no longer a number, from the weights that `step` steps have made."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 def train(
@@ -72,10 +76,12 @@ def train(
     filling = not resume and config.memory.init == "forward"
 
     model = distributed(torch.compile(network) if config.optim.compile else network)  # type: ignore[arg-type]
+    estimate_log_z = config.loss.kind == "npid" and bool(log_z.isnan())
     weights = head_weights(config, device)
     meter = Meter(first_step, last_step, order.steps_per_epoch)
 
-    for batch in batches(config, dataset, order, -order.steps_per_epoch if filling else first_step, last_step):
+    start = -order.steps_per_epoch if filling else first_step
+    for batch in batches(config, dataset, order, start, last_step, pin_memory=device.type == "cuda"):
         if batch.step < 0:
             fill(bank, network, batch, bf16=config.optim.bf16)
             meter.restart()
@@ -87,7 +93,8 @@ def train(
             queries = model(*views_on_device(batch, device))
         negatives = pending.wait()
         own = bank.own(batch.ids[batch.mine].to(device), negatives.ids)
-        if config.loss.kind == "npid" and batch.step == 0:
+        if estimate_log_z:
+            estimate_log_z = False
             log_z.copy_(nce.estimate_log_z(queries, positives, negatives.rows, own, config.loss.temperature, bank.rows))
         losses = pirl_losses(config, queries, positives, negatives, own, log_z, bank.rows)
 
@@ -108,7 +115,7 @@ def train(
             folder = scratch / f"checkpoint_{meter.done:09d}" if save_now else None
             if folder:
                 broadcast_buffers(network)
-                checkpoint.save(folder, config, state, meter.done)
+                checkpoint.save(folder, config, state, meter.done, dataset.fingerprint)
             report(meter.metrics(), folder)
     return network
 
@@ -136,7 +143,9 @@ def first_state(config: Config, rows: int, device: torch.device) -> State:
     return State(network, optimizer, bank, log_z=torch.full((), math.nan, device=device))
 
 
-def batches(config: Config, dataset: Dataset, order: Order, first_step: int, last_step: int) -> Loader:
+def batches(
+    config: Config, dataset: Dataset, order: Order, first_step: int, last_step: int, *, pin_memory: bool
+) -> Loader:
     """The batches of this rank from `first_step` to `last_step`."""
     return Loader(
         dataset,
@@ -148,6 +157,7 @@ def batches(config: Config, dataset: Dataset, order: Order, first_step: int, las
         first_step=first_step,
         last_step=last_step,
         processes=config.cluster.loader_processes,
+        pin_memory=pin_memory,
     )
 
 
@@ -227,7 +237,8 @@ class Meter:
             raise TrainingDiverged(
                 f"the loss is {loss} at step {batch.step} (epoch {batch.step // self.steps_per_epoch}), learning "
                 f"rate {lr:g}, {len(batch.ids)} images with ids {ids}. The last checkpoint is from before: go on "
-                f"from it with a lower --optim.lr, or --optim.clip-norm 1, and --resume must"
+                f"from it with a lower --optim.lr, or --optim.clip-norm 1, and --resume must",
+                batch.step,
             )
         self.done = batch.step + 1
         self.steps += 1

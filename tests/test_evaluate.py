@@ -264,7 +264,7 @@ def test_table_has_a_line_for_each_probe() -> None:
     assert head.split() == ["random", "trained", "change"]
     assert [line.split()[:2] for line in lines[:5]] == [[tap, "linear"] for tap in TAPS]
     assert lines[4].split()[2:] == ["25.0", "50.0", "+25.0"]
-    assert lines[5].split() == ["res5", "kNN", "(k=20)", "12.5", "10.0", "-2.5"]
+    assert lines[5].split() == ["res5", "kNN,", "k", "20,", "τ", "0.07", "12.5", "10.0", "-2.5"]
     assert len({len(line) for line in [head, *lines]}) == 1
 
 

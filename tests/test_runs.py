@@ -3,7 +3,7 @@ import json
 import pytest
 
 from pirl.config import Config, ConfigError, override
-from pirl.runs import differences, newest_checkpoint, open_run
+from pirl.runs import differences, newest_checkpoint, open_run, prune_checkpoints
 
 CONFIG = Config()
 
@@ -185,3 +185,32 @@ def test_a_damaged_config_is_refused_with_its_place(storage):
     message = refuse(storage, "a", "auto")
     assert str(storage / "a" / "config.json") in message
     assert "--run" in message
+
+
+def test_pruning_keeps_the_newest_complete_checkpoints(storage):
+    cut_off = write_checkpoint(storage / "a", 11)
+    (cut_off / "__0_0.distcp").write_bytes(b"ra")
+    write_checkpoint(storage / "a", 8)
+    prune_checkpoints(storage / "a", 2)
+    assert sorted(path.name for path in (storage / "a").glob("checkpoint_*")) == [
+        "checkpoint_000000009",
+        "checkpoint_000000010",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.batch_size": 64},  # a step would be another place in the epoch
+        {"data.streams": 8},  # the rest of a half-done epoch would come in another order
+        {"loss.pretext_weight": 0},  # the checkpoint has a head g, and the network would not
+    ],
+)
+def test_must_does_not_change_what_the_checkpoint_depends_on(storage, changes):
+    assert next(iter(changes)) in refuse(storage, "a", "must", override(CONFIG, changes))
+
+
+def test_a_done_run_is_evaluated_again_with_other_settings(storage):
+    (storage / "a" / "result.json").write_text("{}")
+    assert open_run(storage, "a", CONFIG, "auto").result == {}
+    assert open_run(storage, "a", override(CONFIG, {"evaluation.knn_k": 7}), "auto").result is None

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from pirl.checkpoint import _alone_is_fine
+from pirl import checkpoint
+from pirl.checkpoint import _plainly
 from pirl.config import Config, ConfigError, override
 from pirl.recipes import digits
 from pirl.runs import is_complete, newest_checkpoint
-from pirl.train import TrainingDiverged, set_lr, train
+from pirl.shards import open_dataset
+from pirl.train import TrainingDiverged, first_state, set_lr, train
 
 STEPS = 24
 """Two epochs of 12 steps."""
@@ -71,7 +73,7 @@ def bank_of(folder: Path, step: int) -> torch.Tensor:
 
     rows = json.loads((folder / f"checkpoint_{step:09d}" / "state.json").read_text())["rows"]
     state = {"bank": torch.empty(rows, 128)}
-    with _alone_is_fine():
+    with _plainly():
         dcp.load(state, checkpoint_id=folder / f"checkpoint_{step:09d}", no_dist=True)
     return state["bank"]
 
@@ -134,13 +136,23 @@ def test_loading_moves_no_row(run_ranks: Any, tmp_path: Path) -> None:
 
 def loaded_rows(config: Config, folder: Path) -> torch.Tensor:
     """This rank's rows after loading a checkpoint."""
-    from pirl import checkpoint
-    from pirl.shards import open_dataset
-    from pirl.train import first_state
-
     state = first_state(config, open_dataset("digits").rows, torch.device("cpu"))
     assert checkpoint.load(folder, state) == 6
     return state.bank.local
+
+
+@pytest.mark.parametrize("kind", ["infonce", "npid"])
+def test_goes_on_with_new_settings(tmp_path: Path, kind: str) -> None:
+    """What `--resume must` allows is what is trained with, and not what the checkpoint was saved with."""
+    run(small(), tmp_path, None, 7)
+    changed = small({"loss.kind": kind, "optim.momentum": 0.5, "optim.weight_decay": 0.1})
+    state = first_state(changed, open_dataset("digits").rows, torch.device("cpu"))
+    groups = [(group["momentum"], group["weight_decay"]) for group in state.optimizer.param_groups]
+    checkpoint.load(tmp_path / "checkpoint_000000006", state)
+    assert [(group["momentum"], group["weight_decay"]) for group in state.optimizer.param_groups] == groups
+    assert groups == [(0.5, 0.1), (0.5, 0)]
+    losses = run(changed, tmp_path, tmp_path / "checkpoint_000000006")["losses"]
+    assert len(losses) == STEPS - 6
 
 
 def test_training_draws_nothing_from_global_random_states(tmp_path: Path) -> None:

@@ -55,12 +55,13 @@ def table(report: dict[str, Any]) -> str:
     voting, random = report["knn"], report["random"]
     lines = [
         f"accuracy in %, fitted to {report['train_images']:,} images, of {report['test_images']:,} held out",
-        f"{'':<16}{'random':>9}{'trained':>9}{'change':>9}",
+        f"{'':<22}{'random':>9}{'trained':>9}{'change':>9}",
     ]
     pairs = [(f"{tap} linear", random["linear"][tap], report["linear"][tap]) for tap in TAPS]
-    pairs.append((f"res5 kNN (k={voting['k']})", random["knn"]["accuracy"], voting["accuracy"]))
+    nearest = f"res5 kNN, k {voting['k']}, τ {voting['temperature']:g}"
+    pairs.append((nearest, random["knn"]["accuracy"], voting["accuracy"]))
     for name, before, after in pairs:
-        lines.append(f"{name:<16}{100 * before:>9.1f}{100 * after:>9.1f}{100 * (after - before):>+9.1f}")
+        lines.append(f"{name:<22}{100 * before:>9.1f}{100 * after:>9.1f}{100 * (after - before):>+9.1f}")
     return "\n".join(lines)
 
 

@@ -4,7 +4,8 @@
     python tests/benchmarks/learning.py digits
 
 Each run is `jobs/pretrain.py RECIPE --no-ray` on one core, as many at once as there are cores; runs that are done
-are not run again. Arguments that this script does not know go to jobs/pretrain.py.
+are not run again. Minutes are those of the steps alone, at their median rate. Arguments that this script does not
+know go to jobs/pretrain.py.
 """
 
 import argparse
@@ -78,7 +79,9 @@ def run(recipe: str, storage: Path, rest: list[str], method: str, epochs: int, s
 def accuracies(evaluations: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds, in percent, of the linear probe of res5 and of kNN."""
     columns = ([e["linear"]["res5"] for e in evaluations], [e["knn"]["accuracy"] for e in evaluations])
-    return " | ".join(f"{100 * statistics.mean(c):.1f} ± {100 * statistics.stdev(c):.1f}" for c in columns)
+    spreads = [statistics.stdev(column) if len(column) > 1 else 0 for column in columns]
+    pairs = zip(columns, spreads, strict=True)
+    return " | ".join(f"{100 * statistics.mean(column):.1f} ± {100 * spread:.1f}" for column, spread in pairs)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,18 @@ BLAS allocate too. The bank itself is there before. A small step has run first, 
 is the median of the steps after that first one.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import argparse
 import json
 import random
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torchvision

@@ -7,13 +7,17 @@ The CPU side of a sample is decoding and geometry; colour follows for a whole ba
 timed here on the same core. torchvision's side does everything image by image, as its reference scripts do.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import argparse
 import io
 import itertools
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch

@@ -1,0 +1,77 @@
+"""The job without Ray, as a command: alone and under torchrun, done again, gone on with, diverged, refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pirl.runs import newest_checkpoint
+
+ROOT = Path(__file__).parents[1]
+LIMIT_S = 240  # for a machine that is busy with other things; a run takes 10 s
+SMALL = ["--model.width=4", "--loss.num-negatives=200", "--memory.init=random", "--checkpoint.keep=1"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node"]
+
+
+def pretrain(storage: Path, *arguments: str, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *start, "jobs/pretrain.py", "digits", *SMALL, f"--storage={storage}", *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_S)
+
+
+def test_a_run_in_one_process_is_done_once_and_goes_on_under_torchrun(tmp_path: Path) -> None:
+    run = tmp_path / "digits"
+    first = pretrain(tmp_path, "--no-ray", "--optim.epochs=2", "--checkpoint.every-steps=10")
+    assert first.returncode == 0, first.stderr
+    assert "res5 linear" in first.stdout
+    assert [path.name for path in run.glob("checkpoint_*")] == ["checkpoint_000000024"]
+    reached = json.loads((run / "result.json").read_text())
+    assert reached["evaluation"]["knn"]["k"] == 20
+
+    again = pretrain(tmp_path, "--no-ray", "--optim.epochs=2")
+    assert again.returncode == 0, again.stderr
+    assert "was done before" in again.stdout
+
+    longer = ["--optim.epochs=3", "--resume=must", "--evaluation.enabled=false"]
+    more = pretrain(tmp_path, *longer, start=(*TORCHRUN, "2"))
+    assert more.returncode == 0, more.stderr
+    assert "going on from checkpoint_000000024, with 2 workers" in more.stdout
+    result = json.loads((run / "result.json").read_text())
+    assert result["metrics"]["step"] == 36
+    assert result["evaluation"] is None  # and not that of the shorter run
+    assert [path.name for path in run.glob("checkpoint_*")] == ["checkpoint_000000036"]
+    assert not (run / ".incoming").exists()
+
+
+def test_a_run_that_diverged_goes_on_from_what_is_left_at_a_lower_rate(tmp_path: Path) -> None:
+    arguments = ["--no-ray", "--optim.epochs=2", "--evaluation.enabled=false", "--checkpoint.every-steps=1"]
+    diverged = pretrain(tmp_path, *arguments, "--optim.lr=1e30", "--optim.warmup-epochs=1", "--checkpoint.keep=3")
+    assert diverged.returncode == 1, diverged.stdout
+    assert "learning rate" in diverged.stderr
+    assert "same command again" not in diverged.stderr
+    assert "Traceback" not in diverged.stderr
+    assert newest_checkpoint(tmp_path / "digits") is not None
+    lower = pretrain(tmp_path, *arguments, "--optim.lr=0.01", "--resume=must")
+    assert lower.returncode == 0, lower.stdout + lower.stderr
+
+
+@pytest.mark.parametrize(
+    ("start", "arguments", "message"),
+    [
+        ((*TORCHRUN, "5"), [], "use --nproc-per-node 4 or --data.streams 5"),
+        ((), ["--no-ray", "--cluster.gpus-per-worker=0.5"], "needs Ray"),
+        ((), ["--no-ray", "--storage=s3://bucket/runs"], "is a URL"),
+        ((), ["--no-ray", "--storage=pyproject.toml"], "is a file"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, start: tuple[str, ...], arguments: list[str], message: str
+) -> None:
+    answer = pretrain(tmp_path, *arguments, start=start)
+    assert answer.returncode == (1 if start else 2)  # torchrun answers 1 to any failure of its processes
+    assert message in answer.stderr
+    assert answer.stderr.count("error: ") == 1 or start
+    assert not list(tmp_path.iterdir())
