@@ -74,13 +74,13 @@ def check_nodes(config: Config, storage: Path, nodes: dict[str, str]) -> None:
         raise ConfigError(f"--storage {storage} cannot be written: {error.strerror}") from None
     try:
         pending = {
-            address: _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            node: _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
                 config.data.uri, config.data.storage_options, str(marker)
             )
-            for node, address in nodes.items()
+            for node in nodes
         }
-        for address, answer in pending.items():
-            if problem := ray.get(answer):
+        for node, address in nodes.items():  # two nodes of one machine have the same address
+            if problem := ray.get(pending[node]):
                 raise ConfigError(f"node {address}: {problem}")
     finally:
         marker.unlink(missing_ok=True)
@@ -89,10 +89,12 @@ def check_nodes(config: Config, storage: Path, nodes: dict[str, str]) -> None:
 @ray.remote(num_cpus=0)
 def _probe(uri: str, storage_options: dict[str, Any], marker: str) -> str | None:
     """Runs on a node; returns what is wrong there."""
-    from pirl.shards import open_dataset
-
     try:
+        from pirl.shards import open_dataset
+
         open_dataset(uri, storage_options)
+    except ImportError as error:
+        return f"its Python lacks what requirements.lock lists: {error}"
     except Exception as error:  # whatever it is, the user must see it with the node's address
         return f"data.uri {uri} cannot be read: {error}"
     if not Path(marker).exists():
