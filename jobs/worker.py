@@ -10,12 +10,13 @@ import torch
 from pirl import dist
 from pirl.config import Config, from_json
 from pirl.evaluate import evaluate, why_not
+from pirl.meter import Metrics, TrainingDiverged
 from pirl.methods import PIRL
 from pirl.runlog import RunLog
 from pirl.runs import FAILURE, newest_checkpoint, steps_done
-from pirl.shards import CorruptImage, open_dataset, test_uri
+from pirl.shards import CorruptImage, open_data, test_uri
 from pirl.storage import write_text
-from pirl.train import Metrics, TrainingDiverged, train
+from pirl.train import train
 
 Publish = Callable[[Metrics, Path], None]
 """Takes the files of a checkpoint that this rank wrote; called by every rank."""
@@ -95,8 +96,8 @@ def work(
 def measure(config: Config, folder: Path, network: PIRL, device: torch.device, log: RunLog | None) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
     held_out = test_uri(config.data.uri, config.data.storage_options)
-    known = open_dataset(config.data.uri, config.data.storage_options)
-    asked = open_dataset(held_out, config.data.storage_options) if held_out else None
+    known = open_data(config.data)
+    asked = open_data(config.data, held_out) if held_out else None
     if reason := why_not(known, asked):
         if log:
             log.line(reason)

@@ -20,7 +20,10 @@ FAILURE = "failure.txt"
 FIXED = ("data.uri", "data.image_size", "model.", "pretext.name", "seed")
 """Settings that a checkpoint depends on: not even `--resume must` changes them."""
 
-FREE = ("cluster.", "data.storage_options", "checkpoint.", "evaluation.")
+FREE = (
+    *("cluster.", "checkpoint.", "evaluation."),
+    *("data.storage_options", "data.deadline_s", "data.read_ahead_mb", "data.cache_", "data.max_skipped"),
+)
 """Settings that do not change what is learned: `--resume auto` takes the new ones."""
 
 
