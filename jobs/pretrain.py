@@ -15,6 +15,7 @@ from typing import Any
 
 from pirl.config import Config, ConfigError, override
 from pirl.recipes import RECIPES
+from pirl.retry import StorageError
 from pirl.runs import Resume, open_run
 
 EXAMPLES = """
@@ -51,6 +52,9 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
 
     from jobs.launch import run_here, run_on_ray, show_result
 
@@ -158,10 +162,11 @@ def check_request(config: Config) -> None:
 
     Raises:
         ConfigError: What is wrong with it.
+        StorageError: The store did not give its manifest.
     """
-    from pirl.shards import check_data, open_dataset
+    from pirl.shards import check_data, open_data
 
-    check_data(config, open_dataset(config.data.uri, config.data.storage_options))
+    check_data(config, open_data(config.data))
 
 
 def _absolute(config: Config) -> Config:

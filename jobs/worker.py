@@ -12,6 +12,7 @@ from pirl.config import Config, from_json
 from pirl.evaluate import evaluate, why_not
 from pirl.meter import Metrics, TrainingDiverged
 from pirl.methods import PIRL
+from pirl.retry import StorageError
 from pirl.runlog import RunLog
 from pirl.runs import FAILURE, newest_checkpoint, steps_done
 from pirl.shards import CorruptImage, open_data, test_uri
@@ -51,7 +52,7 @@ def ray_worker(arguments: dict[str, str]) -> None:
     except TrainingDiverged as error:  # on all ranks at the same step
         if dist.rank() == 0:
             write_text(str(folder / FAILURE), str(error))
-    except CorruptImage as error:  # on this rank; the others wait for it, until Ray ends them
+    except (CorruptImage, StorageError) as error:  # on this rank; the others wait for it, until Ray ends them
         write_text(str(folder / FAILURE), str(error))
         raise
 
