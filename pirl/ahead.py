@@ -17,7 +17,6 @@ from pirl.shards import Dataset, Group
 READERS = 8
 """Requests of a loader process at a time: a store answers after 0.1 s or more, and its own best is many at once."""
 
-
 LOOK_STEPS = 64
 """Steps that are looked through at a time for groups to read: all may be held already, up to the end of the run."""
 

@@ -61,10 +61,10 @@ class SpanCache:
         path = self._path(name)
         temporary = path.with_name(f"{path.name}-{os.getpid()}-{time.monotonic_ns()}.tmp")
         try:
-            self._reserve(len(data))
-            path.parent.mkdir(exist_ok=True)
+            self._reserve(temporary, len(data))
             try:
-                temporary.write_bytes(data)
+                with temporary.open("r+b") as file:
+                    file.write(data)
                 os.replace(temporary, path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -82,8 +82,8 @@ class SpanCache:
         digest = hashlib.sha256(name.encode()).hexdigest()
         return self.folder / digest[:2] / digest
 
-    def _reserve(self, size: int) -> None:
-        """Enters a new file into the ledger, after removing old ones where it would be too much."""
+    def _reserve(self, file: Path, size: int) -> None:
+        """Makes an empty file of this size and enters it into the ledger, after removing old ones if need be."""
         with self._ledger() as ledger:
             known = ledger.read(_DIGITS)
             total = int(known) if known.isdigit() else self.limit  # a new folder, or one that was tampered with
@@ -91,6 +91,9 @@ class SpanCache:
                 total = self._shrink(int(self.limit * ROOM) - size)
             ledger.seek(0)
             ledger.write(str(total + size).zfill(_DIGITS).encode())
+            file.parent.mkdir(exist_ok=True)
+            with file.open("wb") as new:
+                new.truncate(size)  # here, so that nobody who adds up the files now misses it
 
     @contextmanager
     def _ledger(self) -> Iterator[Any]:

@@ -41,6 +41,9 @@ MAGIC = b"PAR1"
 """What a Parquet file begins with."""
 
 
+_SEAL = b', "crc32": '
+
+
 class ShardWriter:
     """Writes one data set; a context manager that writes the manifest when it is left without an exception.
 
@@ -99,7 +102,7 @@ class ShardWriter:
             "shards": self._shards,
         }
         with storage.writing(storage.join(self.uri, MANIFEST), self.storage_options) as file:
-            file.write(json.dumps(manifest).encode() + b"\n")
+            file.write(sealed(manifest))
 
     def _write_group(self) -> None:
         if self._open is None:
@@ -116,6 +119,18 @@ class ShardWriter:
         if self._open is not None:
             self._shards.append(self._open.close())
             self._open = None
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """A manifest as JSON whose last field is the checksum of all before it."""
+    body = json.dumps(manifest).encode()[:-1]
+    return body + _SEAL + b"%d}\n" % zlib.crc32(body)
+
+
+def is_whole(text: bytes) -> bool:
+    """Whether a manifest is as `sealed` wrote it."""
+    body, _, rest = text.rpartition(_SEAL)
+    return rest == b"%d}\n" % zlib.crc32(body)
 
 
 class _Shard:

@@ -21,7 +21,7 @@ from pirl.cache import SpanCache, default_folder
 from pirl.config import Config, ConfigError, Data
 from pirl.digits import ensure_digits
 from pirl.retry import DEADLINE_S, StorageError, pause
-from pirl.shard_writer import MANIFEST, VERSION
+from pirl.shard_writer import MANIFEST, VERSION, is_whole
 
 Ints = NDArray[np.int64]
 
@@ -211,7 +211,8 @@ def open_dataset(
     folder = ensure_digits() if uri == "digits" else uri
     options = storage_options or {}
     try:
-        manifest = json.loads(storage.read_all(storage.join(folder, MANIFEST), options, deadline_s))
+        text = _read_whole(storage.join(folder, MANIFEST), options, deadline_s)
+        manifest = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{uri} is not a data set (it has no {MANIFEST}). Write one from a folder of images or a Parquet "
@@ -226,6 +227,11 @@ def open_dataset(
             f"{storage.join(folder, MANIFEST)} is not a manifest of version {VERSION}: write the data set "
             f"again with python jobs/prepare.py SOURCE {folder} --overwrite"
         )
+    if not is_whole(text):
+        raise ConfigError(
+            f"{storage.join(folder, MANIFEST)} does not have its checksum, so it was changed after it was written: "
+            f"copy it again, or write the data set again with python jobs/prepare.py SOURCE {folder} --overwrite"
+        )
     if storage.is_local(folder, options):
         cache = None
     return _from_manifest(folder, manifest, options, deadline_s, cache)
@@ -235,6 +241,17 @@ def test_uri(uri: str, storage_options: dict[str, Any] | None = None) -> str | N
     """The folder of the held-out split of a data set, or None if it has none."""
     folder = storage.join(ensure_digits() if uri == "digits" else uri, "test")
     return folder if storage.exists(storage.join(folder, MANIFEST), storage_options) else None
+
+
+def _read_whole(uri: str, options: dict[str, Any], deadline_s: float) -> bytes:
+    """The text of a manifest, as it was written if one of a few reads gives that."""
+    for failures in range(READS):
+        if failures:
+            pause(failures, LONGEST_PAUSE_S)
+        text = storage.read_all(uri, options, deadline_s)
+        if is_whole(text):
+            break
+    return text
 
 
 def _from_manifest(

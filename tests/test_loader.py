@@ -1,6 +1,9 @@
 import io
+import os
 import re
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,6 +288,14 @@ def test_an_epoch_is_one_request_for_each_row_group_and_nothing_else(store, remo
         for number, (offset, length) in enumerate(remote.spans.tolist())
     ]
     assert sorted(asked) == sorted(spans)
+
+
+def test_loader_processes_are_not_forked_from_this_one_which_has_threads(remote):
+    assert "fsspecIO" in {thread.name for thread in threading.enumerate()}
+    parts = iter(loader(remote, last=1, processes=1)._data_loader())
+    status = Path(f"/proc/{parts._workers[0].pid}/status").read_text()
+    assert int(re.search(r"PPid:\s+(\d+)", status)[1]) != os.getpid()
+    assert len(list(parts)) == 1
 
 
 def test_the_second_epoch_comes_out_of_the_cache_without_a_request(store, remote, alone, tmp_path):

@@ -1,6 +1,7 @@
 import json
 import pickle
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +120,13 @@ def test_another_manifest_is_refused(tmp_path, text):
         open_dataset(str(tmp_path))
 
 
+def test_a_manifest_that_was_changed_is_refused(tmp_path):
+    path = Path(write(tmp_path)) / "manifest.json"
+    path.write_text(path.read_text().replace('"a"', '"A"'))
+    with pytest.raises(ConfigError, match=r"manifest\.json does not have its checksum"):
+        open_dataset(str(tmp_path))
+
+
 def test_the_held_out_split_lies_below(tmp_path):
     write(tmp_path / "set")
     assert shards.test_uri(str(tmp_path / "set")) is None
@@ -228,7 +236,7 @@ def test_files_on_a_disk_are_not_cached(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("fault", ["slowdown", "error", "reset", "truncate", "stall"])
+@pytest.mark.parametrize("fault", ["slowdown", "error", "reset", "truncate", "flip", "stall"])
 def test_the_manifest_is_read_over_faults(store, fault):
     uri = write_to(store)
     store.fail(fault, 1 if fault == "stall" else 8, pattern="manifest")

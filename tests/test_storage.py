@@ -1,5 +1,8 @@
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -170,3 +173,20 @@ def test_threads_share_one_filesystem_and_its_connections(store, remote):
     assert spans == [DATA[n : n + 10] for n in range(32)]
     found = {id(fs) for (_, uri, _), fs in storage._filesystems.items() if store.bucket in uri}
     assert len(found) == 2  # past the proxy, and through it
+
+
+def test_the_endpoint_may_come_from_the_environment(store, remote, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.options["endpoint_url"])
+    assert storage.read_bytes(remote, 0, 10) == DATA[:10]
+    assert len(store.log()) == 1
+
+
+def test_a_server_that_gives_the_whole_file_for_a_span_is_refused(tmp_path):
+    # Python's own file server does not know ranges.
+    (tmp_path / "file").write_bytes(DATA)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        with pytest.raises(StorageError, match="10240 bytes came, so this store does not read spans"):
+            storage.read_bytes(f"http://127.0.0.1:{server.server_port}/file", 0, 100, deadline_s=SHORT)
+        server.shutdown()
