@@ -314,16 +314,17 @@ def test_faults_on_the_way_change_nothing_and_are_counted(store, remote, alone):
         store.fail(fault, 2 if fault != "stall" else 1, pattern="shard")
     batches = list(loader(remote, last=8, processes=2))
     assert_same(samples(batches), {key: tensors for key, tensors in alone.items() if key[0] < 8})
-    # aiohttp asks by itself once more where a connection that it had kept is reset.
-    assert 7 <= sum(batch.retries for batch in batches) <= 9
+    # Seven and the two resets, where aiohttp asks by itself once more if the connection was one that it had kept;
+    # and on a busy machine some that took too long.
+    assert sum(batch.retries for batch in batches) >= 7
 
 
 def test_past_the_deadline_a_loader_process_says_what_it_tried(store, remote):
-    store.fail("slowdown", 10_000, pattern="shard-00001")
+    store.fail("slowdown", 10_000, pattern="shard")
     with pytest.raises(StorageError) as failure:
         list(loader(replace(remote, deadline_s=1.5), last=8, processes=1))
     said = str(failure.value)
-    assert re.match(rf"reading bytes \d+ to \d+ of {remote.uri}/shard-00001\.parquet: gave up after \d+ tries", said)
+    assert re.match(rf"reading bytes \d+ to \d+ of {remote.uri}/shard-\d+\.parquet: gave up after \d+ tries", said)
     assert "Traceback" not in said
 
 

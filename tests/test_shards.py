@@ -98,6 +98,14 @@ def test_damage_between_the_images_names_shard_and_group(tmp_path):
         dataset.read_group(3)
 
 
+def test_damage_in_a_column_name_names_shard_and_group(tmp_path):
+    dataset = open_dataset(write(tmp_path))
+    shard = tmp_path / "shard-00001.parquet"
+    shard.write_bytes(shard.read_bytes().replace(b"image", b"imagf"))
+    with pytest.raises(CorruptImage, match=r"shard-00001\.parquet: row group 1 cannot be read"):
+        dataset.read_group(3)
+
+
 def test_a_shard_cut_short_is_corrupt(tmp_path):
     dataset = open_dataset(write(tmp_path))
     dataset.read_group(0)
