@@ -15,6 +15,7 @@ from typing import Any
 
 from pirl.config import Config, ConfigError, override
 from pirl.recipes import RECIPES
+from pirl.retry import StorageError
 from pirl.runs import Resume, Run, data_of, open_run
 
 EXAMPLES = """
@@ -52,6 +53,9 @@ def main() -> int:
         if os.environ.get("RANK", "0") == "0":  # torchrun starts as many of us as it was told to
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
 
     from jobs.launch import run_here, run_on_ray, show_result
 
@@ -166,11 +170,12 @@ def check_request(run: Run, use_ray: bool) -> None:
 
     Raises:
         ConfigError: What is wrong with it.
+        StorageError: The store did not give its manifest.
     """
-    from pirl.shards import check_data, open_dataset
+    from pirl.shards import check_data, open_data
 
     config = run.config
-    dataset = open_dataset(config.data.uri, config.data.storage_options)
+    dataset = open_data(config.data)
     check_data(config, dataset)
     if run.checkpoint and data_of(run.checkpoint) != dataset.fingerprint:
         raise ConfigError(

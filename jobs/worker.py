@@ -10,12 +10,14 @@ import torch
 from pirl import dist
 from pirl.config import Config, from_json
 from pirl.evaluate import evaluate, why_not
+from pirl.meter import Metrics, TrainingDiverged
 from pirl.methods import PIRL
+from pirl.retry import StorageError
 from pirl.runlog import RunLog
 from pirl.runs import EVALUATION, last_failure, newest_checkpoint, steps_done, write_failure
-from pirl.shards import CorruptImage, open_dataset, test_uri
+from pirl.shards import CorruptImage, open_data, test_uri
 from pirl.storage import write_text
-from pirl.train import Metrics, TrainingDiverged, train
+from pirl.train import train
 
 Publish = Callable[[Metrics, Path], None]
 """Takes the files of a checkpoint that this rank wrote; called by every rank."""
@@ -69,6 +71,7 @@ def work(
     Raises:
         TrainingDiverged: On all workers; as CorruptImage it is in the run folder's failure.json then.
         CorruptImage: On the worker that read it.
+        StorageError: The same, where the data could not be read in time.
     """
     newest = newest_checkpoint(folder)
     # As rank 0 sees it: a shared disk may show the others an older state.
@@ -92,7 +95,7 @@ def work(
         if log:
             write_failure(folder, str(error), error.step)
         raise
-    except CorruptImage as error:
+    except (CorruptImage, StorageError) as error:
         write_failure(folder, str(error), None)
         raise
     if config.evaluation.enabled:
@@ -102,8 +105,8 @@ def work(
 def measure(config: Config, folder: Path, network: PIRL, device: torch.device, log: RunLog | None) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
     held_out = test_uri(config.data.uri, config.data.storage_options)
-    known = open_dataset(config.data.uri, config.data.storage_options)
-    asked = open_dataset(held_out, config.data.storage_options) if held_out else None
+    known = open_data(config.data)
+    asked = open_data(config.data, held_out) if held_out else None
     if reason := why_not(known, asked):
         if log:
             log.line(reason)

@@ -6,9 +6,12 @@ A config that exists is valid. Nothing rewrites it later; derived numbers are pr
 import difflib
 import json
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pirl.credentials import refuse_secrets
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -27,7 +30,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Base of all sections: frozen, unknown names refused; words of a command line become numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Data(Section):
@@ -43,10 +46,21 @@ class Data(Section):
     """Fixed parts that an epoch is dealt into; the largest number of workers that can share it."""
     window_groups: Count = 16
     """Row groups that are shuffled together within a stream; also what a loader process holds in memory."""
-    on_error: Literal["raise"] = "raise"
-    """What an image that cannot be read or decoded does: it ends the run with its name."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What an image that is damaged does: it ends the run with its name, or another one takes its place."""
+    max_skipped: Share = 0.01
+    """The share of the images of an epoch that may be skipped; more end the run."""
+    deadline_s: Positive = 300
+    """How long a request to a store is tried again, in seconds; a fifteenth of it is what one try may take."""
+    read_ahead_mb: Positive = 128
+    """What a loader process reads ahead of need, in 10^6 bytes; best a window of row groups of its streams."""
+    cache_gb: Annotated[float, Field(ge=0)] = 10
+    """Space on each node's disk for what was read from a store, in 10^9 bytes; 0 keeps nothing. It pays where the
+    data set fits; 10 are small beside a node's disk."""
+    cache_folder: str | None = None
+    """Where they are kept; by default in the temporary folder (TMPDIR)."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to fsspec: endpoint, region, profile. Never put secrets here; they belong in the environment."""
+    """Passed to fsspec: endpoint, region, profile. Secrets are refused; they belong in the environment."""
 
 
 class Augment(Section):
@@ -180,6 +194,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
         data, workers = self.data, self.cluster.workers
+        refuse_secrets(data.storage_options)
         if data.batch_size % data.streams or data.batch_size < 2 * data.streams:
             raise ValueError(
                 f"data.batch_size {data.batch_size} does not give each of data.streams {data.streams} "
@@ -234,13 +249,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def leaves(config: Config) -> dict[str, Any]:
     """All settings by dotted name."""
-    values: dict[str, Any] = {}
-    for name in _leaf_names(Config):
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        values[name] = value
-    return values
+    return {name: reduce(getattr, name.split("."), config) for name in _leaf_names(Config)}
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:

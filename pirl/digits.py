@@ -11,7 +11,7 @@ from PIL import Image
 
 from pirl import storage
 from pirl.config import ConfigError
-from pirl.shard_writer import MANIFEST, ShardWriter
+from pirl.shard_writer import MANIFEST, VERSION, ShardWriter
 
 SIDE = 32
 TEST_SHARE = 0.2
@@ -27,7 +27,7 @@ def ensure_digits() -> str:
         ConfigError: The cache folder cannot be written.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pirl"
-    folder = cache / "digits-v1"
+    folder = cache / f"digits-v{VERSION}"
     if (folder / MANIFEST).exists():
         return str(folder)
     try:

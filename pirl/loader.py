@@ -9,16 +9,17 @@ import multiprocessing
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from pirl.ahead import Groups
 from pirl.order import Order, streams_of
+from pirl.retry import StorageError, take_count
 from pirl.shards import CorruptImage, Dataset, Group
 from pirl.transforms import Sample, Views, decode, sample_rng
 
@@ -38,6 +39,8 @@ class Batch:
         shares: How many of them each rank serves.
         mine: This rank's part of `ids`.
         part: The views, uint8, with their colour parameters.
+        served: Whose views they are: `ids[mine]`, but for images that others took the place of.
+        retries: Reads for this batch that had to be tried again, with those ahead of it.
         wait_s: Seconds that the step waited for this batch.
     """
 
@@ -46,6 +49,8 @@ class Batch:
     shares: list[int]
     mine: slice
     part: Part
+    served: Tensor
+    retries: int
     wait_s: float
 
 
@@ -65,6 +70,8 @@ class Loader:
         last_step: Where to end.
         processes: Loader processes of this worker; 0 reads in this process.
         pin_memory: Whether batches go to a GPU.
+        skip: Whether another image takes the place of one that cannot be read; else it raises CorruptImage.
+        ahead_bytes: What each process reads ahead of need.
     """
 
     def __init__(
@@ -80,27 +87,31 @@ class Loader:
         last_step: int,
         processes: int,
         pin_memory: bool = False,
+        skip: bool = False,
+        ahead_bytes: float = 128e6,
     ) -> None:
         self.order, self.rank, self.world_size = order, rank, world_size
         self.steps = range(first_step, last_step)
         streams = streams_of(rank, world_size, order.streams)
         self.processes = min(processes, len(streams))
         self.pin_memory = pin_memory
-        self.parts = _Parts(dataset, order, views, seed, streams, self.steps)
+        self.parts = _Parts(dataset, order, views, seed, streams, self.steps, skip, ahead_bytes)
 
     def __iter__(self) -> Iterator[Batch]:
         parts = iter(self._data_loader())
         for step in self.steps:
             began = time.perf_counter()
             pieces = [_next(parts) for _ in range(max(1, self.processes))]
-            part = pieces[0]
+            whole = pieces[0]
             if len(pieces) > 1:
-                part = tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True))
+                whole = tuple(torch.cat(tensors) for tensors in zip(*pieces, strict=True))
+            *part, served, retries = whole
             wait_s = time.perf_counter() - began
             shares = self.order.shares(step, self.world_size)
             start = sum(shares[: self.rank])
             ids = torch.from_numpy(self.order.batch_ids(step))
-            yield Batch(step, ids, shares, slice(start, start + shares[self.rank]), part, wait_s)
+            mine = slice(start, start + shares[self.rank])
+            yield Batch(step, ids, shares, mine, tuple(part), served, int(retries.sum()), wait_s)
 
     def _data_loader(self) -> "DataLoader[Part]":
         if self.processes == 0:
@@ -139,16 +150,27 @@ def _next(parts: Iterator[Part]) -> Part:
     """The next part; an error out of a loader process without the trace that torch puts in front of it."""
     try:
         return next(parts)
-    except CorruptImage as error:
-        raise CorruptImage(str(error).rpartition("CorruptImage: ")[2].strip()) from None
+    except (CorruptImage, StorageError) as error:
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
 
 
 class _Parts(IterableDataset[Part]):
-    """What one loader process yields: its streams' part of every step."""
+    """What one loader process yields: its streams' part of every step, with the ids of its images and its retries."""
 
-    def __init__(self, dataset: Dataset, order: Order, views: Views, seed: int, streams: range, steps: range) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: Order,
+        views: Views,
+        seed: int,
+        streams: range,
+        steps: range,
+        skip: bool,
+        ahead_bytes: float,
+    ) -> None:
         self.dataset, self.order, self.views, self.seed = dataset, order, views, seed
-        self.streams, self.steps = streams, steps
+        self.streams, self.steps, self.skip, self.ahead_bytes = streams, steps, skip, ahead_bytes
 
     def __iter__(self) -> Iterator[Part]:
         info = get_worker_info()
@@ -156,14 +178,61 @@ class _Parts(IterableDataset[Part]):
         if info is not None:
             mine = streams_of(info.id, info.num_workers, len(streams))
             streams = streams[mine.start : mine.stop]
-        # A window may touch one row group more than it is long, and two windows meet within a step.
-        groups = _GroupCache(self.dataset, capacity=len(streams) * 2 * (self.order.window_groups + 1))
-        for step in self.steps:
-            epoch = step // self.order.steps_per_epoch
-            ids = self.order.batch_ids(step, streams).tolist()
-            yield collate(
-                [self.views(groups.decoded(id), sample_rng(self.seed, epoch, id), image_only=epoch < 0) for id in ids]
-            )
+        with Groups(self.dataset, self.order, streams, self.steps, self.ahead_bytes) as groups:
+            for step in self.steps:
+                epoch = step // self.order.steps_per_epoch
+                samples, served = [], []
+                for id in self.order.batch_ids(step, streams).tolist():
+                    image, actual = self._image(groups, step, streams, id)
+                    samples.append(self.views(image, sample_rng(self.seed, epoch, id), image_only=epoch < 0))
+                    served.append(actual)
+                yield *collate(samples), torch.tensor(served, dtype=torch.int64), torch.tensor([take_count()])
+
+    def _image(self, groups: Groups, step: int, streams: range, id: int) -> tuple[Tensor, int]:
+        """An image as uint8 (3, H, W), or another of its stream in its place; and its id.
+
+        Raises:
+            CorruptImage: It cannot be read or decoded, and no other is to take its place; says shard, row and id.
+        """
+        number, row = self.dataset.group_of(id)
+        try:
+            return decoded(self.dataset, groups[number], id, row), id
+        except CorruptImage:
+            if not self.skip:
+                raise
+        for other in self._others(step, streams, id):
+            number, row = self.dataset.group_of(other)
+            with suppress(CorruptImage):
+                return decoded(self.dataset, groups.aside(number), other, row), other
+        raise CorruptImage(f"{self.dataset.uri}: no image can take the place of that with id {id}")
+
+    def _others(self, step: int, streams: range, id: int) -> Iterator[int]:
+        """The images after one in its stream, up to the end of the epoch and from its beginning on.
+
+        A function of the order alone, so it is the same wherever the stream is served.
+        """
+        a_batch = {stream: self.order.batch_ids(step, range(stream, stream + 1)).tolist() for stream in streams}
+        stream, ids = next(item for item in a_batch.items() if id in item[1])
+        yield from ids[ids.index(id) + 1 :]
+        epoch, now = divmod(step, self.order.steps_per_epoch)
+        for later in range(1, self.order.steps_per_epoch + 1):
+            t = (now + later) % self.order.steps_per_epoch
+            others = self.order.batch_ids(epoch * self.order.steps_per_epoch + t, range(stream, stream + 1)).tolist()
+            yield from (other for other in others if other != id)
+
+
+def decoded(dataset: Dataset, group: Group, id: int, row: int) -> Tensor:
+    """An image of a row group as uint8 (3, H, W).
+
+    Raises:
+        CorruptImage: Its bytes are not those that were written, or are not an image; says shard, row and id.
+    """
+    if row in group.corrupt:
+        raise CorruptImage(group.corrupt[row])
+    try:
+        return decode(group.images[row])
+    except ValueError as error:
+        raise CorruptImage(f"{dataset.place(id)}: {error}") from None
 
 
 def collate(samples: list[Sample]) -> Part:
@@ -179,35 +248,3 @@ def collate(samples: list[Sample]) -> Part:
 def stack_views(views: list[Tensor]) -> Tensor:
     """torch.stack for views that lie in memory with channels last: about 8 times as fast at 224 px."""
     return torch.stack([view.movedim(-3, -1) for view in views]).movedim(-1, -3)
-
-
-class _GroupCache:
-    """The row groups that are in use, least recently used out first."""
-
-    def __init__(self, dataset: Dataset, capacity: int) -> None:
-        self.dataset, self.capacity = dataset, capacity
-        self.groups: OrderedDict[int, Group] = OrderedDict()
-
-    def decoded(self, id: int) -> Tensor:
-        """The image as uint8 (3, H, W).
-
-        Raises:
-            CorruptImage: It cannot be decoded; says shard, row and id.
-        """
-        dataset = self.dataset
-        number = int(np.searchsorted(dataset.starts, id, side="right")) - 1
-        try:
-            return decode(self._group(number).images[id - int(dataset.starts[number])])
-        except ValueError as error:
-            shard = int(np.searchsorted(dataset.first_groups, number, side="right")) - 1
-            row = id - int(dataset.starts[dataset.first_groups[shard]])
-            raise CorruptImage(f"{dataset.uri}/{dataset.shards[shard]}: row {row} (id {id}): {error}") from None
-
-    def _group(self, number: int) -> Group:
-        if number in self.groups:
-            self.groups.move_to_end(number)
-        else:
-            self.groups[number] = self.dataset.read_group(number)
-            if len(self.groups) > self.capacity:
-                self.groups.popitem(last=False)
-        return self.groups[number]

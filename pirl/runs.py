@@ -27,7 +27,10 @@ FIXED = (
 )
 """Settings that a checkpoint, or what its number of steps means, depends on: not even `--resume must` changes them."""
 
-FREE = ("cluster.", "data.storage_options", "checkpoint.", "evaluation.")
+FREE = (
+    *("cluster.", "checkpoint.", "evaluation."),
+    *("data.storage_options", "data.deadline_s", "data.read_ahead_mb", "data.cache_", "data.max_skipped"),
+)
 """Settings that do not change what is learned: `--resume auto` takes the new ones."""
 
 

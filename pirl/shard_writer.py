@@ -1,10 +1,12 @@
 """Writes the shard format: Parquet files of encoded images, and a manifest of where each row group lies.
 
 Values lie in the files as they are (PLAIN, uncompressed, no dictionary, one page for each column of a row
-group), so a row group is one span of bytes and one ranged read, and so is each image. The manifest is written
-last: a folder without one is not a data set.
+group), so each image is one span of bytes. Behind each row group lies a footer for it alone, of about 400 bytes,
+which makes its span a Parquet file in itself: one ranged read gives all that reading it takes. The manifest is
+written last: a folder without one is not a data set.
 """
 
+import io
 import json
 import zlib
 from collections.abc import Sequence
@@ -17,7 +19,8 @@ import pyarrow.parquet as pq
 
 from pirl import storage
 
-VERSION = 1
+VERSION = 2
+"""2: row groups have footers and checksums of their own."""
 MANIFEST = "manifest.json"
 ROWS_PER_GROUP = 64
 """Small enough to shuffle by, large enough (7 MB of ImageNet) to be worth a request."""
@@ -32,6 +35,13 @@ SCHEMA = pa.schema(
     ]
 )
 """`index` is the row's id in the whole data set, 0 to rows - 1 in file order; `crc32` is that of `image`."""
+
+LAYOUT = {"compression": "none", "use_dictionary": False, "write_statistics": ["index"], "data_page_size": 2**30}
+MAGIC = b"PAR1"
+"""What a Parquet file begins with."""
+
+
+_SEAL = b', "crc32": '
 
 
 class ShardWriter:
@@ -92,7 +102,7 @@ class ShardWriter:
             "shards": self._shards,
         }
         with storage.writing(storage.join(self.uri, MANIFEST), self.storage_options) as file:
-            file.write(json.dumps(manifest).encode() + b"\n")
+            file.write(sealed(manifest))
 
     def _write_group(self) -> None:
         if self._open is None:
@@ -111,6 +121,18 @@ class ShardWriter:
             self._open = None
 
 
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """A manifest as JSON whose last field is the checksum of all before it."""
+    body = json.dumps(manifest).encode()[:-1]
+    return body + _SEAL + b"%d}\n" % zlib.crc32(body)
+
+
+def is_whole(text: bytes) -> bool:
+    """Whether a manifest is as `sealed` wrote it."""
+    body, _, rest = text.rpartition(_SEAL)
+    return rest == b"%d}\n" % zlib.crc32(body)
+
+
 class _Shard:
     """A Parquet file that is being written."""
 
@@ -118,35 +140,31 @@ class _Shard:
         self.name = name
         self.files = ExitStack()
         self.file: IO[bytes] = self.files.enter_context(storage.writing(uri, storage_options))
-        self.footers: list[pq.FileMetaData] = []
-        self.parquet = pq.ParquetWriter(
-            self.file,
-            SCHEMA,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=["index"],
-            data_page_size=2**30,
-            metadata_collector=self.footers,
-        )
+        # Arrow counts what goes through its own file object, and nothing else, for the offsets in the footer.
+        self.sink = pa.PythonFile(self.file, "w")
+        self.parquet = pq.ParquetWriter(self.sink, SCHEMA, **LAYOUT)
+        self.groups: list[list[int]] = []
+        self.rows = 0
 
     def write_group(self, table: pa.Table) -> None:
+        alone = io.BytesIO()
+        with pq.ParquetWriter(alone, SCHEMA, store_schema=False, **LAYOUT) as writer:
+            writer.write_table(table)
+        whole = alone.getvalue()
+        if self.groups:
+            self.sink.write(whole[: len(MAGIC)])
+        start = self.sink.tell() - len(MAGIC)
         self.parquet.write_table(table)
+        self.sink.write(whole[self.sink.tell() - start :])
+        self.groups.append([start, len(whole), table.num_rows, zlib.crc32(whole)])
+        self.rows += table.num_rows
 
     def close(self) -> dict[str, Any]:
         """Completes the file and returns its entry in the manifest."""
         self.parquet.close()
         size = self.file.tell()
         self.files.close()
-        footer = self.footers[0]
-        groups = [_span(footer.row_group(number)) for number in range(footer.num_row_groups)]
-        end = groups[-1][0] + groups[-1][1]
-        return {
-            "path": self.name,
-            "bytes": size,
-            "rows": footer.num_rows,
-            "footer": [end, size - end],
-            "groups": groups,
-        }
+        return {"path": self.name, "bytes": size, "rows": self.rows, "groups": self.groups}
 
     def abandon(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """Removes the file."""
@@ -155,10 +173,3 @@ class _Shard:
             self.parquet.close()
         self.parquet.is_open = False
         self.files.__exit__(kind, error, trace)
-
-
-def _span(group: pq.RowGroupMetaData) -> list[int]:
-    """Offset, length in bytes and rows of a row group: its columns lie one after another."""
-    first, last = group.column(0), group.column(group.num_columns - 1)
-    end = last.data_page_offset + last.total_compressed_size
-    return [first.data_page_offset, end - first.data_page_offset, group.num_rows]

@@ -1,13 +1,14 @@
 """Reads the shard format: a data set by its manifest, and a row group by one ranged read.
 
-The manifest holds the span of every row group and footer, so nothing is ever listed or searched for.
+The manifest holds span and checksum of every row group, so nothing is ever listed or searched for, and bytes
+that are not those that were written are noticed: flipped on the way, damaged, or overwritten since.
 """
 
-import io
 import json
 import zlib
 from dataclasses import dataclass, field
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pirl import storage
-from pirl.config import Config, ConfigError
+from pirl.cache import SpanCache, default_folder
+from pirl.config import Config, ConfigError, Data
 from pirl.digits import ensure_digits
-from pirl.shard_writer import MANIFEST, VERSION
+from pirl.retry import DEADLINE_S, StorageError, pause
+from pirl.shard_writer import MANIFEST, VERSION, is_whole
 
 Ints = NDArray[np.int64]
+
+READS = 10
+"""Of a row group with a wrong checksum: it may have been right, and changed on its way here."""
+LONGEST_PAUSE_S = 0.2
+"""Between them: nobody is busy, so there is nothing to wait for."""
 
 
 class CorruptImage(RuntimeError):  # noqa: N818 - what is wrong says more than Error
@@ -35,11 +43,13 @@ class Group:
         ids: int64 (R,), ids of the rows in the data set.
         images: R encoded images.
         labels: int64 (R,), the classes, -1 where a row has none; None if the data set has no labels.
+        corrupt: Rows whose image must not be used, and why.
     """
 
     ids: Ints
     images: list[bytes]
     labels: Ints | None
+    corrupt: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +62,14 @@ class Dataset:
         starts: int64 (G+1,), the first row of each row group, then `rows`.
         labels: Names of the classes 0, 1, ..., or None if the images have no labels.
         shards: Names of the S files.
+        shard_bytes: int64 (S,), their sizes.
         first_groups: int64 (S+1,), the first row group of each shard, then G.
         spans: int64 (G, 2), offset and length of each row group in its shard, in bytes.
-        footers: int64 (S, 2), offset and length of each shard's footer, in bytes.
+        checksums: uint32 (G,), the crc32 of each span.
         fingerprint: A number that other images, or the same in another order, would not have.
+        storage_options: Passed to fsspec.
+        deadline_s: How long a read is tried.
+        cache: Where spans are kept that were read.
     """
 
     uri: str
@@ -63,95 +77,166 @@ class Dataset:
     starts: Ints
     labels: list[str] | None
     shards: list[str]
+    shard_bytes: Ints
     first_groups: Ints
     spans: Ints
-    footers: Ints
+    checksums: NDArray[np.uint32]
     fingerprint: int
     storage_options: dict[str, Any]
-    _read_footers: dict[int, pq.FileMetaData] = field(default_factory=dict, init=False, repr=False)
+    deadline_s: float = DEADLINE_S
+    cache: SpanCache | None = None
 
     def read_group(self, number: int) -> Group:
         """Reads a row group, and checks every image in it.
 
         Raises:
-            CorruptImage: An image does not have its checksum; says shard, row and id.
+            CorruptImage: The first image that is not the one that was written; says shard, row and id.
+            StorageError: The store did not give it.
         """
-        shard = int(np.searchsorted(self.first_groups, number, side="right")) - 1
-        within = number - int(self.first_groups[shard])
-        offset, length = (int(value) for value in self.spans[number])
-        data = storage.read_bytes(self._shard_uri(shard), offset, length, self.storage_options)
+        group = self.load_group(number)
+        for problem in group.corrupt.values():
+            raise CorruptImage(problem)
+        return group
+
+    def load_group(self, number: int) -> Group:
+        """Reads a row group, and says which images in it are not those that were written.
+
+        Raises:
+            StorageError: The store did not give it.
+        """
+        ids = np.arange(self.starts[number], self.starts[number + 1])
+        shard, within = self.shard_of(number)
         try:
-            source = pa.PythonFile(_Span(data, offset), mode="r")
-            table = pq.ParquetFile(source, metadata=self._footer(shard)).read_row_group(within)
-        except (pa.ArrowException, OSError) as error:
-            raise self._corrupt(shard, f"row group {within} cannot be read ({error})") from None
-        images: list[bytes] = table["image"].to_pylist()
-        ids = table["index"].to_numpy()
-        for row, (image, crc) in enumerate(zip(images, table["crc32"].to_pylist(), strict=True)):
-            if zlib.crc32(image) != crc:
-                at = int(self.starts[number] - self.starts[self.first_groups[shard]]) + row
-                raise self._corrupt(shard, f"row {at} (id {ids[row]}) does not have its checksum")
-        return Group(ids, images, None if self.labels is None else table["label"].fill_null(-1).to_numpy())
+            data, whole = self._read_span(number)
+            table = pq.ParquetFile(pa.BufferReader(data)).read_row_group(0)
+            images: list[bytes] = table["image"].to_pylist()
+            sums = np.array([zlib.crc32(image) for image in images], np.uint32)
+            wrong = np.flatnonzero(sums != table["crc32"].to_numpy()).tolist()
+        except StorageError:
+            raise
+        except Exception as error:  # damaged bytes can make a reader raise anything
+            return self._lost(ids, shard, f"row group {within} cannot be read ({error})")
+        # Damage shows in some images. Where there is none in any, these are other images, with their checksums.
+        if not whole and not (wrong and np.array_equal(table["index"].to_numpy(), ids)):
+            return self._lost(ids, shard, f"row group {within} does not have its checksum")
+        labels = None if self.labels is None else table["label"].fill_null(-1).to_numpy()
+        verdict = self._verdict(shard) if wrong else ""
+        corrupt = {row: f"{self.place(int(ids[row]))} does not have its checksum; {verdict}" for row in wrong}
+        return Group(ids, images, labels, corrupt)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles without the footers: each process reads those that it needs."""
-        return Dataset, (
-            self.uri,
-            self.rows,
-            self.starts,
-            self.labels,
-            self.shards,
-            self.first_groups,
-            self.spans,
-            self.footers,
-            self.fingerprint,
-            self.storage_options,
-        )
+    def shard_of(self, number: int) -> tuple[int, int]:
+        """The shard of a row group, and its number within it."""
+        shard = int(np.searchsorted(self.first_groups, number, side="right")) - 1
+        return shard, number - int(self.first_groups[shard])
 
-    def _footer(self, shard: int) -> pq.FileMetaData:
-        if shard not in self._read_footers:
-            offset, length = (int(value) for value in self.footers[shard])
-            data = storage.read_bytes(self._shard_uri(shard), offset, length, self.storage_options)
-            self._read_footers[shard] = pq.read_metadata(pa.BufferReader(data))
-        return self._read_footers[shard]
+    def group_of(self, id: int) -> tuple[int, int]:
+        """The row group of an image, and its row within it."""
+        number = int(np.searchsorted(self.starts, id, side="right")) - 1
+        return number, id - int(self.starts[number])
+
+    def place(self, id: int) -> str:
+        """Where an image lies, for messages."""
+        shard, _ = self.shard_of(self.group_of(id)[0])
+        return f"{self._shard_uri(shard)}: row {id - int(self.starts[self.first_groups[shard]])} (id {id})"
+
+    def _read_span(self, number: int) -> tuple[bytes, bool]:
+        """The bytes of a row group, and whether they are those that were written."""
+        shard, _ = self.shard_of(number)
+        uri, checksum = self._shard_uri(shard), int(self.checksums[number])
+        offset, length = (int(value) for value in self.spans[number])
+        name = f"{uri} {offset} {length} {checksum}"
+        if self.cache and (kept := self.cache.get(name)) is not None and zlib.crc32(kept) == checksum:
+            return kept, True
+        for failures in range(READS):
+            if failures:
+                pause(failures, LONGEST_PAUSE_S)
+            data = storage.read_bytes(uri, offset, length, self.storage_options, self.deadline_s)
+            if zlib.crc32(data) == checksum:
+                if self.cache:
+                    self.cache.put(name, data)
+                return data, True
+        return data, False
+
+    def _lost(self, ids: Ints, shard: int, what: str) -> Group:
+        """A row group of which no image can be used."""
+        problem = f"{self._shard_uri(shard)}: {what}; {self._verdict(shard)}"
+        labels = None if self.labels is None else np.full(len(ids), -1)
+        return Group(ids, [b""] * len(ids), labels, dict.fromkeys(range(len(ids)), problem))
+
+    def _verdict(self, shard: int) -> str:
+        """What happened to a file, and what to do."""
+        uri, expected = self._shard_uri(shard), int(self.shard_bytes[shard])
+        again = "copy it again, or write the data set again with python jobs/prepare.py"
+        try:
+            size = storage.size_of(uri, self.storage_options)
+            if size != expected:
+                return (
+                    f"the file has {size:,} bytes and had {expected:,} when its manifest was written, so it was "
+                    f"overwritten: {again}"
+                )
+            if storage.is_newer(uri, storage.join(self.uri, MANIFEST), self.storage_options):
+                return f"the file was written again after its manifest: {again}"
+        except FileNotFoundError:
+            return f"the file is gone: {again}"
+        return f"the file is damaged, {READS} reads gave the same: {again}"
 
     def _shard_uri(self, shard: int) -> str:
         return storage.join(self.uri, self.shards[shard])
 
-    def _corrupt(self, shard: int, what: str) -> CorruptImage:
-        return CorruptImage(
-            f"{self._shard_uri(shard)}: {what}, so the file changed after it was written: copy it again, or "
-            "write the data set again with python jobs/prepare.py"
-        )
+
+def open_data(data: Data, uri: str | None = None) -> Dataset:
+    """Opens the data set of a config, or another one in the same way, as `open_dataset` does."""
+    folder = Path(data.cache_folder).expanduser() if data.cache_folder else default_folder()
+    cache = SpanCache(folder, int(data.cache_gb * 1e9)) if data.cache_gb > 0 else None
+    return open_dataset(uri or data.uri, data.storage_options, deadline_s=data.deadline_s, cache=cache)
 
 
-def open_dataset(uri: str, storage_options: dict[str, Any] | None = None) -> Dataset:
+def open_dataset(
+    uri: str,
+    storage_options: dict[str, Any] | None = None,
+    *,
+    deadline_s: float = DEADLINE_S,
+    cache: SpanCache | None = None,
+) -> Dataset:
     """Reads the manifest of a data set.
 
     Args:
         uri: A folder written by jobs/prepare.py, by any URL that fsspec reads, or `digits`.
         storage_options: Passed to fsspec.
+        deadline_s: How long each read is tried.
+        cache: Where to keep what is read; not used for files on a local disk.
 
     Raises:
         ConfigError: There is no data set, or not one of this version.
+        StorageError: The store did not give the manifest.
     """
     folder = ensure_digits() if uri == "digits" else uri
     options = storage_options or {}
     try:
-        manifest = json.loads(storage.read_all(storage.join(folder, MANIFEST), options))
+        text = _read_whole(storage.join(folder, MANIFEST), options, deadline_s)
+        manifest = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{uri} is not a data set (it has no {MANIFEST}). Write one from a folder of images or a Parquet "
             "file: python jobs/prepare.py SOURCE DESTINATION, then --data.uri DESTINATION"
         ) from None
-    except (OSError, json.JSONDecodeError) as error:
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{storage.join(folder, MANIFEST)} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         raise ConfigError(
             f"{storage.join(folder, MANIFEST)} is not a manifest of version {VERSION}: write the data set "
             f"again with python jobs/prepare.py SOURCE {folder} --overwrite"
         )
-    return _from_manifest(folder, manifest, options)
+    if not is_whole(text):
+        raise ConfigError(
+            f"{storage.join(folder, MANIFEST)} does not have its checksum, so it was changed after it was written: "
+            f"copy it again, or write the data set again with python jobs/prepare.py SOURCE {folder} --overwrite"
+        )
+    if storage.is_local(folder, options):
+        cache = None
+    return _from_manifest(folder, manifest, options, deadline_s, cache)
 
 
 def test_uri(uri: str, storage_options: dict[str, Any] | None = None) -> str | None:  # noqa: PT028 - not a test
@@ -160,35 +245,41 @@ def test_uri(uri: str, storage_options: dict[str, Any] | None = None) -> str | N
     return folder if storage.exists(storage.join(folder, MANIFEST), storage_options) else None
 
 
-def _from_manifest(uri: str, manifest: dict[str, Any], storage_options: dict[str, Any]) -> Dataset:
+def _read_whole(uri: str, options: dict[str, Any], deadline_s: float) -> bytes:
+    """The text of a manifest, as it was written if one of a few reads gives that."""
+    for failures in range(READS):
+        if failures:
+            pause(failures, LONGEST_PAUSE_S)
+        text = storage.read_all(uri, options, deadline_s)
+        if is_whole(text):
+            break
+    return text
+
+
+def _from_manifest(
+    uri: str,
+    manifest: dict[str, Any],
+    storage_options: dict[str, Any],
+    deadline_s: float,
+    cache: SpanCache | None,
+) -> Dataset:
     shards = manifest["shards"]
-    groups = np.array([group for shard in shards for group in shard["groups"]], np.int64).reshape(-1, 3)
+    groups = np.array([group for shard in shards for group in shard["groups"]], np.int64).reshape(-1, 4)
     return Dataset(
         uri=uri,
         rows=manifest["rows"],
         starts=np.concatenate([[0], np.cumsum(groups[:, 2])]),
         labels=manifest["classes"],
         shards=[shard["path"] for shard in shards],
+        shard_bytes=np.array([shard["bytes"] for shard in shards], np.int64),
         first_groups=np.array([0, *accumulate(len(shard["groups"]) for shard in shards)]),
         spans=groups[:, :2].copy(),
-        footers=np.array([shard["footer"] for shard in shards], np.int64).reshape(-1, 2),
+        checksums=groups[:, 3].astype(np.uint32),
         fingerprint=zlib.crc32(json.dumps(shards).encode()),
         storage_options=storage_options,
+        deadline_s=deadline_s,
+        cache=cache,
     )
-
-
-class _Span(io.BytesIO):
-    """A file of which only the bytes from `offset` on are there; Parquet seeks in it as in the whole file."""
-
-    def __init__(self, data: bytes, offset: int) -> None:
-        super().__init__(data)
-        self.offset = offset
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        return super().seek(position - self.offset if whence == 0 else position, whence) + self.offset
-
-    def tell(self) -> int:
-        return super().tell() + self.offset
 
 
 def check_data(config: Config, dataset: Dataset) -> None:

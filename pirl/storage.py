@@ -1,53 +1,89 @@
 """The one file that knows fsspec: files and folders by URL, on a disk or in an object store.
 
 A URL is a local path or anything that fsspec reads (`s3://bucket/key`). `options` go to fsspec as they are.
+What a store does wrong for a moment is tried again, see retry.py. Filesystems are made lazily in each process.
 """
 
+import io
 import os
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
 from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
 from fsspec.core import url_to_fs
+from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 
 from pirl.config import ConfigError
+from pirl.retry import DEADLINE_S, StorageError, http_status, persistently
 
 Options = Mapping[str, Any] | None
 
+TRY = 1 / 15
+"""The share of the deadline (20 s of 300 s) after which a try has stalled; a large body has longer, at least"""
+SLOWEST = 2**19
+"""bytes a second."""
 
-def read_bytes(uri: str, offset: int, length: int, options: Options = None) -> bytes:
-    """Reads one span of a file: one request. Shorter than `length` only where the file ends."""
+_filesystems: dict[tuple[int, str, str], AbstractFileSystem] = {}
+_lock = threading.Lock()
+
+
+def read_bytes(uri: str, offset: int, length: int, options: Options = None, deadline_s: float = DEADLINE_S) -> bytes:
+    """Reads one span of a file: one request. Shorter than `length` only where the file ends.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        StorageError: It cannot be read; names file, span, tries and the last cause.
+    """
     fs, path = _locate(uri, options)
-    return cast(bytes, fs.cat_file(path, start=offset, end=offset + length))
+    what, span = f"reading bytes {offset} to {offset + length} of {uri}", {"start": offset, "end": offset + length}
+    try:
+        data = cast(bytes, _ask(fs, what, "cat_file", path, deadline_s=deadline_s, size=length, **span))
+    except StorageError as error:
+        if error.__cause__ and http_status(error.__cause__) == 416:
+            return b""  # the file ends before the span begins
+        raise
+    if len(data) > length:
+        raise StorageError(f"{what}: {len(data)} bytes came, so this store does not read spans")
+    return data
 
 
-def read_all(uri: str, options: Options = None) -> bytes:
-    """Reads a whole file."""
+def read_all(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> bytes:
+    """Reads a whole file; raises as `read_bytes` does."""
     fs, path = _locate(uri, options)
-    return cast(bytes, fs.cat_file(path))
+    return cast(bytes, _ask(fs, f"reading {uri}", "cat_file", path, deadline_s=deadline_s))
 
 
 @contextmanager
 def reading(uri: str, options: Options = None) -> Iterator[IO[bytes]]:
     """Opens a file for reading here and there."""
     fs, path = _locate(uri, options)
-    with fs.open(path, "rb") as file:
-        yield file
+    if isinstance(fs, LocalFileSystem):
+        with open(path, "rb") as local:
+            yield local
+        return
+    with io.BufferedReader(_Remote(uri, size_of(uri, options), options), 2**20) as remote:
+        yield cast(IO[bytes], remote)
 
 
 @contextmanager
-def writing(uri: str, options: Options = None) -> Iterator[IO[bytes]]:
+def writing(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> Iterator[IO[bytes]]:
     """Opens a new file, with the folders above it.
 
-    A local file appears under its name when it is complete, and not at all after an exception. Object stores
-    show only complete objects by themselves.
+    It appears under its name when it is complete, and not at all after an exception. What goes to an object
+    store is put together in the temporary folder first, so that the whole can be sent again.
     """
     fs, path = _locate(uri, options)
     if not isinstance(fs, LocalFileSystem):
-        with fs.open(path, "wb") as file:
-            yield file
+        with tempfile.NamedTemporaryFile(prefix="pirl-upload-") as whole:
+            yield cast(IO[bytes], whole)
+            whole.flush()
+            size = os.path.getsize(whole.name)
+            _ask(fs, f"writing {uri}", "put_file", whole.name, path, deadline_s=deadline_s, size=size)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -70,32 +106,51 @@ def write_text(uri: str, text: str, options: Options = None) -> None:
 def exists(uri: str, options: Options = None) -> bool:
     """Whether there is a file or a folder."""
     fs, path = _locate(uri, options)
-    return bool(fs.exists(path))
+    return bool(_ask(fs, f"looking for {uri}", "exists", path))
 
 
 def is_folder(uri: str, options: Options = None) -> bool:
     """Whether there is a folder."""
     fs, path = _locate(uri, options)
-    return bool(fs.isdir(path))
+    return bool(_ask(fs, f"looking for {uri}", "isdir", path))
+
+
+def is_local(uri: str, options: Options = None) -> bool:
+    """Whether a URL is on a disk of this machine, as far as it knows."""
+    return isinstance(_locate(uri, options)[0], LocalFileSystem)
+
+
+def size_of(uri: str, options: Options = None) -> int:
+    """Bytes of a file."""
+    fs, path = _locate(uri, options)
+    return int(_ask(fs, f"asking for the size of {uri}", "info", path)["size"])
+
+
+def is_newer(uri: str, than: str, options: Options = None) -> bool:
+    """Whether a file was written later than another one beside it."""
+    fs, path = _locate(uri, options)
+    other = _locate(than, options)[1]
+    return bool(persistently(f"asking for the time of {uri}", lambda: fs.modified(path) > fs.modified(other)))
 
 
 def files_below(uri: str, options: Options = None) -> list[str]:
     """The files in a folder and in the folders in it: paths relative to it, sorted."""
     fs, path = _locate(uri, options)
     prefix = path.rstrip("/") + "/"
-    return sorted(name.removeprefix(prefix) for name in fs.find(path))
+    return sorted(name.removeprefix(prefix) for name in _ask(fs, f"listing {uri}", "find", path))
 
 
 def matches(pattern: str, options: Options = None) -> list[str]:
     """The files that a pattern with `*` stands for: whole URLs, sorted."""
     fs, path = _locate(pattern, options)
-    return sorted(fs.unstrip_protocol(name).removeprefix("file://") for name in fs.glob(path))
+    names = _ask(fs, f"listing {pattern}", "glob", path)
+    return sorted(fs.unstrip_protocol(name).removeprefix("file://") for name in names)
 
 
 def remove(uri: str, options: Options = None) -> None:
     """Removes one file."""
     fs, path = _locate(uri, options)
-    fs.rm_file(path)
+    _ask(fs, f"removing {uri}", "rm_file", path)
 
 
 def join(uri: str, *names: str) -> str:
@@ -103,11 +158,70 @@ def join(uri: str, *names: str) -> str:
     return "/".join([uri.rstrip("/"), *names])
 
 
+class _Remote(io.RawIOBase):
+    """A file in a store, read span by span."""
+
+    def __init__(self, uri: str, size: int, options: Options) -> None:
+        self.uri, self.size, self.options, self.position = uri, size, options, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self.position = position + (0, self.position, self.size)[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self.size - self.position))
+        if length:
+            buffer[:length] = read_bytes(self.uri, self.position, length, self.options)
+        self.position += length
+        return length
+
+
+def _ask(
+    fs: AbstractFileSystem, what: str, method: str, *args: Any, deadline_s: float = DEADLINE_S, size: int = 0, **kw: Any
+) -> Any:
+    """Calls a method of a filesystem until it goes well; `size` is what it moves, in bytes."""
+    limit_s = deadline_s * TRY + size / SLOWEST
+
+    def attempt() -> Any:
+        if not fs.async_impl:
+            return getattr(fs, method)(*args, **kw)
+        try:
+            return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit_s, **kw)
+        except FSTimeoutError:
+            raise TimeoutError(f"it stalled: no end within {limit_s:.1f} s") from None
+
+    return persistently(what, attempt, deadline_s)
+
+
 def _locate(uri: str, options: Options) -> tuple[AbstractFileSystem, str]:
+    """The filesystem of a URL, one for all threads of this process, and the path in it."""
+    uri = os.path.expanduser(uri)
+    key = (os.getpid(), "/".join(uri.split("/")[:3]) if "://" in uri else "", repr(options))
+    with _lock:
+        if key not in _filesystems:
+            _filesystems[key] = _filesystem(uri, options)
+    return _filesystems[key], cast(str, _filesystems[key]._strip_protocol(uri))
+
+
+def _filesystem(uri: str, options: Options) -> AbstractFileSystem:
+    arguments = dict(options or {})
+    is_s3 = uri.startswith(("s3://", "s3a://"))
+    if is_s3:
+        # botocore's own retries, and below s3fs's, which would go around them: retry.py is enough.
+        config = arguments.get("config_kwargs", {})
+        arguments["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **config}
     try:
-        fs, path = url_to_fs(os.path.expanduser(uri), **(options or {}))
+        fs, _ = url_to_fs(uri, **arguments)
     except ImportError as error:
         raise ConfigError(f"{uri} needs a package that is not installed: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{uri} is not a path or URL that can be read: {error}") from None
-    return fs, cast(str, path)
+    if is_s3:
+        fs.retries = 1
+    return fs

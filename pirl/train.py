@@ -5,9 +5,7 @@ numbers and the checkpoints go.
 """
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,22 +20,14 @@ from pirl.config import Config, PretextName
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
 from pirl.loader import Batch, Loader
 from pirl.memory import MemoryBank
+from pirl.meter import Meter, Metrics
 from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
 from pirl.order import Order
-from pirl.shards import Dataset, check_data, open_dataset
+from pirl.shards import Dataset, check_data, open_data
 from pirl.transforms import Views
 
-Metrics = dict[str, float]
 Report = Callable[[Metrics, Path | None], None]
 """Called by every rank equally often, with the numbers since the last call and a checkpoint folder or None."""
-
-
-class TrainingDiverged(RuntimeError):  # noqa: N818 - what is wrong says more than Error
-    """The loss is no longer a number, from the weights that `step` steps have made."""
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
 
 
 def train(
@@ -63,9 +53,11 @@ def train(
     Raises:
         ConfigError: The data set is smaller than the batch or the negatives.
         TrainingDiverged: The loss is not finite; names step, learning rate and images.
+        CorruptImage: An image cannot be used and `data.on_error` is `raise`, or too many were skipped.
+        StorageError: A store did not answer within `data.deadline_s`.
     """
     device = device or torch.device("cpu")
-    dataset = open_dataset(config.data.uri, config.data.storage_options)
+    dataset = open_data(config.data)
     check_data(config, dataset)
     order = data_order(config, dataset)
     last_step = config.optim.epochs * order.steps_per_epoch
@@ -78,21 +70,23 @@ def train(
     model = distributed(torch.compile(network) if config.optim.compile else network)  # type: ignore[arg-type]
     estimate_log_z = config.loss.kind == "npid" and bool(log_z.isnan())
     weights = head_weights(config, device)
-    meter = Meter(first_step, last_step, order.steps_per_epoch)
+    meter = Meter(first_step, last_step, order.steps_per_epoch, config.data.max_skipped * dataset.rows)
 
     start = -order.steps_per_epoch if filling else first_step
     for batch in batches(config, dataset, order, start, last_step, pin_memory=device.type == "cuda"):
+        ids = served_ids(config, batch, device)
+        meter.add_reads(batch, ids)
         if batch.step < 0:
-            fill(bank, network, batch, bf16=config.optim.bf16)
+            fill(bank, network, batch, ids, bf16=config.optim.bf16)
             meter.restart()
             continue
         set_lr(optimizer, config, batch.step / order.steps_per_epoch)
         pending = bank.sample(batch.step, config.loss.num_negatives)  # on its way while the trunk works
-        positives = bank.lookup(batch.ids)[batch.mine]
+        positives = bank.lookup(ids)[batch.mine]
         with torch.autocast(device.type, torch.bfloat16, enabled=config.optim.bf16):
             queries = model(*views_on_device(batch, device))
         negatives = pending.wait()
-        own = bank.own(batch.ids[batch.mine].to(device), negatives.ids)
+        own = bank.own(ids[batch.mine].to(device), negatives.ids)
         if estimate_log_z:
             estimate_log_z = False
             log_z.copy_(nce.estimate_log_z(queries, positives, negatives.rows, own, config.loss.temperature, bank.rows))
@@ -107,7 +101,8 @@ def train(
         terms = all_reduce_sum(losses.detach().sum(dim=1)) / len(batch.ids)
         meter.add(batch, (weights @ terms).item(), terms.tolist(), optimizer.param_groups[0]["lr"])
         optimizer.step()
-        bank.update(batch.ids, gather_parts(queries[0].detach(), batch.shares))
+        rows = gather_parts(queries[0].detach(), batch.shares)
+        bank.update(*unless_skipped(batch, ids, rows))
 
         save_now = meter.done % (config.checkpoint.every_steps or order.steps_per_epoch) == 0
         save_now |= meter.done == last_step
@@ -116,7 +111,7 @@ def train(
             if folder:
                 broadcast_buffers(network)
                 checkpoint.save(folder, config, state, meter.done, dataset.fingerprint)
-            report(meter.metrics(), folder)
+            report(meter.metrics(device), folder)
     return network
 
 
@@ -158,7 +153,22 @@ def batches(
         last_step=last_step,
         processes=config.cluster.loader_processes,
         pin_memory=pin_memory,
+        skip=config.data.on_error == "skip",
+        ahead_bytes=config.data.read_ahead_mb * 1e6,
     )
+
+
+def served_ids(config: Config, batch: Batch, device: torch.device) -> Tensor:
+    """The ids of the images that make up the global batch: `batch.ids`, but for those that were skipped."""
+    if config.data.on_error == "raise":
+        return batch.ids
+    return gather_parts(batch.served.to(device), batch.shares).cpu()
+
+
+def unless_skipped(batch: Batch, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and rows of the global batch without the places of skipped images: each id is there once, as dealt."""
+    kept = ids == batch.ids
+    return batch.ids[kept], rows[kept.to(rows.device)]
 
 
 def views_on_device(batch: Batch, device: torch.device) -> list[Tensor]:
@@ -185,7 +195,7 @@ def broadcast_buffers(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fill(bank: MemoryBank, network: PIRL, batch: Batch, *, bf16: bool) -> None:
+def fill(bank: MemoryBank, network: PIRL, batch: Batch, ids: Tensor, *, bf16: bool) -> None:
     """Sets the rows of a batch to f(v_I) of the untrained network.
 
     The batch norms run on batch statistics, as they will in training, and get their first running statistics.
@@ -193,7 +203,7 @@ def fill(bank: MemoryBank, network: PIRL, batch: Batch, *, bf16: bool) -> None:
     device = bank.local.device
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         queries = network(*views_on_device(batch, device))
-    bank.fill(batch.ids, gather_parts(queries[0], batch.shares))
+    bank.fill(*unless_skipped(batch, ids, gather_parts(queries[0], batch.shares)))
 
 
 def set_lr(optimizer: Optimizer, config: Config, epoch: float) -> None:
@@ -206,63 +216,3 @@ def set_lr(optimizer: Optimizer, config: Config, epoch: float) -> None:
         lr = optim.final_lr + (optim.lr - optim.final_lr) * (1 + math.cos(math.pi * progress)) / 2
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-@dataclass
-class Meter:
-    """Numbers since the last report."""
-
-    done: int
-    last_step: int
-    steps_per_epoch: int
-
-    def __post_init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Forgets what was counted."""
-        self.began = time.perf_counter()
-        self.steps = self.samples = 0
-        self.wait_s = self.loss = 0.0
-        self.terms: list[float] = []
-
-    def add(self, batch: Batch, loss: float, terms: list[float], lr: float) -> None:
-        """Counts one step.
-
-        Raises:
-            TrainingDiverged: The loss is not finite. The step has not changed the weights yet.
-        """
-        if not math.isfinite(loss):
-            ids = ", ".join(map(str, batch.ids[:32].tolist())) + (", …" if len(batch.ids) > 32 else "")
-            raise TrainingDiverged(
-                f"the loss is {loss} at step {batch.step} (epoch {batch.step // self.steps_per_epoch}), learning "
-                f"rate {lr:g}, {len(batch.ids)} images with ids {ids}. The last checkpoint is from before: go on "
-                f"from it with a lower --optim.lr, or --optim.clip-norm 1, and --resume must",
-                batch.step,
-            )
-        self.done = batch.step + 1
-        self.steps += 1
-        self.samples += len(batch.ids)
-        self.wait_s += batch.wait_s
-        self.loss += loss
-        self.terms = [a + b for a, b in zip(self.terms or [0.0] * len(terms), terms, strict=True)]
-        self.lr = lr
-
-    def metrics(self) -> Metrics:
-        """Means since the last call; what follows is counted anew."""
-        seconds = time.perf_counter() - self.began
-        names = ["loss_image", "loss_pretext"]
-        metrics: Metrics = {
-            "step": self.done,
-            "last_step": self.last_step,
-            "epoch": self.done / self.steps_per_epoch,
-            "loss": self.loss / self.steps,
-            **{name: term / self.steps for name, term in zip(names, self.terms, strict=False)},
-            "lr": self.lr,
-            "samples_per_s": self.samples / seconds,
-            "data_wait_s": self.wait_s,
-            "data_wait_share": self.wait_s / seconds,
-            "time_left_s": (self.last_step - self.done) * seconds / self.steps,
-        }
-        self.restart()
-        return metrics

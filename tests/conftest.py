@@ -19,6 +19,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+pytest_plugins = ["tests.s3"]
+
 MAX_RANKS = 4
 LIMIT_S = 60.0
 _GRACE_S = 5.0

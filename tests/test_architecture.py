@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = [
-    *("config", "recipes"),
+    *("credentials", "config", "recipes"),
     *("dist", "order"),
-    *("storage", "shard_writer", "digits", "shards", "parquet_source", "sources"),
-    *("color", "transforms", "loader"),
+    *("retry", "storage", "cache", "shard_writer", "digits", "shards", "parquet_source", "sources"),
+    *("color", "transforms", "ahead", "loader"),
     *("models", "nce", "memory", "methods"),
-    *("checkpoint", "runs", "runlog", "train"),
+    *("checkpoint", "runs", "runlog", "meter", "train"),
     *("evaluate.knn", "evaluate.linear", "evaluate.features", "evaluate"),
 ]
 """The modules of pirl: each may import those that stand before it. A new one needs a place here."""

@@ -84,6 +84,10 @@ def test_from_dict_refuses_unknown_names_as_override_does(tree, message):
         ("data.batch_size", 8, 0),
         ("data.image_size", 16, 15),
         ("data.window_groups", 1, 0),
+        ("data.max_skipped", 0, -0.1),
+        ("data.deadline_s", 0.1, 0),
+        ("data.read_ahead_mb", 0.1, 0),
+        ("data.cache_gb", 0, -1),
         ("augment.crop_min", 0.01, 0),
         ("augment.flip", 0, -0.1),
         ("model.width", 1, 0),
@@ -116,6 +120,7 @@ def test_lower_ends_of_ranges(name, lowest, below):
     ("name", "highest", "above"),
     [
         ("augment.crop_min", 1, 1.01),
+        ("data.max_skipped", 1, 1.01),
         ("augment.hue", 0.5, 0.51),
         ("augment.gray", 1, 1.01),
         ("loss.pretext_weight", 1, 1.01),
@@ -233,3 +238,35 @@ def test_leaves_name_every_setting_once():
     expected = {f"{name}.{leaf}": value for name, section in sections.items() for leaf, value in section.items()}
     assert values == {"seed": 0} | expected
     assert override(Config(), values) == Config()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": "hidden", "secret": "hidden"},
+        {"token": "hidden"},
+        {"password": "hidden"},
+        {"client_kwargs": {"aws_access_key_id": "hidden", "region_name": "x"}},
+        {"connection_string": "hidden"},
+        {"s3_additional_kwargs": {"SSECustomerKey": "hidden"}},
+    ],
+)
+def test_secrets_are_refused_by_name_and_not_repeated(options):
+    message = refuse({"data.storage_options": options})
+    assert "hidden" not in message
+    assert next(iter(options)) in message or "aws_access_key_id" in message or "SSECustomerKey" in message
+    assert "AWS_ACCESS_KEY_ID" in message
+    with pytest.raises(ValidationError) as refusal:
+        Config.model_validate({"data": {"storage_options": options}})
+    assert "hidden" not in str(refusal.value)
+
+
+def test_endpoint_region_and_profile_are_no_secrets():
+    options = {
+        "endpoint_url": "http://127.0.0.1:9000",
+        "profile": "team",
+        "anon": False,
+        "client_kwargs": {"region_name": "eu-west-1"},
+        "config_kwargs": {"s3": {"addressing_style": "path"}},
+    }
+    assert override(Config(), {"data.storage_options": options}).data.storage_options == options

@@ -57,7 +57,7 @@ def test_the_splits_are_shuffled_and_a_function_of_the_seed(tmp_path):
 def test_it_is_built_once_in_the_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = Path(ensure_digits())
-    assert folder == tmp_path / "pirl" / "digits-v1"
+    assert folder == tmp_path / "pirl" / "digits-v2"
     built = (folder / "manifest.json").stat().st_mtime_ns
     assert shards.open_dataset("digits").rows == 1438
     assert shards.test_uri("digits") == str(folder / "test")
@@ -72,7 +72,7 @@ def test_processes_that_race_all_get_the_whole_data_set(tmp_path):
         for _ in range(2)
     ]
     assert [racer.communicate(timeout=60)[0] for racer in racers] == ["1438\n"] * 2
-    assert os.listdir(tmp_path / "pirl") == ["digits-v1"]
+    assert os.listdir(tmp_path / "pirl") == ["digits-v2"]
 
 
 def test_a_cache_that_cannot_be_written_says_what_to_type(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from pirl.evaluate import evaluate, knn, linear, table, why_not
 from pirl.evaluate.features import Features, extract, pool
 from pirl.models import TAPS, Trunk
 from pirl.shard_writer import ShardWriter
-from pirl.shards import Dataset, open_dataset
+from pirl.shards import CorruptImage, Dataset, open_dataset
 from pirl.transforms import decode, plain_view
 from tests.conftest import GlooPool
 
@@ -201,6 +201,20 @@ def test_extract_equals_one_image_at_a_time(splits: tuple[Dataset, Dataset]) -> 
             row += 1
     assert row == len(features.labels) == 70
     assert (features.labels == -1).sum() == 7
+
+
+def test_a_damaged_image_has_no_label_where_it_may_be_skipped(tmp_path: Path) -> None:
+    dataset, trunk = _write(tmp_path, 70, seed=3), _trunk(0)
+    whole = extract(trunk, dataset, 16, CPU)
+    (shard,) = tmp_path.glob("*.parquet")
+    damaged = dataset.read_group(0).images[11]
+    shard.write_bytes(shard.read_bytes().replace(damaged, damaged[:-1] + b"!"))
+    with pytest.raises(CorruptImage, match=r"row 11 \(id 11\)"):
+        extract(trunk, dataset, 16, CPU)
+    features = extract(trunk, dataset, 16, CPU, skip=True)
+    changed = (features.labels != whole.labels).nonzero().flatten()
+    assert changed.tolist() == [11]
+    assert features.labels[11] == -1
 
 
 def _extract(dataset: Dataset) -> Features:

@@ -1,10 +1,13 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from pirl.cache import SpanCache
 from pirl.config import Augment
 from pirl.loader import Loader, collate, stack_views
 from pirl.order import Order
+from pirl.retry import StorageError
 from pirl.shard_writer import ShardWriter
 from pirl.shards import CorruptImage, Dataset, open_dataset
 from pirl.transforms import Views, decode, sample_rng
@@ -52,7 +57,7 @@ def order_of(dataset, streams=STREAMS, window_groups=1):
     return Order(dataset.starts, SEED, streams, BATCH, window_groups)
 
 
-def loader(dataset, rank=0, world=1, first=0, last=16, processes=0, streams=STREAMS, pretext="rotation"):
+def loader(dataset, rank=0, world=1, first=0, last=16, processes=0, streams=STREAMS, pretext="rotation", skip=False):
     return Loader(
         dataset,
         order_of(dataset, streams),
@@ -63,6 +68,7 @@ def loader(dataset, rank=0, world=1, first=0, last=16, processes=0, streams=STRE
         first_step=first,
         last_step=last,
         processes=processes,
+        skip=skip,
     )
 
 
@@ -199,14 +205,13 @@ class CountingDataset(Dataset):
 
     reads: list[int]
 
-    def read_group(self, number):
+    def load_group(self, number):
         self.reads.append(number)
-        return super().read_group(number)
+        return super().load_group(number)
 
 
 def test_each_row_group_is_read_once_a_stream_that_touches_it(dataset):
-    _, fields = dataset.__reduce__()
-    counting = CountingDataset(*fields)
+    counting = CountingDataset(**vars(dataset))
     object.__setattr__(counting, "reads", [])
     for rank in range(2):
         list(loader(counting, rank, 2, last=8))
@@ -260,6 +265,130 @@ def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_shard_and_row(tmp
     shard = int(np.searchsorted(dataset.first_groups, 3, side="right")) - 1
     row = 200 - int(dataset.starts[dataset.first_groups[shard]])
     assert f"{dataset.shards[shard]}: row {row} (id 200)" in str(failure.value)
+
+
+DEADLINE_S = 30.0
+"""Allows each try two seconds."""
+
+
+@pytest.fixture
+def remote(store):
+    """The images of `dataset` in a bucket, read through the proxy; the log begins after the manifest."""
+    with ShardWriter(
+        store.uri("set"), classes=None, seed=0, source="test", storage_options=store.direct, shard_bytes=30_000
+    ) as writer:
+        for row in range(ROWS):
+            writer.add(png(row), None)
+    dataset = open_dataset(store.uri("set"), store.options, deadline_s=DEADLINE_S)
+    store.reset()
+    return dataset
+
+
+def test_an_epoch_is_one_request_for_each_row_group_and_nothing_else(store, remote, alone):
+    first = {key: tensors for key, tensors in alone.items() if key[0] < 8}
+    assert_same(samples(loader(remote, last=8, processes=1)), first)
+    asked = [(entry["method"], entry["path"].rpartition("/")[2], entry["range"]) for entry in store.log()]
+    spans = [
+        ("GET", remote.shards[remote.shard_of(number)[0]], f"bytes={offset}-{offset + length - 1}")
+        for number, (offset, length) in enumerate(remote.spans.tolist())
+    ]
+    assert sorted(asked) == sorted(spans)
+
+
+def test_loader_processes_are_not_forked_from_this_one_which_has_threads(remote):
+    assert "fsspecIO" in {thread.name for thread in threading.enumerate()}
+    parts = iter(loader(remote, last=1, processes=1)._data_loader())
+    status = Path(f"/proc/{parts._workers[0].pid}/status").read_text()
+    assert int(re.search(r"PPid:\s+(\d+)", status)[1]) != os.getpid()
+    assert len(list(parts)) == 1
+
+
+def test_the_second_epoch_comes_out_of_the_cache_without_a_request(store, remote, alone, tmp_path):
+    cached = replace(remote, cache=SpanCache(tmp_path, 10**7))
+    list(loader(cached, rank=0, world=2, last=8, processes=1))
+    list(loader(cached, rank=1, world=2, last=8, processes=1))
+    store.reset()
+    # Another number of processes: all of a node share the cache.
+    second = samples(loader(cached, first=8, processes=2))
+    assert store.log() == []
+    assert_same(second, {key: tensors for key, tensors in alone.items() if key[0] >= 8})
+
+
+def test_faults_on_the_way_change_nothing_and_are_counted(store, remote, alone):
+    for fault in ("slowdown", "reset", "truncate", "flip", "stall"):
+        store.fail(fault, 2 if fault != "stall" else 1, pattern="shard")
+    batches = list(loader(remote, last=8, processes=2))
+    assert_same(samples(batches), {key: tensors for key, tensors in alone.items() if key[0] < 8})
+    # Seven and the two resets, where aiohttp asks by itself once more if the connection was one that it had kept;
+    # and on a busy machine some that took too long.
+    assert sum(batch.retries for batch in batches) >= 7
+
+
+def test_past_the_deadline_a_loader_process_says_what_it_tried(store, remote):
+    store.fail("slowdown", 10_000, pattern="shard")
+    with pytest.raises(StorageError) as failure:
+        list(loader(replace(remote, deadline_s=1.5), last=8, processes=1))
+    said = str(failure.value)
+    assert re.match(rf"reading bytes \d+ to \d+ of {remote.uri}/shard-\d+\.parquet: gave up after \d+ tries", said)
+    assert "Traceback" not in said
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """The images of `dataset`, but for one that cannot be decoded, and one that has changed."""
+    folder = tmp_path_factory.mktemp("damaged")
+    dataset = write(folder, replaced={200: b"not an image"})
+    for path in folder.glob("*.parquet"):
+        data = path.read_bytes()
+        if png(70) in data:
+            path.write_bytes(data.replace(png(70), png(70)[:-1] + b"!"))
+    return dataset
+
+
+def test_a_skipped_image_is_replaced_within_its_stream(damaged, alone):
+    batches = list(loader(damaged, skip=True))
+    found = samples(batches)
+    order, make = order_of(damaged), views()
+    replaced = {}
+    for batch in batches:
+        for id, other in zip(batch.ids.tolist(), batch.served.tolist(), strict=True):
+            if id != other:
+                replaced[batch.step, id] = other
+    assert [id for _, id in sorted(replaced)] in (
+        [70, 200, 70, 200],
+        [70, 200, 200, 70],
+        [200, 70, 70, 200],
+        [200, 70] * 2,
+    )
+    for (step, id), other in replaced.items():
+        (stream,) = (n for n in range(STREAMS) if id in order.batch_ids(step, range(n, n + 1)))
+        epoch = range(step // 8 * 8, step // 8 * 8 + 8)
+        assert any(other in order.batch_ids(later, range(stream, stream + 1)) for later in epoch)
+        # With views of its own, so that no sample is there twice.
+        expected = make(decode(png(other)), sample_rng(SEED, step // 8, id))
+        assert torch.equal(found[step, id][0], expected.image)
+    assert_same(
+        {key: tensors for key, tensors in found.items() if key not in replaced},
+        {key: tensors for key, tensors in alone.items() if key not in replaced},
+    )
+
+
+@pytest.mark.parametrize(("world", "processes"), [(3, 0), (1, 2)])
+def test_what_is_skipped_does_not_depend_on_the_number_of_readers(damaged, world, processes):
+    one = list(loader(damaged, skip=True, last=8))
+    ranks = [list(loader(damaged, rank, world, last=8, processes=processes, skip=True)) for rank in range(world)]
+    together = {}
+    for batches in ranks:
+        together |= samples(batches)
+    assert_same(together, samples(one))
+    for step, batches in enumerate(zip(*ranks, strict=True)):
+        assert torch.equal(torch.cat([batch.served for batch in batches]), one[step].served)
+
+
+def test_a_stream_without_one_good_image_ends_the_run(tmp_path):
+    dataset = write(tmp_path, rows=80, replaced=dict.fromkeys(range(80), b"not an image"))
+    with pytest.raises(CorruptImage, match="no image can take the place of that with id"):
+        list(loader(dataset, last=1, skip=True))
 
 
 ENDLESS = """

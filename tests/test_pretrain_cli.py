@@ -83,8 +83,8 @@ def test_options_of_the_run(tmp_path):
 
 
 def test_json_objects_null_and_switches():
-    options = '{"key": "a b", "client_kwargs": {"endpoint_url": "http://here:9000", "verify": false}}'
-    expected = {"key": "a b", "client_kwargs": {"endpoint_url": "http://here:9000", "verify": False}}
+    options = '{"profile": "a b", "client_kwargs": {"endpoint_url": "http://here:9000", "verify": false}}'
+    expected = {"profile": "a b", "client_kwargs": {"endpoint_url": "http://here:9000", "verify": False}}
     for words in (["--data.storage-options", options], [f"--data.storage-options={options}"]):
         assert parse(words).config.data.storage_options == expected
     assert parse(["--optim.clip-norm", "1"]).config.optim.clip_norm == 1

@@ -1,9 +1,14 @@
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from pirl import storage
 from pirl.config import ConfigError
+from pirl.retry import StorageError, take_count
 
 
 def test_reads_a_span(tmp_path):
@@ -67,3 +72,121 @@ def test_reading_is_seekable(tmp_path):
 def test_an_unknown_scheme_is_a_wrong_request():
     with pytest.raises(ConfigError, match="nonsense://x is not a path or URL"):
         storage.exists("nonsense://x")
+
+
+DATA = bytes(range(256)) * 40
+SHORT = 30.0
+"""A deadline that allows each try two seconds, and pauses of up to one: eight faults in a row fit in."""
+
+
+@pytest.fixture
+def remote(store):
+    """The URL of an object, written past the proxy."""
+    with storage.writing(store.uri("folder", "object"), store.direct) as file:
+        file.write(DATA)
+    return store.uri("folder", "object")
+
+
+@pytest.mark.parametrize("fault", ["slowdown", "unavailable", "error", "reset", "truncate"])
+@pytest.mark.parametrize("times", [1, 3, 8])
+def test_faults_are_read_over(store, remote, fault, times):
+    store.fail(fault, times)
+    take_count()
+    assert storage.read_bytes(remote, 100, 1000, store.options, SHORT) == DATA[100:1100]
+    # Nobody but us tries again: as many requests as tries, and no other kind of request.
+    assert [(entry["method"], entry["fault"]) for entry in store.log()] == [("GET", fault)] * times + [("GET", "")]
+    # But for aiohttp, which asks once more where a connection that it had kept has ended.
+    assert take_count() == times if fault != "reset" else take_count() <= times
+
+
+def test_a_stall_is_broken_off(store, remote):
+    store.fail("stall", 1)
+    assert storage.read_bytes(remote, 100, 1000, store.options, SHORT) == DATA[100:1100]
+    assert [entry["fault"] for entry in store.log()] == ["stall", ""]
+
+
+def test_past_the_deadline_the_error_names_object_span_tries_and_cause(store, remote):
+    store.fail("slowdown", 10_000)
+    with pytest.raises(
+        StorageError, match=rf"bytes 100 to 1100 of {remote}: gave up after \d+ tries .*(SlowDown|stalled)"
+    ):
+        storage.read_bytes(remote, 100, 1000, store.options, deadline_s=1.5)  # 0.1 s a try: some may be late
+    assert len(store.log()) > 3
+
+
+def test_what_is_missing_or_refused_is_asked_for_once(store, remote):
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(store.uri("nothing"), 0, 10, store.options, SHORT)
+    store.fail("refused")
+    with pytest.raises(StorageError, match=rf"{remote}: the store refused: PermissionError"):
+        storage.read_bytes(remote, 0, 10, store.options, SHORT)
+    assert len(store.log()) == 2
+
+
+def test_a_span_behind_the_end_is_empty(store, remote):
+    assert storage.read_bytes(remote, len(DATA) + 5, 10, store.options, SHORT) == b""
+    assert storage.read_bytes(remote, len(DATA) - 5, 10, store.options, SHORT) == DATA[-5:]
+
+
+@pytest.mark.parametrize("fault", ["slowdown", "error", "reset"])
+def test_a_write_is_sent_again_as_a_whole(store, fault):
+    store.fail(fault, 3, method="PUT")
+    with storage.writing(store.uri("new"), store.options, SHORT) as file:
+        file.write(DATA)
+    assert [entry["fault"] for entry in store.log() if entry["method"] == "PUT"] == [fault] * 3 + [""]
+    assert storage.read_all(store.uri("new"), store.direct) == DATA
+
+
+def test_an_exception_writes_no_object(store):
+    def interrupted():
+        with storage.writing(store.uri("new"), store.options) as file:
+            file.write(DATA)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert store.log() == []
+
+
+def test_reading_here_and_there_is_tried_again_too(store, remote):
+    store.fail("truncate", 2)
+    with storage.reading(remote, store.options) as file:
+        file.seek(-6, os.SEEK_END)
+        assert file.read(4) == DATA[-6:-2]
+        file.seek(1000)
+        assert file.read() == DATA[1000:]
+
+
+def test_objects_are_found_listed_and_removed(store, remote):
+    assert storage.exists(remote, store.options)
+    assert storage.is_folder(store.uri("folder"), store.options)
+    assert storage.size_of(remote, store.options) == len(DATA)
+    assert storage.files_below(store.uri(), store.options) == ["folder/object"]
+    assert storage.matches(store.uri("folder", "*"), store.options) == [remote]
+    storage.remove(remote, store.options)
+    assert not storage.exists(remote, store.options)
+
+
+def test_threads_share_one_filesystem_and_its_connections(store, remote):
+    with ThreadPoolExecutor(8) as pool:
+        spans = list(pool.map(lambda n: storage.read_bytes(remote, n, 10, store.options), range(32)))
+    assert spans == [DATA[n : n + 10] for n in range(32)]
+    found = {id(fs) for (_, uri, _), fs in storage._filesystems.items() if store.bucket in uri}
+    assert len(found) == 2  # past the proxy, and through it
+
+
+def test_the_endpoint_may_come_from_the_environment(store, remote, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.options["endpoint_url"])
+    assert storage.read_bytes(remote, 0, 10) == DATA[:10]
+    assert len(store.log()) == 1
+
+
+def test_a_server_that_gives_the_whole_file_for_a_span_is_refused(tmp_path):
+    # Python's own file server does not know ranges.
+    (tmp_path / "file").write_bytes(DATA)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        with pytest.raises(StorageError, match="10240 bytes came, so this store does not read spans"):
+            storage.read_bytes(f"http://127.0.0.1:{server.server_port}/file", 0, 100, deadline_s=SHORT)
+        server.shutdown()

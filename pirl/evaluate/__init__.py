@@ -67,8 +67,8 @@ def table(report: dict[str, Any]) -> str:
 
 def _measure(trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device) -> dict[str, Any]:
     size, voting = config.data.image_size, config.evaluation
-    known = _labelled(extract(trunk, train, size, device, MAX_IMAGES))
-    asked = _labelled(extract(trunk, test, size, device, MAX_IMAGES))
+    skip = config.data.on_error == "skip"
+    known, asked = (_labelled(extract(trunk, each, size, device, MAX_IMAGES, skip=skip)) for each in (train, test))
     # The probes are dealt over the ranks, each of which has all features.
     shares = torch.zeros(len(TAPS) + 1, dtype=torch.float64, device=device)
     for probe in range(dist.rank(), len(shares), dist.world_size()):

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from pirl import dist
 from pirl.color import normalize
+from pirl.loader import decoded
 from pirl.models import Trunk
-from pirl.shards import Dataset
-from pirl.transforms import decode, plain_view
+from pirl.shards import CorruptImage, Dataset, Group
+from pirl.transforms import plain_view
 
 BLOCK = 4
 """Row groups that go through the trunk together: 256 images where groups have 64."""
@@ -32,7 +33,13 @@ class Features:
 
 
 def extract(
-    trunk: Trunk, dataset: Dataset, image_size: int, device: torch.device, limit: int | None = None
+    trunk: Trunk,
+    dataset: Dataset,
+    image_size: int,
+    device: torch.device,
+    limit: int | None = None,
+    *,
+    skip: bool = False,
 ) -> Features:
     """Runs the images through the trunk, in evaluation mode and float32; every rank returns all rows.
 
@@ -47,6 +54,10 @@ def extract(
         device: Where to compute, and where the features stay.
         limit: Stop after the row group that brings the number of images to this. The images of a data set
             lie in random order, so its first ones are a fair sample.
+        skip: An image that cannot be used has no label then, so that nothing is fitted to it.
+
+    Raises:
+        CorruptImage: An image cannot be used, and `skip` is off; says shard, row and id.
     """
     groups = len(dataset.starts) - 1
     if limit is not None:
@@ -57,7 +68,7 @@ def extract(
     sizes = [len(of_rank) for of_rank in ids]
     mode = trunk.training
     trunk.eval()
-    part = _extract_blocks(trunk, dataset, image_size, device, shares[dist.rank()], sizes[dist.rank()])
+    part = _extract_blocks(trunk, dataset, image_size, device, shares[dist.rank()], sizes[dist.rank()], skip)
     trunk.train(mode)
     order = torch.from_numpy(np.concatenate(ids)).argsort().to(device)
     taps = {name: dist.gather_parts(rows, sizes)[order] for name, rows in part.taps.items()}
@@ -72,7 +83,13 @@ def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _extract_blocks(
-    trunk: Trunk, dataset: Dataset, image_size: int, device: torch.device, blocks: list[range], rows: int
+    trunk: Trunk,
+    dataset: Dataset,
+    image_size: int,
+    device: torch.device,
+    blocks: list[range],
+    rows: int,
+    skip: bool,
 ) -> Features:
     """Features of some blocks' `rows` images, in the order of the blocks."""
     with torch.inference_mode():
@@ -82,17 +99,30 @@ def _extract_blocks(
     labels = torch.full((rows,), -1, device=device)
     start = 0
     for block in blocks:
-        read = [dataset.read_group(number) for number in block]
-        views = torch.stack([plain_view(decode(data), image_size) for group in read for data in group.images])
+        read = [dataset.load_group(number) for number in block]
+        places = [(group, row) for group in read for row in range(len(group.ids))]
+        found = [_view(dataset, group, row, image_size, skip) for group, row in places]
+        usable = torch.tensor([view is not None for view in found], device=device)
+        blank = torch.zeros(3, image_size, image_size, dtype=torch.uint8)
+        views = torch.stack([blank if view is None else view for view in found])
         here = slice(start, start + len(views))
         if dataset.labels is not None:
             given = np.concatenate([group.labels for group in read if group.labels is not None])
-            labels[here] = torch.from_numpy(given).to(device)
+            labels[here] = torch.where(usable, torch.from_numpy(given).to(device), -1)
         with torch.inference_mode():
             for name, value in pool(trunk.taps(normalize(views.to(device)))).items():
                 taps[name][here] = value
         start = here.stop
     return Features(taps, labels)
+
+
+def _view(dataset: Dataset, group: Group, row: int, image_size: int, skip: bool) -> Tensor | None:
+    try:
+        return plain_view(decoded(dataset, group, int(group.ids[row]), row), image_size)
+    except CorruptImage:
+        if skip:
+            return None
+        raise
 
 
 def _ids(dataset: Dataset, block: range) -> np.ndarray:

@@ -1,0 +1,110 @@
+"""A real S3 server in a process of its own, behind the fault proxy; fixtures for the tests that need one."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fault_proxy import Rule
+
+SECRET = "the-secret-of-the-tests"
+START_S = 120.0
+"""The server imports much: 3 s of one core, over 30 s where other work has it."""
+
+# From here on, so that the fork server of the loader, whoever starts it, has them too.
+os.environ.setdefault("AWS_ACCESS_KEY_ID", "the-key-of-the-tests")
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", SECRET)
+os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
+os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bucket, and the proxy on the way to it.
+
+    Attributes:
+        bucket: Its name; a new one for each test.
+        direct: `storage_options` past the proxy.
+        options: `storage_options` through the proxy.
+    """
+
+    bucket: str
+    direct: dict[str, Any]
+    options: dict[str, Any]
+
+    def uri(self, *names: str) -> str:
+        """The URL of something in the bucket."""
+        return "/".join([f"s3://{self.bucket}", *names])
+
+    def fail(self, fault: str, times: int = 1, **rule: Any) -> None:
+        """Has the proxy do something to the next requests; see `fault_proxy.Rule`."""
+        self._ask("/__rule", json.dumps(vars(Rule(fault, times, **rule))).encode())
+
+    def log(self) -> list[dict[str, Any]]:
+        """The requests since the last `reset`, in order."""
+        return [entry for entry in self._ask("/__log") if not entry["path"].startswith("/__")]
+
+    def reset(self) -> None:
+        """Forgets the faults and the log."""
+        self._ask("/__reset", b"")
+
+    def _ask(self, path: str, body: bytes | None = None) -> Any:
+        request = urllib.request.Request(self.options["endpoint_url"] + path, body)
+        with urllib.request.urlopen(request, timeout=START_S) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The endpoints of the server and of the proxy in front of it."""
+    log = tmp_path_factory.mktemp("s3") / "server.log"
+    command = [Path(sys.executable).parent / "moto_server", "-H", "127.0.0.1", "-p", "0"]
+    with log.open("w") as file:
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+    proxy = None
+    try:
+        port = _port_in(log)
+        proxy = subprocess.Popen(
+            [sys.executable, "-m", "tests.fault_proxy", str(port)],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[1],
+        )
+        assert proxy.stdout is not None
+        with proxy.stdout:
+            front = int(proxy.stdout.readline())
+        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{front}"
+    finally:
+        for process in filter(None, (proxy, server)):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def store(s3_server: tuple[str, str]) -> Store:
+    """A new bucket, with no faults on the way to it."""
+    server, proxy = s3_server
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"), timeout=START_S).close()
+    store = Store(bucket, {"endpoint_url": server}, {"endpoint_url": proxy})
+    store.reset()
+    return store
+
+
+def _port_in(log: Path) -> int:
+    """The port that the server chose, out of what it says when it listens."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        for line in log.read_text().splitlines():
+            if "Running on http://" in line:
+                return int(line.rpartition(":")[2].split()[0].strip("/"))
+        time.sleep(0.05)
+    raise TimeoutError(f"the S3 server did not start within {START_S} s: {log.read_text()}")
