@@ -2,12 +2,15 @@
 
 Values lie in the files as they are (PLAIN, uncompressed, no dictionary, one page for each column of a row
 group), so a row group is one span of bytes and one ranged read, and so is each image. The manifest is written
-last: a folder without one is not a data set.
+last: a folder without one is not a data set. What a writer has written so far stands in the footer of each shard,
+so that another goes on behind it after a kill.
 """
 
 import json
+import re
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import IO, Any, Self
@@ -22,6 +25,9 @@ MANIFEST = "manifest.json"
 ROWS_PER_GROUP = 64
 """Small enough to shuffle by, large enough (7 MB of ImageNet) to be worth a request."""
 SHARD_BYTES = 256 * 2**20
+SHARD = re.compile(r"shard-\d{5,}\.parquet")
+RECORD = b"pirl"
+"""The record's key in the footer of a shard."""
 
 SCHEMA = pa.schema(
     [
@@ -37,12 +43,15 @@ SCHEMA = pa.schema(
 class ShardWriter:
     """Writes one data set; a context manager that writes the manifest when it is left without an exception.
 
+    `record` holds what else goes into the manifest. Each shard has it too, as it is when the shard ends.
+
     Args:
         uri: The folder, by any URL that fsspec writes.
         classes: The names of the labels 0, 1, ..., or None for images without labels.
         seed: With what the rows were shuffled, for the record.
         source: Where the images come from, for the record.
         shard_bytes: A shard ends with the row group that brings its images to this size.
+        resume: Go on behind the shards that are there; `rows` and `record` are as they were at the end of the last.
     """
 
     def __init__(
@@ -54,14 +63,18 @@ class ShardWriter:
         source: str,
         storage_options: storage.Options = None,
         shard_bytes: int = SHARD_BYTES,
+        resume: bool = False,
     ) -> None:
         self.uri, self.storage_options, self.shard_bytes = uri, storage_options, shard_bytes
         self.rows = 0
+        self.record: dict[str, Any] = {}
         self._about = {"classes": None if classes is None else list(classes), "seed": seed, "source": source}
         self._shards: list[dict[str, Any]] = []
         self._images: list[bytes] = []
         self._labels: list[int | None] = []
         self._open: _Shard | None = None
+        if resume:
+            self._resume()
 
     def add(self, image: bytes, label: int | None) -> None:
         """Appends a row: an encoded image (JPEG or PNG) and the number of its class."""
@@ -89,10 +102,25 @@ class ShardWriter:
             "rows": self.rows,
             "rows_per_group": ROWS_PER_GROUP,
             **self._about,
+            **self.record,
             "shards": self._shards,
         }
         with storage.writing(storage.join(self.uri, MANIFEST), self.storage_options) as file:
             file.write(json.dumps(manifest).encode() + b"\n")
+
+    def _resume(self) -> None:
+        """Takes over the shards that are there: a shard has its name only when it is complete."""
+        names = sorted(filter(SHARD.fullmatch, storage.files_below(self.uri, self.storage_options)))
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(self._read_shard, names))
+        self._shards = [entry for entry, _ in found]
+        self.rows = sum(entry["rows"] for entry in self._shards)
+        self.record = found[-1][1] if found else {}
+
+    def _read_shard(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        with storage.reading(storage.join(self.uri, name), self.storage_options) as file:
+            footer = pq.ParquetFile(file).metadata
+            return _entry(name, footer, file.seek(0, 2)), json.loads(footer.metadata[RECORD])
 
     def _write_group(self) -> None:
         if self._open is None:
@@ -107,7 +135,7 @@ class ShardWriter:
 
     def _end_shard(self) -> None:
         if self._open is not None:
-            self._shards.append(self._open.close())
+            self._shards.append(self._open.close(self.record))
             self._open = None
 
 
@@ -132,21 +160,13 @@ class _Shard:
     def write_group(self, table: pa.Table) -> None:
         self.parquet.write_table(table)
 
-    def close(self) -> dict[str, Any]:
+    def close(self, record: dict[str, Any]) -> dict[str, Any]:
         """Completes the file and returns its entry in the manifest."""
+        self.parquet.add_key_value_metadata({RECORD: json.dumps(record)})
         self.parquet.close()
         size = self.file.tell()
         self.files.close()
-        footer = self.footers[0]
-        groups = [_span(footer.row_group(number)) for number in range(footer.num_row_groups)]
-        end = groups[-1][0] + groups[-1][1]
-        return {
-            "path": self.name,
-            "bytes": size,
-            "rows": footer.num_rows,
-            "footer": [end, size - end],
-            "groups": groups,
-        }
+        return _entry(self.name, self.footers[0], size)
 
     def abandon(self, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         """Removes the file."""
@@ -155,6 +175,19 @@ class _Shard:
             self.parquet.close()
         self.parquet.is_open = False
         self.files.__exit__(kind, error, trace)
+
+
+def _entry(name: str, footer: pq.FileMetaData, size: int) -> dict[str, Any]:
+    """What the manifest says of a shard of `size` bytes."""
+    groups = [_span(footer.row_group(number)) for number in range(footer.num_row_groups)]
+    end = groups[-1][0] + groups[-1][1]
+    return {
+        "path": name,
+        "bytes": size,
+        "rows": footer.num_rows,
+        "footer": [end, size - end],
+        "groups": groups,
+    }
 
 
 def _span(group: pq.RowGroupMetaData) -> list[int]:

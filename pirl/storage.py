@@ -79,6 +79,17 @@ def is_folder(uri: str, options: Options = None) -> bool:
     return bool(fs.isdir(path))
 
 
+def is_local(uri: str) -> bool:
+    """Whether a URL is a path on a disk, where many small reads are cheap."""
+    return isinstance(_locate(uri, None)[0], LocalFileSystem)
+
+
+def size(uri: str, options: Options = None) -> int:
+    """Length of a file in bytes."""
+    fs, path = _locate(uri, options)
+    return int(fs.size(path))
+
+
 def files_below(uri: str, options: Options = None) -> list[str]:
     """The files in a folder and in the folders in it: paths relative to it, sorted."""
     fs, path = _locate(uri, options)

@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *("config", "recipes"),
     *("dist", "order"),
-    *("storage", "shard_writer", "digits", "shards", "parquet_source", "sources"),
+    *("storage", "shard_writer", "digits", "shards"),
+    *("labels", "scratch", "images", "parquet_source", "tar_source", "sources", "workers"),
+    *("destination", "prepare", "inspection"),
     *("color", "transforms", "loader"),
     *("models", "nce", "memory", "methods"),
     *("checkpoint", "runs", "runlog", "train"),
