@@ -10,8 +10,10 @@ import io
 import os
 import shlex
 import time
+from concurrent.futures import BrokenExecutor
 
 import pyarrow as pa
+from botocore.exceptions import BotoCoreError
 from PIL import Image
 
 from pirl.config import ConfigError
@@ -63,7 +65,7 @@ def main() -> int:
     except BrokenImage as error:
         print(f"failed: {error}\nwithout --strict {again} and leaves such images out", file=sys.stderr)
         return 1
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, BotoCoreError, BrokenExecutor) as error:
         print(f"failed: {error}\n{again}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -93,6 +95,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--resize", metavar="N", type=int, help="make the short side of larger images N pixels long, as 256"
     )
+    parser.add_argument(
+        "--shard-mb", metavar="MB", type=int, default=256, help="size of the files that are written (default: 256)"
+    )
     parser.add_argument("--strict", action="store_true", help="stop at an image that cannot be used, not leave it out")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set in DESTINATION")
     parser.add_argument("--image-column", metavar="NAME", default="image", help="of Parquet files (default: image)")
@@ -111,6 +116,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("SOURCE and DESTINATION are needed, or --inspect URI")
     if words.inspect is not None and words.source is not None:
         parser.error("--inspect URI stands alone: leave out SOURCE and DESTINATION")
+    if words.shard_mb < 1:
+        parser.error(f"--shard-mb {words.shard_mb} is too small: use 256, say")
     if words.resize is not None and words.resize < 1:
         parser.error(f"--resize {words.resize} is no number of pixels: use 256, say")
     return words
@@ -127,7 +134,7 @@ def show(uri: str, sheet: str) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (OSError, CorruptImage) as error:
+    except (OSError, CorruptImage, BotoCoreError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     print("\n".join([*lines, f"some images: {sheet}"]))

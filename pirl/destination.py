@@ -58,8 +58,9 @@ def start(uri: str, request: dict[str, Any], overwrite: bool) -> None:
 
     Raises:
         ConfigError: Another request has begun in it.
+        OSError: It cannot be written.
     """
-    files = storage.files_below(uri)
+    files = storage.files_below(uri) if storage.exists(uri) else []
     if _begun(uri, files) == request:
         for name in files:
             if name.endswith(".tmp"):
@@ -67,8 +68,12 @@ def start(uri: str, request: dict[str, Any], overwrite: bool) -> None:
         return
     # What decides it may have changed since: the files of the source.
     check_destination(uri, request, overwrite)
-    clear(uri)
-    storage.write_text(storage.join(uri, UNFINISHED), json.dumps(request) + "\n")
+    if files:
+        clear(uri)
+    try:
+        storage.write_text(storage.join(uri, UNFINISHED), json.dumps(request) + "\n")
+    except OSError as error:
+        raise OSError(f"DESTINATION {uri} cannot be written: {error}") from None
 
 
 def finish(uri: str) -> None:

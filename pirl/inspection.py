@@ -42,7 +42,7 @@ def describe(uri: str) -> list[str]:
         (least_w, most_w), (least_h, most_h) = manifest["width"], manifest["height"]
         lines.append(f"  width {least_w:,} to {most_w:,} pixels, height {least_h:,} to {most_h:,}")
     for note, count in sorted(manifest.get("encoded", {}).items(), key=lambda item: -item[1]):
-        lines.append(f"  encoded anew as 8-bit colour or gray: {count:,} images ({note})")
+        lines.append(f"  encoded anew: {count:,} images ({note})")
     left_out = manifest.get("left_out", {"count": 0})
     if left_out["count"]:
         lines.append(f"  left out: {left_out['count']:,} images that cannot be used")

@@ -95,6 +95,7 @@ def _copy(files: list[str], column: str, rows: int, scratch: Scratch, progress: 
     """Copies the images to the scratch file, one behind the other: their N offsets, and the end of the last."""
     ends = np.full(rows + 1, scratch.size)
     done = 0
+    progress(f"reading {files[0]}", 0, rows, "images")
     for path in files:
         # With a buffer a column of a row group, which may be the whole file, is not read at once.
         with storage.reading(path) as file:

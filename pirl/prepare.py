@@ -42,6 +42,7 @@ class Request:
     test_fraction: float | None = None
     seed: int = 0
     resize: int | None = None
+    shard_mb: int = 256
     strict: bool = False
     overwrite: bool = False
     image_column: str = "image"
@@ -50,7 +51,7 @@ class Request:
 
     def decides(self) -> dict[str, Any]:
         """What decides the bytes that are written."""
-        words = ("source", "test", "test_fraction", "seed", "resize", "image_column", "label_column")
+        words = ("source", "test", "test_fraction", "seed", "resize", "shard_mb", "image_column", "label_column")
         return {word: getattr(self, word) for word in words}
 
 
@@ -123,7 +124,8 @@ def _write_split(split: Split, request: Request, workers: Workers, progress: Pro
     folder, source, order = split
     if storage.exists(storage.join(folder, MANIFEST)):  # it was complete when the job was stopped
         return
-    with ShardWriter(folder, classes=source.classes, seed=request.seed, source=source.uri, resume=True) as writer:
+    about: dict[str, Any] = {"classes": source.classes, "seed": request.seed, "source": source.uri}
+    with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
         if not writer.record:
             writer.record = _new_record(source, request.resize)
         record = writer.record

@@ -84,11 +84,12 @@ class Scratch:
         size, at = storage.size(uri), self.size
         self.make_room(size, uri)
         ranges = range(0, size, COPY_BYTES)
+        progress(f"reading {uri}", 0, size >> 20, "MB")
         with ThreadPoolExecutor(COPY_THREADS) as pool:
             reads = (partial(storage.read_bytes, uri, offset, COPY_BYTES) for offset in ranges)
             for data in ahead(pool, reads, COPY_THREADS):
                 self.append(data)
-                progress(f"reading {uri}", self.size - at, size, "bytes")
+                progress(f"reading {uri}", (self.size - at) >> 20, size >> 20, "MB")
         return at
 
     def read(self, span: Span) -> bytes:

@@ -144,7 +144,7 @@ def _members(path: str, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarf
     try:
         with closing(tarfile.open(fileobj=file, mode="r:")) as tar:
             while member := tar.next():
-                tar.members.clear()  # it keeps all that it has seen
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
                 if member.isreg():
                     yield member, tar
             end = tar.offset

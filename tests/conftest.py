@@ -19,6 +19,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.s3 import s3_server  # noqa: F401 - a fixture
+
 MAX_RANKS = 4
 LIMIT_S = 60.0
 _GRACE_S = 5.0

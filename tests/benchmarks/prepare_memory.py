@@ -1,0 +1,121 @@
+"""Peak memory and speed of jobs/prepare.py, with few and with many images.
+
+    python tests/benchmarks/prepare_memory.py --images ../shared/data/imagenet_sample/images.tar
+
+The images are the real photographs of a tar file, repeated; a comment with the number of the repetition in each
+JPEG makes them differ. Each source is written to disk first: class folders, one tar file, and one Parquet file of
+one row group, which is the worst that a Parquet file can be. `peak` is the largest sum over all processes of the
+job, sampled each 20 ms, of the memory that is theirs alone (Private_Dirty: not libraries, not the page cache);
+`largest` is the largest peak of one process (VmHWM, with the libraries that it maps). Linux only.
+"""
+
+import argparse
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, metavar="TAR", help="JPEG files in a tar file")
+    parser.add_argument("--counts", type=int, nargs="+", default=[2000, 20000])
+    parser.add_argument("--sources", nargs="+", default=["folder", "tar", "parquet"])
+    parser.add_argument("--folder", type=Path, help="where to write: 3 times the images of the largest count")
+    args = parser.parse_args()
+    with tarfile.open(args.images) as tar:
+        photos = [tar.extractfile(member).read() for member in tar]
+    mean = sum(map(len, photos)) / len(photos)
+    print(f"mean {mean / 1000:,.0f} KB\n\n| source | images | GB | peak MiB | largest MiB | images/s |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for kind in args.sources:
+        for count in args.counts:
+            with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+                source = write(kind, Path(folder), photos, count)
+                peak, largest, seconds = measure(source, Path(folder, "out"), folder)
+            size = count * mean / 1e9
+            print(f"| {kind} | {count:,} | {size:.1f} | {peak:,.0f} | {largest:,.0f} | {count / seconds:,.0f} |")
+
+
+def repeat(photos: list[bytes], count: int) -> Iterator[bytes]:
+    """Photographs with a JPEG comment (FF FE, length, text) behind the first two bytes."""
+    for number in range(count):
+        text = f"repetition {number}".encode()
+        photo = photos[number % len(photos)]
+        yield photo[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + photo[2:]
+
+
+def write(kind: str, folder: Path, photos: list[bytes], count: int) -> Path:
+    images = repeat(photos, count)
+    if kind == "parquet":
+        path = folder / "in.parquet"
+        chunks = [pa.array(chunk, pa.binary()) for chunk in iter(lambda: list(islice(images, 1000)), [])]
+        table = pa.table({"image": pa.chunked_array(chunks)})
+        pq.write_table(table, path, row_group_size=count, compression="none", use_dictionary=False)
+        assert pq.read_metadata(path).num_row_groups == 1
+        return path
+    path = folder / ("in.tar" if kind == "tar" else "in")
+    if kind == "tar":
+        with tarfile.open(path, "w") as tar:
+            for number, image in enumerate(images):
+                member = tarfile.TarInfo(f"{number % 100:03}/{number}.jpg")
+                member.size = len(image)
+                tar.addfile(member, io.BytesIO(image))
+        return path
+    for number, image in enumerate(images):
+        (path / f"{number % 100:03}").mkdir(parents=True, exist_ok=True)
+        (path / f"{number % 100:03}" / f"{number}.jpg").write_bytes(image)
+    return path
+
+
+def measure(source: Path, destination: Path, scratch: str) -> tuple[float, float, float]:
+    """Runs the job; returns both peaks in MiB, and seconds."""
+    words = [str(ROOT / "jobs" / "prepare.py"), str(source), str(destination), "--scratch", scratch]
+    began = time.monotonic()
+    job = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak, largest = 0.0, 0.0
+    while job.poll() is None:
+        of_each = [memory(process) for process in family(job.pid)]
+        peak = max(peak, sum(own for own, _ in of_each))
+        largest = max([largest, *(most for _, most in of_each)])
+        time.sleep(0.02)
+    if job.returncode:
+        sys.exit(f"the job failed: {' '.join(words)}")
+    return peak, largest, time.monotonic() - began
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        text = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    except OSError:
+        return []
+    return [pid, *(below for child in text.split() for below in family(int(child)))]
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """A process's own memory and the most that it had, in MiB."""
+    try:
+        own = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        most = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0, 0.0
+    return kibibytes(own, "Private_Dirty") / 1024, kibibytes(most, "VmHWM") / 1024
+
+
+def kibibytes(text: str, name: str) -> int:
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name}:")), 0)
+
+
+if __name__ == "__main__":
+    main()
