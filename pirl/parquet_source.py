@@ -97,9 +97,9 @@ def _copy(files: list[str], column: str, rows: int, scratch: Scratch, progress: 
     done = 0
     progress(f"reading {files[0]}", 0, rows, "images")
     for path in files:
-        # With a buffer a column of a row group, which may be the whole file, is not read at once.
+        # Otherwise it reads the column of a row group, which may be the whole file, at once; so it reads a page.
         with storage.reading(path) as file:
-            parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
+            parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
             for batch in parquet.iter_batches(BATCH_ROWS, columns=[column]):
                 images = batch.column(0)
                 if pa.types.is_struct(images.type):

@@ -10,7 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import IO, Any, Self
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pirl import storage
+from pirl.config import ConfigError
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -52,6 +53,9 @@ class ShardWriter:
         source: Where the images come from, for the record.
         shard_bytes: A shard ends with the row group that brings its images to this size.
         resume: Go on behind the shards that are there; `rows` and `record` are as they were at the end of the last.
+
+    Raises:
+        ConfigError: One of the shards to go on behind is gone.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class ShardWriter:
         self._images: list[bytes] = []
         self._labels: list[int | None] = []
         self._open: _Shard | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         if resume:
             self._resume()
 
@@ -91,12 +97,15 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
+            self._thread.shutdown()
             if self._open is not None:
                 self._open.abandon(kind, error, trace)
             return
         if self._images:
             self._write_group()
-        self._end_shard()
+        self._wait()
+        self._thread.shutdown()
+        self._end_shard(json.dumps(self.record))
         manifest = {
             "version": VERSION,
             "rows": self.rows,
@@ -110,7 +119,10 @@ class ShardWriter:
 
     def _resume(self) -> None:
         """Takes over the shards that are there: a shard has its name only when it is complete."""
-        names = sorted(filter(SHARD.fullmatch, storage.files_below(self.uri, self.storage_options)))
+        found_names = set(filter(SHARD.fullmatch, storage.files_below(self.uri, self.storage_options)))
+        names = [_shard_name(number) for number in range(len(found_names))]
+        if found_names != set(names):
+            raise ConfigError(f"{self.uri} lacks a shard of {len(names)}: add --overwrite to begin anew")
         with ThreadPoolExecutor() as pool:
             found = list(pool.map(self._read_shard, names))
         self._shards = [entry for entry, _ in found]
@@ -123,20 +135,36 @@ class ShardWriter:
             return _entry(name, footer, file.seek(0, 2)), json.loads(footer.metadata[RECORD])
 
     def _write_group(self) -> None:
-        if self._open is None:
-            name = f"shard-{len(self._shards):05d}.parquet"
-            self._open = _Shard(name, storage.join(self.uri, name), self.storage_options)
-        crcs = [zlib.crc32(image) for image in self._images]
-        ids = range(self.rows - len(self._images), self.rows)
-        self._open.write_group(pa.table([ids, self._images, self._labels, crcs], schema=SCHEMA))
-        self._images, self._labels = [], []
-        if self._open.file.tell() >= self.shard_bytes:
-            self._end_shard()
+        """Starts to write a row group, once the one before it is written."""
+        self._wait()
+        images, self._images = self._images, []
+        labels, self._labels = self._labels, []
+        ids = range(self.rows - len(images), self.rows)
+        self._writing = self._thread.submit(self._write, ids, images, labels, json.dumps(self.record))
 
-    def _end_shard(self) -> None:
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, ids: range, images: list[bytes], labels: list[int | None], record: str) -> None:
+        # In the thread: an upload takes its time, and the rows of the next group are made meanwhile.
+        if self._open is None:
+            name = _shard_name(len(self._shards))
+            self._open = _Shard(name, storage.join(self.uri, name), self.storage_options)
+        crcs = [zlib.crc32(image) for image in images]
+        self._open.write_group(pa.table([ids, images, labels, crcs], schema=SCHEMA))
+        if self._open.file.tell() >= self.shard_bytes:
+            self._end_shard(record)
+
+    def _end_shard(self, record: str) -> None:
         if self._open is not None:
-            self._shards.append(self._open.close(self.record))
+            self._shards.append(self._open.close(record))
             self._open = None
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.parquet"
 
 
 class _Shard:
@@ -160,9 +188,9 @@ class _Shard:
     def write_group(self, table: pa.Table) -> None:
         self.parquet.write_table(table)
 
-    def close(self, record: dict[str, Any]) -> dict[str, Any]:
+    def close(self, record: str) -> dict[str, Any]:
         """Completes the file and returns its entry in the manifest."""
-        self.parquet.add_key_value_metadata({RECORD: json.dumps(record)})
+        self.parquet.add_key_value_metadata({RECORD: record})
         self.parquet.close()
         size = self.file.tell()
         self.files.close()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.prepare import main
+from jobs.prepare import Progress, main
 from pirl import shards, storage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -307,6 +308,33 @@ def test_a_failing_disk_is_no_wrong_request(tmp_path, prepare_here):
     assert done.returncode == 1
     assert "failed: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_progress_says_rate_and_time_left(monkeypatch, capsys):
+    clock = iter([0, 5, 20, 100])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    progress = Progress()
+    for done in (1000, 1200, 3000, 11_000):
+        progress("writing out", done, 11_000, "images")
+    assert capsys.readouterr().err.splitlines() == [
+        "writing out: going on after 1,000 of 11,000 images",
+        "writing out: 3,000 of 11,000 images, 100/s, 0:01:20 left",
+        "writing out: 11,000 of 11,000 images, 100/s",
+    ]
+
+
+def test_inspect(tmp_path, prepare_here, monkeypatch):
+    source = write_parquet(tmp_path / "in.parquet", range(50))
+    assert prepare_here(source, tmp_path / "out", "--test-fraction", 0.2).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    done = prepare_here("--inspect", "out")
+    assert done.returncode == 0, done.stderr
+    assert "out: 40 images of 4 classes" in done.stdout
+    assert "out/test: 10 images of 4 classes" in done.stdout
+    assert "mean 0.4" in done.stdout or "mean 0.5" in done.stdout
+    with Image.open("contact_sheet.png") as sheet:
+        assert sheet.format == "PNG"
+    assert refused(prepare_here("--inspect", "in.parquet"), "is not a data set")
 
 
 def test_help_shows_sources_and_examples():

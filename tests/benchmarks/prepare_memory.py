@@ -4,19 +4,27 @@
 
 The images are the real photographs of a tar file, repeated; a comment with the number of the repetition in each
 JPEG makes them differ. Each source is written to disk first: class folders, one tar file, and one Parquet file of
-one row group, which is the worst that a Parquet file can be. `peak` is the largest sum over all processes of the
-job, sampled each 20 ms, of the memory that is theirs alone (Private_Dirty: not libraries, not the page cache);
-`largest` is the largest peak of one process (VmHWM, with the libraries that it maps). Linux only.
+one row group, which is the worst that a Parquet file can be.
+
+- peak: the largest sum over all processes of the job, sampled each 20 ms, of the memory that is theirs alone
+  (Private_Dirty: not libraries, not the page cache).
+- largest: the largest peak of one process (VmHWM, with the libraries that it maps).
+- first ms, others ms: processor time for an image, start included, of the process that shuffles and writes, and of
+  those that read and check. others / first is about how many cores the job can use.
+
+Linux only.
 """
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -36,15 +44,20 @@ def main() -> None:
     with tarfile.open(args.images) as tar:
         photos = [tar.extractfile(member).read() for member in tar]
     mean = sum(map(len, photos)) / len(photos)
-    print(f"mean {mean / 1000:,.0f} KB\n\n| source | images | GB | peak MiB | largest MiB | images/s |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print(f"mean {mean / 1000:,.0f} KB\n")
+    print("| source | images | GB | peak MiB | largest MiB | images/s | first ms | others ms |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for kind in args.sources:
         for count in args.counts:
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:
                 source = write(kind, Path(folder), photos, count)
-                peak, largest, seconds = measure(source, Path(folder, "out"), folder)
-            size = count * mean / 1e9
-            print(f"| {kind} | {count:,} | {size:.1f} | {peak:,.0f} | {largest:,.0f} | {count / seconds:,.0f} |")
+                cost = measure(source, Path(folder, "out"), folder)
+            first, others = (1000 * seconds / count for seconds in (cost.first_cpu_s, cost.others_cpu_s))
+            print(
+                f"| {kind} | {count:,} | {count * mean / 1e9:.1f} | {cost.peak_mib:,.0f} | {cost.largest_mib:,.0f} "
+                f"| {count / cost.wall_s:,.0f} | {first:.2f} | {others:.2f} |",
+                flush=True,
+            )
 
 
 def repeat(photos: list[bytes], count: int) -> Iterator[bytes]:
@@ -78,20 +91,35 @@ def write(kind: str, folder: Path, photos: list[bytes], count: int) -> Path:
     return path
 
 
-def measure(source: Path, destination: Path, scratch: str) -> tuple[float, float, float]:
-    """Runs the job; returns both peaks in MiB, and seconds."""
+@dataclass
+class Cost:
+    """What a job took."""
+
+    peak_mib: float = 0
+    largest_mib: float = 0
+    wall_s: float = 0
+    first_cpu_s: float = 0
+    others_cpu_s: float = 0
+
+
+def measure(source: Path, destination: Path, scratch: str) -> Cost:
+    """Runs the job."""
     words = [str(ROOT / "jobs" / "prepare.py"), str(source), str(destination), "--scratch", scratch]
+    cost, cpu = Cost(), {}
     began = time.monotonic()
     job = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak, largest = 0.0, 0.0
     while job.poll() is None:
-        of_each = [memory(process) for process in family(job.pid)]
-        peak = max(peak, sum(own for own, _ in of_each))
-        largest = max([largest, *(most for _, most in of_each)])
+        processes = family(job.pid)
+        own, most = zip(*map(memory, processes), strict=True) if processes else ([0], [0])
+        cost.peak_mib = max(cost.peak_mib, sum(own))
+        cost.largest_mib = max(cost.largest_mib, *most)
+        cpu |= {process: max(cpu.get(process, 0), cpu_s(process)) for process in processes}
         time.sleep(0.02)
     if job.returncode:
         sys.exit(f"the job failed: {' '.join(words)}")
-    return peak, largest, time.monotonic() - began
+    cost.wall_s, cost.first_cpu_s = time.monotonic() - began, cpu.pop(job.pid)
+    cost.others_cpu_s = sum(cpu.values())
+    return cost
 
 
 def family(pid: int) -> list[int]:
@@ -111,6 +139,15 @@ def memory(pid: int) -> tuple[float, float]:
     except OSError:
         return 0.0, 0.0
     return kibibytes(own, "Private_Dirty") / 1024, kibibytes(most, "VmHWM") / 1024
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def kibibytes(text: str, name: str) -> int:
