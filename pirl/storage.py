@@ -41,13 +41,21 @@ def reading(uri: str, options: Options = None) -> Iterator[IO[bytes]]:
 def writing(uri: str, options: Options = None) -> Iterator[IO[bytes]]:
     """Opens a new file, with the folders above it.
 
-    A local file appears under its name when it is complete, and not at all after an exception. Object stores
-    show only complete objects by themselves.
+    A file or an object appears under its name when it is complete, and not at all after an exception.
     """
     fs, path = _locate(uri, options)
     if not isinstance(fs, LocalFileSystem):
-        with fs.open(path, "wb") as file:
+        file = fs.open(path, "wb")
+        try:
             yield file
+        except BaseException:
+            # Closing it, as `with` and its destructor do, would complete the object with what it has so far.
+            with suppress(Exception):
+                file.discard()
+            with suppress(AttributeError):  # only the memory store's files cannot be told
+                file.closed = True
+            raise
+        file.close()
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"

@@ -100,31 +100,33 @@ def place(request, tmp_path):
     return fs, f"restart/{tmp_path.name}", f"s3://restart/{tmp_path.name}"
 
 
-def test_killed_it_goes_on_and_ends_like_an_undisturbed_job(source, place):
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    """What a job writes that nothing stops."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, messages = finish(source, folder / "set", "--test-fraction", 0.2)
+    assert code == 0, messages
+    return contents(fsspec.filesystem("file"), f"{folder}/set")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped"])
+def test_the_same_command_goes_on_and_ends_like_an_undisturbed_job(source, undisturbed, place, how):
     fs, folder, uri = place
-    words = (source, f"{uri}/killed", "--test-fraction", 0.2)
-    running, _ = stop_in_the_middle(signal.SIGKILL, fs, f"{folder}/killed", *words)
-    assert running.returncode == -signal.SIGKILL
+    words = (source, f"{uri}/set", "--test-fraction", 0.2)
+    running, (_, messages) = stop_in_the_middle(how, fs, f"{folder}/set", *words)
     assert gone(running.pid)
-    before = shards(fs, f"{folder}/killed")
-    assert not fs.exists(f"{folder}/killed/manifest.json")
+    if how == signal.SIGINT:
+        assert running.returncode == 1
+        assert "stopped: the same command goes on from here" in messages
+        assert "Traceback" not in messages
+    before = shards(fs, f"{folder}/set")
+    assert not fs.exists(f"{folder}/set/manifest.json")
     code, messages = finish(*words)
     assert code == 0, messages
     assert re.search(r"going on after \d+ of \d+ images", messages)
-    after = shards(fs, f"{folder}/killed")
+    after = shards(fs, f"{folder}/set")
     assert len(after) > len(before) >= 2
     assert {name: after[name] for name in before} == before
-    assert finish(source, f"{uri}/undisturbed", "--test-fraction", 0.2)[0] == 0
-    assert contents(fs, f"{folder}/killed") == contents(fs, f"{folder}/undisturbed")
-    assert not [name for name in contents(fs, f"{folder}/killed") if "unfinished" in name or "tmp" in name]
-
-
-def test_stopped_by_hand_it_says_how_to_go_on(source, tmp_path):
-    fs = fsspec.filesystem("file")
-    out = tmp_path / "out"
-    running, (_, messages) = stop_in_the_middle(signal.SIGINT, fs, str(out), source, out)
-    assert running.returncode == 1
-    assert "stopped: the same command goes on from here" in messages
-    assert "Traceback" not in messages
-    assert gone(running.pid)
-    assert not list(out.glob("*.tmp")) + list(out.glob("manifest.json"))
+    assert contents(fs, f"{folder}/set") == undisturbed
+    assert sorted(undisturbed)[0] == "/manifest.json"
+    assert not [name for name in undisturbed if "unfinished" in name or "tmp" in name]

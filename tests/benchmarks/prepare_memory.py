@@ -9,8 +9,8 @@ one row group, which is the worst that a Parquet file can be.
 - peak: the largest sum over all processes of the job, sampled each 20 ms, of the memory that is theirs alone
   (Private_Dirty: not libraries, not the page cache).
 - largest: the largest peak of one process (VmHWM, with the libraries that it maps).
-- first ms, others ms: processor time for an image, start included, of the process that shuffles and writes, and of
-  those that read and check. others / first is about how many cores the job can use.
+- first ms, others ms: processor time for an image, start included, of the thread that reads the source, shuffles and
+  hands on, and of the processes that read and check. others / first is about how many cores the job can use.
 
 Linux only.
 """
@@ -113,7 +113,10 @@ def measure(source: Path, destination: Path, scratch: str) -> Cost:
         own, most = zip(*map(memory, processes), strict=True) if processes else ([0], [0])
         cost.peak_mib = max(cost.peak_mib, sum(own))
         cost.largest_mib = max(cost.largest_mib, *most)
-        cpu |= {process: max(cpu.get(process, 0), cpu_s(process)) for process in processes}
+        for process in processes:
+            # Of the first process the main thread alone: its other threads write, beside it.
+            stat = f"/proc/{process}/task/{process}/stat" if process == job.pid else f"/proc/{process}/stat"
+            cpu[process] = max(cpu.get(process, 0), cpu_s(stat))
         time.sleep(0.02)
     if job.returncode:
         sys.exit(f"the job failed: {' '.join(words)}")
@@ -141,10 +144,10 @@ def memory(pid: int) -> tuple[float, float]:
     return kibibytes(own, "Private_Dirty") / 1024, kibibytes(most, "VmHWM") / 1024
 
 
-def cpu_s(pid: int) -> float:
-    """Processor time of a process so far."""
+def cpu_s(stat: str) -> float:
+    """Processor time of a process or thread so far."""
     try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        words = Path(stat).read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
