@@ -37,7 +37,8 @@ def number_labels(labels: pa.ChunkedArray, names: list[str] | None = None) -> tu
         raise ConfigError(f"the labels are {labels.type}: name a column of whole numbers or names (--label-column)")
     numbers = np.maximum(labels.cast(pa.int64()).fill_null(-1).to_numpy(), -1)
     count = int(numbers.max(initial=-1)) + 1
-    return (names or [str(at) for at in range(count)]) if count else None, numbers
+    known = names if names and len(names) >= count else [str(at) for at in range(count)]
+    return known if count else None, numbers
 
 
 def first_folders(names: pa.Array) -> pa.Array:

@@ -127,12 +127,12 @@ def _write_split(split: Split, request: Request, workers: Workers, progress: Pro
     about: dict[str, Any] = {"classes": source.classes, "seed": request.seed, "source": source.uri}
     with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
         if not writer.record:
-            writer.record = _new_record(source, request.resize)
+            writer.record = _new_record(request.resize)
         record = writer.record
         progress(f"writing {folder}", record["taken"], len(order), "images")
         for row, checked in workers.check(source, order[record["taken"] :]):
             label = int(source.labels[row])
-            _count(record, checked, label)
+            _count(record, checked)
             if checked.image is None:
                 left_out = f"{source.name(row)}: {checked.note}"
                 if request.strict:
@@ -147,7 +147,7 @@ def _write_split(split: Split, request: Request, workers: Workers, progress: Pro
             raise ConfigError(f"none of the {len(order)} images can be used: {first}")
 
 
-def _new_record(source: Source, short_side: int | None) -> dict[str, Any]:
+def _new_record(short_side: int | None) -> dict[str, Any]:
     """What the manifest says of the images beside where they are, before the first."""
     return {
         "taken": 0,
@@ -156,13 +156,12 @@ def _new_record(source: Source, short_side: int | None) -> dict[str, Any]:
         "found": {},
         "encoded": {},
         "left_out": {"count": 0, "first": []},
-        "class_rows": [0] * len(source.classes or []),
         "width": None,
         "height": None,
     }
 
 
-def _count(record: dict[str, Any], checked: Checked, label: int) -> None:
+def _count(record: dict[str, Any], checked: Checked) -> None:
     """Adds an image to the record."""
     record["taken"] += 1
     if checked.image is None:
@@ -171,8 +170,6 @@ def _count(record: dict[str, Any], checked: Checked, label: int) -> None:
     record["found"][checked.kind] = record["found"].get(checked.kind, 0) + 1
     if checked.note:
         record["encoded"][checked.note] = record["encoded"].get(checked.note, 0) + 1
-    if label >= 0:
-        record["class_rows"][label] += 1
     for side, pixels in zip(("width", "height"), checked.size, strict=True):
         least, most = record[side] or (pixels, pixels)
         record[side] = [min(least, pixels), max(most, pixels)]

@@ -9,6 +9,7 @@ so that another goes on behind it after a kill.
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -72,8 +73,13 @@ class ShardWriter:
         self.uri, self.storage_options, self.shard_bytes = uri, storage_options, shard_bytes
         self.rows = 0
         self.record: dict[str, Any] = {}
-        self._about = {"classes": None if classes is None else list(classes), "seed": seed, "source": source}
+        self._about: dict[str, Any] = {
+            "classes": None if classes is None else list(classes),
+            "seed": seed,
+            "source": source,
+        }
         self._shards: list[dict[str, Any]] = []
+        self._class_rows: Counter[int] = Counter()
         self._images: list[bytes] = []
         self._labels: list[int | None] = []
         self._open: _Shard | None = None
@@ -86,6 +92,8 @@ class ShardWriter:
         """Appends a row: an encoded image (JPEG or PNG) and the number of its class."""
         self._images.append(image)
         self._labels.append(label)
+        if label is not None:
+            self._class_rows[label] += 1
         self.rows += 1
         if len(self._images) == ROWS_PER_GROUP:
             self._write_group()
@@ -105,13 +113,13 @@ class ShardWriter:
             self._write_group()
         self._wait()
         self._thread.shutdown()
-        self._end_shard(json.dumps(self.record))
+        self._end_shard(json.dumps(self._record_so_far()))
         manifest = {
             "version": VERSION,
             "rows": self.rows,
             "rows_per_group": ROWS_PER_GROUP,
             **self._about,
-            **self.record,
+            **self._record_so_far(),
             "shards": self._shards,
         }
         with storage.writing(storage.join(self.uri, MANIFEST), self.storage_options) as file:
@@ -128,6 +136,10 @@ class ShardWriter:
         self._shards = [entry for entry, _ in found]
         self.rows = sum(entry["rows"] for entry in self._shards)
         self.record = found[-1][1] if found else {}
+        self._class_rows.update(dict(enumerate(self.record.pop("class_rows", []))))
+
+    def _record_so_far(self) -> dict[str, Any]:
+        return {**self.record, "class_rows": [self._class_rows[at] for at in range(len(self._about["classes"] or []))]}
 
     def _read_shard(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         with storage.reading(storage.join(self.uri, name), self.storage_options) as file:
@@ -140,7 +152,7 @@ class ShardWriter:
         images, self._images = self._images, []
         labels, self._labels = self._labels, []
         ids = range(self.rows - len(images), self.rows)
-        self._writing = self._thread.submit(self._write, ids, images, labels, json.dumps(self.record))
+        self._writing = self._thread.submit(self._write, ids, images, labels, json.dumps(self._record_so_far()))
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None

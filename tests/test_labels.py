@@ -20,6 +20,8 @@ def test_numbers_stay_as_they_are():
     classes, labels = number_labels(pa.chunked_array([[2, None], [-5, 0]]))
     assert (classes, labels.tolist()) == (["0", "1", "2"], [2, -1, -1, 0])
     assert number_labels(pa.chunked_array([[1, 0]]), ["ant", "bee"])[0] == ["ant", "bee"]
+    # Names that do not reach the largest number are of something else.
+    assert number_labels(pa.chunked_array([[1, 2]]), ["ant", "bee"])[0] == ["0", "1", "2"]
 
 
 def test_other_labels_are_refused():

@@ -120,7 +120,8 @@ def test_another_writer_goes_on_behind_the_shards_that_are_there(tmp_path, row):
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("stopped", "undisturbed")
     ]
     assert files[0] == files[1]
-    assert json.loads(files[0]["manifest.json"])["taken"] == 300
+    manifest = json.loads(files[0]["manifest.json"])
+    assert (manifest["taken"], manifest["class_rows"]) == (300, [150, 150])
 
 
 def test_a_shard_that_is_gone_is_noticed(tmp_path):
