@@ -1,26 +1,24 @@
-"""Images in Parquet files: a column of encoded images, and perhaps one of labels."""
+"""Images in Parquet files: a column of encoded images, and perhaps one of labels.
+
+A value of a Parquet column cannot be read by itself, so the images are copied to the scratch file: one read of
+each file from front to back.
+"""
 
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pirl import storage
 from pirl.config import ConfigError
+from pirl.labels import Ints, number_labels
+from pirl.scratch import Progress, Scratch, Span
 
-Ints = NDArray[np.int64]
-Row = tuple[int, bytes | None]
-"""The number of a row in its source, and its encoded image, or None where there is none."""
-
-BATCH_ROWS = 256
+BATCH_ROWS = 64
+BUFFER_BYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,21 +27,17 @@ class ParquetSource:
 
     Attributes:
         files: The files.
-        column: Name of the column of images.
         counts: Rows of each file.
-        size: Bytes of all images.
+        ends: int64 (N+1,), where each image begins in the scratch file, and where the last one ends.
         classes: Names of the labels, or None if there are none.
-        labels: int64, each row's label, -1 where there is none.
-        bucket_bytes: Bytes of images that are held in memory at a time.
+        labels: int64 (N,), each row's label, -1 where there is none.
     """
 
     files: list[str]
-    column: str
     counts: list[int]
-    size: int
+    ends: Ints
     classes: list[str] | None
     labels: Ints
-    bucket_bytes: int = 2**29
 
     @property
     def uri(self) -> str:
@@ -51,62 +45,25 @@ class ParquetSource:
         more = len(self.files) - 1
         return f"{self.files[0]} and {more} more" if more else self.files[0]
 
-    def images(self, order: Ints) -> Iterator[Row]:
-        """Yields the images of these rows, in this order.
-
-        The files are read once, from front to back. Each image goes to the temporary file of its bucket,
-        which holds the rows of one stretch of `order`; then bucket after bucket is put in order.
-        """
-        position = np.full(sum(self.counts), -1)
-        position[order] = np.arange(len(order))
-        buckets = max(1, -(-self.size // self.bucket_bytes))
-        bucket_rows = max(1, -(-len(order) // buckets))
-        with tempfile.TemporaryDirectory(prefix="pirl-prepare-") as folder:
-            paths = [str(Path(folder, str(bucket))) for bucket in range(buckets)]
-            self._deal(position, bucket_rows, paths)
-            for path in paths:
-                with pa.memory_map(path) as file:
-                    table = pa.ipc.open_stream(file).read_all()
-                    at = table["position"].to_numpy()
-                    for row in np.argsort(at):
-                        yield int(order[at[row]]), table["image"][int(row)].as_py()
-                Path(path).unlink()
-
     def name(self, row: int) -> str:
         """What a person calls a row."""
         ends = np.cumsum(self.counts)
         file = int(np.searchsorted(ends, row, side="right"))
         return f"{self.files[file]} row {row - int(ends[file]) + self.counts[file]}"
 
-    def _deal(self, position: Ints, bucket_rows: int, paths: list[str]) -> None:
-        """Writes the images and their positions to one file for each stretch of `bucket_rows` positions."""
-        schema = pa.schema([("position", pa.int64()), ("image", pa.large_binary())])
-        done = 0
-        with ExitStack() as stack:
-            buckets = [stack.enter_context(pa.ipc.new_stream(path, schema)) for path in paths]
-            for images in self._batches():
-                at = position[done : done + len(images)]
-                done += len(images)
-                for bucket in np.unique(at[at >= 0] // bucket_rows):
-                    chosen = np.flatnonzero(at // bucket_rows == bucket)
-                    columns = [pa.array(at[chosen]), images.take(pa.array(chosen))]
-                    buckets[bucket].write_batch(pa.record_batch(columns, schema=schema))
-
-    def _batches(self) -> Iterator[pa.Array]:
-        for path in self.files:
-            with storage.reading(path) as file:
-                for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=[self.column]):
-                    images = batch.column(0)
-                    if pa.types.is_struct(images.type):
-                        images = pc.struct_field(images, "bytes")
-                    yield images.cast(pa.large_binary())
+    def spans(self, rows: Ints) -> list[Span]:
+        """Where the images of these rows lie in the scratch file."""
+        ends = self.ends[rows + 1].tolist()
+        return [Span(None, start, end - start) for start, end in zip(self.ends[rows].tolist(), ends, strict=True)]
 
 
-def parquet_source(files: list[str], image_column: str, label_column: str | None) -> ParquetSource:
-    """The rows of Parquet files.
+def parquet_source(
+    files: list[str], image_column: str, label_column: str | None, scratch: Scratch, progress: Progress
+) -> ParquetSource:
+    """The rows of Parquet files, their images copied to the scratch file.
 
     Raises:
-        ConfigError: A file is not Parquet, or has no such columns.
+        ConfigError: A file is not Parquet, or has no such columns, or there is no room for the images.
     """
     counts: list[int] = []
     size, names = 0, None
@@ -128,8 +85,36 @@ def parquet_source(files: list[str], image_column: str, label_column: str | None
             if label_column is not None:
                 names = _class_names(schema, label_column)
                 labels.append(parquet.read([label_column])[label_column])
-    classes, numbers = _number(labels, names) if labels else (None, np.full(sum(counts), -1))
-    return ParquetSource(files, image_column, counts, size, classes, numbers)
+    classes, numbers = number_labels(_chained(labels), names) if labels else (None, np.full(sum(counts), -1))
+    scratch.make_room(size, f"{files[0]} with its {sum(counts):,} images")
+    ends = _copy(files, image_column, sum(counts), scratch, progress)
+    return ParquetSource(files, counts, ends, classes, numbers)
+
+
+def _copy(files: list[str], column: str, rows: int, scratch: Scratch, progress: Progress) -> Ints:
+    """Copies the images to the scratch file, one behind the other: their N offsets, and the end of the last."""
+    ends = np.full(rows + 1, scratch.size)
+    done = 0
+    progress(f"reading {files[0]}", 0, rows, "images")
+    for path in files:
+        # Otherwise it reads the column of a row group, which may be the whole file, at once; so it reads a page.
+        with storage.reading(path) as file:
+            parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=[column]):
+                images = batch.column(0)
+                if pa.types.is_struct(images.type):
+                    images = pc.struct_field(images, "bytes")
+                images = images.cast(pa.large_binary())
+                lengths = pc.binary_length(images).fill_null(0).to_numpy()
+                ends[done + 1 : done + len(images) + 1] = scratch.size + np.cumsum(lengths)
+                scratch.append(b"".join(image or b"" for image in images.to_pylist()))
+                done += len(images)
+                progress(f"reading {path}", done, rows, "images")
+    return ends
+
+
+def _chained(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
 
 
 def _check_images(path: str, schema: pa.Schema, column: str) -> None:
@@ -160,24 +145,3 @@ def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
     about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     feature = about.get("info", {}).get("features", {}).get(column)
     return feature.get("names") if isinstance(feature, dict) else None
-
-
-def _number(columns: list[pa.ChunkedArray], names: list[str] | None) -> tuple[list[str] | None, Ints]:
-    """Numbers the labels of Parquet files: numbers stay as they are, and below 0 there is no label."""
-    labels = pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
-    if pa.types.is_dictionary(labels.type):
-        labels = labels.cast(labels.type.value_type)
-    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
-        return number_names(labels.to_pylist())
-    if not pa.types.is_integer(labels.type):
-        raise ConfigError(f"the labels are {labels.type}: name a column of whole numbers or names (--label-column)")
-    numbers = np.maximum(labels.cast(pa.int64()).fill_null(-1).to_numpy(), -1)
-    count = int(numbers.max(initial=-1)) + 1
-    return (names or [str(at) for at in range(count)]) if count else None, numbers
-
-
-def number_names(labels: list[str | None]) -> tuple[list[str] | None, Ints]:
-    """Numbers the classes in alphabetical order; -1 is none, and no names at all are no classes."""
-    classes = sorted({name for name in labels if name is not None})
-    number: dict[str | None, int] = {name: at for at, name in enumerate(classes)}
-    return classes or None, np.array([number.get(name, -1) for name in labels], np.int64)

@@ -3,13 +3,17 @@
 Values lie in the files as they are (PLAIN, uncompressed, no dictionary, one page for each column of a row
 group), so each image is one span of bytes. Behind each row group lies a footer for it alone, of about 400 bytes,
 which makes its span a Parquet file in itself: one ranged read gives all that reading it takes. The manifest is
-written last: a folder without one is not a data set.
+written last: a folder without one is not a data set. What a writer has written so far stands in the footer of each
+shard, so that another goes on behind it after a kill.
 """
 
 import io
 import json
+import re
 import zlib
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import IO, Any, Self
@@ -18,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pirl import storage
+from pirl.config import ConfigError
 
 VERSION = 2
 """2: row groups have footers and checksums of their own."""
@@ -25,6 +30,10 @@ MANIFEST = "manifest.json"
 ROWS_PER_GROUP = 64
 """Small enough to shuffle by, large enough (7 MB of ImageNet) to be worth a request."""
 SHARD_BYTES = 256 * 2**20
+SHARD = re.compile(r"shard-\d{5,}\.parquet")
+RECORD = b"pirl"
+GROUPS = b"pirl.groups"
+"""Keys in the footer of a shard: the writer's record so far, and the shard's row groups as the manifest has them."""
 
 SCHEMA = pa.schema(
     [
@@ -47,12 +56,18 @@ _SEAL = b', "crc32": '
 class ShardWriter:
     """Writes one data set; a context manager that writes the manifest when it is left without an exception.
 
+    `record` holds what else goes into the manifest. Each shard has it too, as it is when the shard ends.
+
     Args:
         uri: The folder, by any URL that fsspec writes.
         classes: The names of the labels 0, 1, ..., or None for images without labels.
         seed: With what the rows were shuffled, for the record.
         source: Where the images come from, for the record.
         shard_bytes: A shard ends with the row group that brings its images to this size.
+        resume: Go on behind the shards that are there; `rows` and `record` are as they were at the end of the last.
+
+    Raises:
+        ConfigError: One of the shards to go on behind is gone.
     """
 
     def __init__(
@@ -64,19 +79,32 @@ class ShardWriter:
         source: str,
         storage_options: storage.Options = None,
         shard_bytes: int = SHARD_BYTES,
+        resume: bool = False,
     ) -> None:
         self.uri, self.storage_options, self.shard_bytes = uri, storage_options, shard_bytes
         self.rows = 0
-        self._about = {"classes": None if classes is None else list(classes), "seed": seed, "source": source}
+        self.record: dict[str, Any] = {}
+        self._about: dict[str, Any] = {
+            "classes": None if classes is None else list(classes),
+            "seed": seed,
+            "source": source,
+        }
         self._shards: list[dict[str, Any]] = []
+        self._class_rows: Counter[int] = Counter()
         self._images: list[bytes] = []
         self._labels: list[int | None] = []
         self._open: _Shard | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+        if resume:
+            self._resume()
 
     def add(self, image: bytes, label: int | None) -> None:
         """Appends a row: an encoded image (JPEG or PNG) and the number of its class."""
         self._images.append(image)
         self._labels.append(label)
+        if label is not None:
+            self._class_rows[label] += 1
         self.rows += 1
         if len(self._images) == ROWS_PER_GROUP:
             self._write_group()
@@ -88,36 +116,75 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
+            self._thread.shutdown()
             if self._open is not None:
                 self._open.abandon(kind, error, trace)
             return
         if self._images:
             self._write_group()
-        self._end_shard()
+        self._wait()
+        self._thread.shutdown()
+        self._end_shard(json.dumps(self._record_so_far()))
         manifest = {
             "version": VERSION,
             "rows": self.rows,
             "rows_per_group": ROWS_PER_GROUP,
             **self._about,
+            **self._record_so_far(),
             "shards": self._shards,
         }
         with storage.writing(storage.join(self.uri, MANIFEST), self.storage_options) as file:
             file.write(sealed(manifest))
 
-    def _write_group(self) -> None:
-        if self._open is None:
-            name = f"shard-{len(self._shards):05d}.parquet"
-            self._open = _Shard(name, storage.join(self.uri, name), self.storage_options)
-        crcs = [zlib.crc32(image) for image in self._images]
-        ids = range(self.rows - len(self._images), self.rows)
-        self._open.write_group(pa.table([ids, self._images, self._labels, crcs], schema=SCHEMA))
-        self._images, self._labels = [], []
-        if self._open.file.tell() >= self.shard_bytes:
-            self._end_shard()
+    def _resume(self) -> None:
+        """Takes over the shards that are there: a shard has its name only when it is complete."""
+        found_names = set(filter(SHARD.fullmatch, storage.files_below(self.uri, self.storage_options)))
+        names = [_shard_name(number) for number in range(len(found_names))]
+        if found_names != set(names):
+            raise ConfigError(f"{self.uri} lacks a shard of {len(names)}: add --overwrite to begin anew")
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(self._read_shard, names))
+        self._shards = [entry for entry, _ in found]
+        self.rows = sum(entry["rows"] for entry in self._shards)
+        self.record = found[-1][1] if found else {}
+        self._class_rows.update(dict(enumerate(self.record.pop("class_rows", []))))
 
-    def _end_shard(self) -> None:
+    def _record_so_far(self) -> dict[str, Any]:
+        return {**self.record, "class_rows": [self._class_rows[at] for at in range(len(self._about["classes"] or []))]}
+
+    def _read_shard(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        with storage.reading(storage.join(self.uri, name), self.storage_options) as file:
+            footer = pq.ParquetFile(file).metadata
+            groups = json.loads(footer.metadata[GROUPS])
+            entry = {"path": name, "bytes": file.seek(0, 2), "rows": footer.num_rows, "groups": groups}
+            return entry, json.loads(footer.metadata[RECORD])
+
+    def _write_group(self) -> None:
+        """Starts to write a row group, once the one before it is written."""
+        self._wait()
+        images, self._images = self._images, []
+        labels, self._labels = self._labels, []
+        ids = range(self.rows - len(images), self.rows)
+        self._writing = self._thread.submit(self._write, ids, images, labels, json.dumps(self._record_so_far()))
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, ids: range, images: list[bytes], labels: list[int | None], record: str) -> None:
+        # In the thread: an upload takes its time, and the rows of the next group are made meanwhile.
+        if self._open is None:
+            name = _shard_name(len(self._shards))
+            self._open = _Shard(name, storage.join(self.uri, name), self.storage_options)
+        crcs = [zlib.crc32(image) for image in images]
+        self._open.write_group(pa.table([ids, images, labels, crcs], schema=SCHEMA))
+        if self._open.file.tell() >= self.shard_bytes:
+            self._end_shard(record)
+
+    def _end_shard(self, record: str) -> None:
         if self._open is not None:
-            self._shards.append(self._open.close())
+            self._shards.append(self._open.close(record))
             self._open = None
 
 
@@ -131,6 +198,10 @@ def is_whole(text: bytes) -> bool:
     """Whether a manifest is as `sealed` wrote it."""
     body, _, rest = text.rpartition(_SEAL)
     return rest == b"%d}\n" % zlib.crc32(body)
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.parquet"
 
 
 class _Shard:
@@ -159,8 +230,9 @@ class _Shard:
         self.groups.append([start, len(whole), table.num_rows, zlib.crc32(whole)])
         self.rows += table.num_rows
 
-    def close(self) -> dict[str, Any]:
+    def close(self, record: str) -> dict[str, Any]:
         """Completes the file and returns its entry in the manifest."""
+        self.parquet.add_key_value_metadata({RECORD: record, GROUPS: json.dumps(self.groups)})
         self.parquet.close()
         size = self.file.tell()
         self.files.close()

@@ -1,20 +1,24 @@
-"""Where images come from before they are a data set: a folder, or Parquet files with a column of images.
+"""Where images come from before they are a data set: a folder, tar files, or Parquet files.
 
-A source knows its rows and their labels, and yields the encoded images in any order that is asked for.
+A source knows its rows, their labels and where the image of each lies.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from pirl import storage
 from pirl.config import ConfigError
-from pirl.parquet_source import BATCH_ROWS, Ints, ParquetSource, Row, number_names, parquet_source
+from pirl.labels import TEST_NAMES, Ints, below, first_folders, number_names, split_folders, split_words
+from pirl.parquet_source import ParquetSource, parquet_source
+from pirl.scratch import Progress, Scratch, Span
+from pirl.tar_source import IMAGE_SUFFIXES, TarSource, tar_source
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-TEST_NAMES = ("test", "val", "valid", "validation")
+WHAT_A_SOURCE_IS = (
+    "SOURCE is a folder of images, best with one folder for each class in it, tar or Parquet files, or digits"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,42 +27,41 @@ class FolderSource:
 
     Attributes:
         uri: The folder.
-        names: Path of each image, relative to it.
+        names: Path of each image, relative to it; a column of strings.
         classes: Names of the class folders, or None if all images lie in the folder itself.
         labels: int64, each image's class, -1 for an image that lies in the folder itself.
     """
 
     uri: str
-    names: list[str]
+    names: pa.Array
     classes: list[str] | None
     labels: Ints
 
-    def images(self, order: Ints) -> Iterator[Row]:
-        """Yields the images of these rows, in this order."""
-        with ThreadPoolExecutor() as pool:
-            for batch in (order[at : at + BATCH_ROWS].tolist() for at in range(0, len(order), BATCH_ROWS)):
-                yield from zip(batch, pool.map(self._read, batch), strict=True)
-
     def name(self, row: int) -> str:
         """What a person calls a row."""
-        return storage.join(self.uri, self.names[row])
+        return storage.join(self.uri, self.names[row].as_py())
 
-    def _read(self, row: int) -> bytes:
-        return storage.read_all(self.name(row))
-
-
-Source = FolderSource | ParquetSource
+    def spans(self, rows: Ints) -> list[Span]:
+        """Where the images of these rows lie."""
+        return [Span(self.name(row)) for row in rows.tolist()]
 
 
-def find_source(uri: str, image_column: str, label_column: str | None) -> tuple[Source, Source | None]:
+Source = FolderSource | ParquetSource | TarSource
+
+
+def find_source(
+    uri: str, image_column: str, label_column: str | None, scratch: Scratch, progress: Progress
+) -> tuple[Source, Source | None]:
     """Opens what a person named, and the held-out split in it if there is one.
 
-    A split is a folder, or Parquet files whose names begin so: train, and test or val.
+    A split is a folder, or files whose names begin so: train, and test or val.
 
     Args:
-        uri: A folder of images or of Parquet files, a Parquet file, or a pattern with `*` for Parquet files.
+        uri: A folder of images or of tar or Parquet files, such a file, or a pattern with `*` for such files.
         image_column: Of Parquet files.
-        label_column: Of Parquet files; by default `label` where there is such a column.
+        label_column: Of Parquet files, or of the .json files in tar files; by default `label` where there is one.
+        scratch: Takes the images that cannot be read one by one where they are.
+        progress: Is told of what is copied there.
 
     Raises:
         ConfigError: There is nothing, or nothing that is understood.
@@ -71,31 +74,35 @@ def find_source(uri: str, image_column: str, label_column: str | None) -> tuple[
     elif "*" in uri:
         names, uri = storage.matches(uri), ""
     else:
-        raise ConfigError(f"{uri} does not exist: SOURCE is a folder of images, a Parquet file, or digits")
-    parquet = [name for name in names if name.endswith(".parquet")]
-    images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and uri]
-    if parquet:
-        train, test = _split_parquet(uri, parquet)
-        opened = parquet_source(train, image_column, label_column)
-        return opened, parquet_source(test, image_column, label_column) if test else None
-    if images:
-        split, test_split = _split_names({name.partition("/")[0] for name in images if "/" in name})
-        folder = folder_source(uri, images, split)
-        return folder, folder_source(uri, images, test_split) if test_split else None
+        raise ConfigError(f"{uri} does not exist: {WHAT_A_SOURCE_IS}")
+    if parquet := [name for name in names if name.endswith(".parquet")]:
+        train, test = _split_files(uri, parquet)
+        held_out = parquet_source(test, image_column, label_column, scratch, progress) if test else None
+        return parquet_source(train, image_column, label_column, scratch, progress), held_out
+    if tars := [name for name in names if name.endswith(".tar")]:
+        train, test = _split_files(uri, tars)
+        source, inside = tar_source(train, label_column, scratch, progress)
+        return source, tar_source(test, label_column, scratch, progress)[0] if test else inside
+    if images := [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and uri]:
+        return folder_source(uri, pa.array(images, pa.large_string()))
+    compressed = next((name for name in names if name.endswith((".tar.gz", ".tgz"))), None)
+    if compressed:
+        raise ConfigError(f"{compressed} is compressed, so images in it cannot be read one by one: gunzip it first")
     raise ConfigError(
-        f"{given} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no .parquet files: SOURCE is a folder of "
-        "images, best with one folder for each class in it, a Parquet file, or digits"
+        f"{given} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no .tar or .parquet files: {WHAT_A_SOURCE_IS}"
     )
 
 
-def folder_source(uri: str, names: list[str], split: str | None = None) -> FolderSource:
-    """The images of a folder, or of the split in it."""
+def folder_source(uri: str, names: pa.Array) -> tuple[FolderSource, FolderSource | None]:
+    """The images of a folder, and those of the held-out split in it."""
+    train, test = split_folders(names)
+    return _folder(uri, names, train), _folder(uri, names, test) if test else None
+
+
+def _folder(uri: str, names: pa.Array, split: str | None) -> FolderSource:
     if split is not None:
-        uri = storage.join(uri, split)
-        names = [name.removeprefix(f"{split}/") for name in names if name.startswith(f"{split}/")]
-    folders = [name.partition("/")[0] if "/" in name else None for name in names]
-    classes, labels = number_names(folders)
-    return FolderSource(uri, names, classes, labels)
+        uri, (_, names) = storage.join(uri, split), below(names, split)
+    return FolderSource(uri, names, *number_names(first_folders(names)))
 
 
 def with_classes(source: Source, classes: list[str]) -> Source:
@@ -115,22 +122,24 @@ def with_classes(source: Source, classes: list[str]) -> Source:
     return replace(source, classes=classes, labels=numbers[source.labels])
 
 
-def _split_names(words: set[str]) -> tuple[str | None, str | None]:
-    """Which of the words stand for the training and for the held-out split."""
-    test = next((name for name in TEST_NAMES if name in words), None)
-    # `train` may also be a class, beside car and bus.
-    return ("train", test) if "train" in words and (test or words == {"train"}) else (None, None)
-
-
-def _split_parquet(uri: str, names: list[str]) -> tuple[list[str], list[str]]:
+def _split_files(uri: str, names: list[str]) -> tuple[list[str], list[str]]:
     """The files of the training and of the held-out split; names are whole where `uri` is empty."""
 
     def word(name: str) -> str:
         parts = name.split("/") if uri else [name.rpartition("/")[2]]
-        words = [part.removesuffix(".parquet").split("-")[0].split("_")[0] for part in parts]
+        words = [part.removesuffix(".parquet").removesuffix(".tar").split("-")[0].split("_")[0] for part in parts]
         return next((word for word in words if word in ("train", *TEST_NAMES)), "")
 
-    train, test = _split_names({word(name) for name in names})
+    train, test = split_words({word(name) for name in names})
     chosen = [[name for name in names if split is None or word(name) == split] for split in (train, test)]
     paths = [[storage.join(uri, name) if uri else name for name in names] for names in chosen]
     return paths[0], paths[1] if test else []
+
+
+def digest(source: Source) -> int:
+    """A checksum of what a source says of its images: another one means that the source changed."""
+    if isinstance(source, FolderSource):
+        index = "\n".join(source.names.to_pylist()).encode()
+    else:
+        index = (source.places if isinstance(source, TarSource) else np.diff(source.ends)).tobytes()
+    return zlib.crc32(source.labels.tobytes(), zlib.crc32(index))

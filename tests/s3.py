@@ -99,6 +99,12 @@ def store(s3_server: tuple[str, str]) -> Store:
     return store
 
 
+@pytest.fixture
+def s3_environment(s3_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leads s3:// to the server, in this process and in those that it starts, with no proxy on the way."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server[0])
+
+
 def _port_in(log: Path) -> int:
     """The port that the server chose, out of what it says when it listens."""
     end = time.monotonic() + START_S

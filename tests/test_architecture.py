@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *("credentials", "config", "recipes"),
     *("dist", "order"),
-    *("retry", "storage", "cache", "shard_writer", "digits", "shards", "parquet_source", "sources"),
+    *("retry", "storage", "cache", "shard_writer", "digits", "shards"),
+    *("labels", "scratch", "images", "parquet_source", "tar_source", "sources", "workers"),
+    *("destination", "prepare", "inspection"),
     *("color", "transforms", "ahead", "loader"),
     *("models", "nce", "memory", "methods"),
     *("checkpoint", "runs", "runlog", "meter", "train"),

@@ -1,13 +1,29 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pirl import parquet_source
 from pirl.config import ConfigError
-from pirl.parquet_source import parquet_source
+from pirl.scratch import Scratch
+
+SCRATCH = Scratch()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _close():
+    with SCRATCH:
+        yield
+
+
+def open_files(files, image_column="image", label_column=None):
+    return parquet_source.parquet_source(files, image_column, label_column, SCRATCH, lambda *_: None)
+
+
+def images(source, rows):
+    return [SCRATCH.read(span) for span in source.spans(np.array(rows, int))]
 
 
 def image(row):
@@ -29,22 +45,23 @@ def two_files(folder):
     ]
 
 
-@pytest.mark.parametrize("bucket_bytes", [2**29, 5000, 100])
-def test_images_come_in_the_order_that_is_asked_for(tmp_path, bucket_bytes):
-    # One bucket, a few, and hundreds of a handful of rows: each must give the same.
-    source = replace(parquet_source(two_files(tmp_path), "image", None), bucket_bytes=bucket_bytes)
+def test_images_come_in_the_order_that_is_asked_for(tmp_path):
+    source = open_files(two_files(tmp_path))
     order = np.random.default_rng(0).permutation(1000)[:900]
-    assert list(source.images(order)) == [(row, image(row)) for row in order]
+    assert images(source, order) == [image(row) for row in order]
+    assert images(source, []) == []
 
 
-def test_no_rows_are_no_images(tmp_path):
-    source = parquet_source(two_files(tmp_path), "image", None)
-    assert list(source.images(np.arange(0))) == []
+def test_two_sources_share_a_scratch_file(tmp_path):
+    a, b = two_files(tmp_path)
+    first, second = open_files([a]), open_files([b])
+    assert images(first, [3, 699]) == [image(3), image(699)]
+    assert images(second, [3, 299]) == [image(703), image(999)]
 
 
 def test_rows_have_names(tmp_path):
     a, b = two_files(tmp_path)
-    source = parquet_source([a, b], "image", None)
+    source = open_files([a, b])
     assert [source.name(row) for row in (0, 699, 700, 999)] == [
         f"{a} row 0",
         f"{a} row 699",
@@ -64,8 +81,8 @@ def test_rows_have_names(tmp_path):
     ids=["binary", "large_binary", "huggingface"],
 )
 def test_columns_of_bytes(tmp_path, column):
-    source = parquet_source([write(tmp_path / "x.parquet", {"pic": column})], "pic", None)
-    assert list(source.images(np.array([2, 0, 1]))) == [(2, None), (0, b"x"), (1, b"y")]
+    source = open_files([write(tmp_path / "x.parquet", {"pic": column})], "pic")
+    assert images(source, [2, 0, 1]) == [b"", b"x", b"y"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +97,7 @@ def test_columns_of_bytes(tmp_path, column):
 )
 def test_labels(tmp_path, labels, classes, numbers):
     path = write(tmp_path / "x.parquet", {"image": [b"x"] * 3, "label": labels})
-    source = parquet_source([path], "image", None)
+    source = open_files([path])
     assert (source.classes, source.labels.tolist()) == (classes, numbers)
 
 
@@ -88,12 +105,12 @@ def test_names_of_classes_come_from_huggingface(tmp_path):
     about = {"info": {"features": {"image": {"_type": "Image"}, "label": {"names": ["ant", "cat"]}}}}
     metadata = {"huggingface": json.dumps(about)}
     path = write(tmp_path / "x.parquet", {"image": [b"x"] * 3, "label": [1, 1, 0]}, metadata)
-    assert parquet_source([path], "image", None).classes == ["ant", "cat"]
+    assert open_files([path]).classes == ["ant", "cat"]
 
 
 def test_without_a_label_column_there_are_no_labels(tmp_path):
     path = write(tmp_path / "x.parquet", {"image": [b"x"] * 3})
-    source = parquet_source([path], "image", None)
+    source = open_files([path])
     assert (source.classes, source.labels.tolist()) == (None, [-1, -1, -1])
 
 
@@ -109,10 +126,10 @@ def test_without_a_label_column_there_are_no_labels(tmp_path):
 def test_wrong_columns_are_refused(tmp_path, image_column, label_column, message):
     path = write(tmp_path / "x.parquet", {"image": [b"x"], "size": [1], "label": [0.5]})
     with pytest.raises(ConfigError, match=message):
-        parquet_source([path], image_column, label_column)
+        open_files([path], image_column, label_column)
 
 
 def test_a_file_that_is_not_parquet_is_refused(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(ConfigError, match=r"x\.parquet cannot be read as Parquet"):
-        parquet_source([str(tmp_path / "x.parquet")], "image", None)
+        open_files([str(tmp_path / "x.parquet")])

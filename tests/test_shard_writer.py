@@ -5,11 +5,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pirl.config import ConfigError
 from pirl.shard_writer import ShardWriter
 
 
 def image(row):
     return bytes([row % 256]) * (50 + row)
+
+
+def stop_at(folder, row, **options):
+    """Writes up to a row and then no further, as after a kill."""
+
+    def interrupted():
+        with ShardWriter(str(folder), **options) as writer:
+            for at in range(row):
+                writer.record = {"taken": at + 1}
+                writer.add(image(at), at % 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
 
 def write(folder, rows, **options):
@@ -87,3 +102,46 @@ def test_an_exception_leaves_no_manifest_and_no_open_file(tmp_path):
         interrupted()
     assert not (tmp_path / "manifest.json").exists()
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("row", [0, 1, 150, 299])
+def test_another_writer_goes_on_behind_the_shards_that_are_there(tmp_path, row):
+    options = {"classes": ["a", "b"], "seed": 0, "source": "here", "shard_bytes": 10_000, "resume": True}
+    for name, stop in (("stopped", row), ("undisturbed", None)):
+        if stop is not None:
+            stop_at(tmp_path / name, stop, **options)
+        written = {path: path.stat().st_mtime_ns for path in (tmp_path / name).glob("shard-*")}
+        with ShardWriter(str(tmp_path / name), **options) as writer:
+            assert writer.rows == writer.record.get("taken", 0)
+            assert writer.rows > row - 128 if stop else writer.rows == 0
+            for at in range(writer.rows, 300):
+                writer.record = {"taken": at + 1}
+                writer.add(image(at), at % 2)
+        assert {path: path.stat().st_mtime_ns for path in written} == written
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("stopped", "undisturbed")
+    ]
+    assert files[0] == files[1]
+    manifest = json.loads(files[0]["manifest.json"])
+    assert (manifest["taken"], manifest["class_rows"]) == (300, [150, 150])
+
+
+def test_a_shard_that_is_gone_is_noticed(tmp_path):
+    options = {"classes": None, "seed": 0, "source": "here", "shard_bytes": 10_000, "resume": True}
+    stop_at(tmp_path, 250, **options)
+    (tmp_path / "shard-00000.parquet").unlink()
+    with pytest.raises(ConfigError, match="lacks a shard of 1: add --overwrite"):
+        ShardWriter(str(tmp_path), **options)
+
+
+def test_a_write_that_fails_ends_the_writing(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+
+    def into_a_file():
+        with ShardWriter(str(tmp_path / "file" / "set"), classes=None, seed=0, source="here") as writer:
+            for row in range(130):
+                writer.add(image(row), None)
+            pytest.fail("the second row group was taken after the first had failed")
+
+    with pytest.raises(NotADirectoryError):
+        into_a_file()

@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pirl.config import ConfigError
+from pirl.scratch import Scratch
 from pirl.sources import find_source, with_classes
 
 
@@ -19,26 +20,40 @@ def make(folder, *names):
     return str(folder)
 
 
+SCRATCH = Scratch()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _close():
+    with SCRATCH:
+        yield
+
+
+def find(uri):
+    return find_source(uri, "image", None, SCRATCH, lambda *_: None)
+
+
 def contents(source):
-    return None if source is None else [data.decode() for _, data in source.images(np.arange(len(source.labels)))]
+    spans = [] if source is None else source.spans(np.arange(len(source.labels)))
+    return [SCRATCH.read(span).decode() for span in spans] or None
 
 
 def found(uri):
-    return tuple(contents(source) for source in find_source(uri, "image", None))
+    return tuple(contents(source) for source in find(uri))
 
 
 def test_class_folders(tmp_path):
     uri = make(tmp_path, "cat/2.JPG", "ant/deep/1.png", "cat/1.jpeg", "cat/notes.txt", "stray.png")
-    source, test = find_source(uri, "image", None)
+    source, test = find(uri)
     assert test is None
-    assert source.names == ["ant/deep/1.png", "cat/1.jpeg", "cat/2.JPG", "stray.png"]
+    assert source.names.to_pylist() == ["ant/deep/1.png", "cat/1.jpeg", "cat/2.JPG", "stray.png"]
     assert (source.classes, source.labels.tolist()) == (["ant", "cat"], [0, 1, 1, -1])
-    assert list(source.images(np.array([3, 0]))) == [(3, b"stray.png"), (0, b"ant/deep/1.png")]
+    assert [SCRATCH.read(span) for span in source.spans(np.array([3, 0]))] == [b"stray.png", b"ant/deep/1.png"]
     assert source.name(3) == f"{uri}/stray.png"
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
-    source, _ = find_source(make(tmp_path, "1.png", "2.png"), "image", None)
+    source, _ = find(make(tmp_path, "1.png", "2.png"))
     assert (source.classes, source.labels.tolist()) == (None, [-1, -1])
 
 
@@ -64,19 +79,19 @@ def test_splits_in_a_folder(tmp_path, names, train, test):
 
 
 def test_the_class_of_an_image_in_a_split_is_the_folder_below_it(tmp_path):
-    train, test = find_source(make(tmp_path, "train/a/1.png", "train/b/1.png", "test/b/1.png"), "image", None)
+    train, test = find(make(tmp_path, "train/a/1.png", "train/b/1.png", "test/b/1.png"))
     assert (train.classes, train.labels.tolist()) == (["a", "b"], [0, 1])
     test = with_classes(test, train.classes)
     assert (test.classes, test.labels.tolist()) == (["a", "b"], [1])
 
 
 def test_rows_without_a_class_keep_none_under_other_classes(tmp_path):
-    test, _ = find_source(make(tmp_path, "b/1.png", "stray.png"), "image", None)
+    test, _ = find(make(tmp_path, "b/1.png", "stray.png"))
     assert with_classes(test, ["a", "b", "c"]).labels.tolist() == [1, -1]
 
 
 def test_classes_that_training_lacks_are_refused(tmp_path):
-    test, _ = find_source(make(tmp_path, "a/1.png", "d/1.png"), "image", None)
+    test, _ = find(make(tmp_path, "a/1.png", "d/1.png"))
     with pytest.raises(ConfigError, match="classes that the training images lack: d"):
         with_classes(test, ["a", "b"])
 
@@ -98,4 +113,4 @@ def test_nothing_to_read_says_what_a_source_is(tmp_path, name):
     make(tmp_path, "notes.txt", "one.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="SOURCE is a folder of images"):
-        find_source(f"{tmp_path}/{name}", "image", None)
+        find(f"{tmp_path}/{name}")

@@ -1,9 +1,11 @@
+import gc
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import fsspec
 import pytest
 
 from pirl import storage
@@ -41,6 +43,25 @@ def test_an_exception_leaves_what_was_there(tmp_path):
         interrupted()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_exception_leaves_no_object(s3_environment, tmp_path):
+    fsspec.filesystem("s3").makedirs("storage", exist_ok=True)
+    uri = f"s3://storage/{tmp_path.name}"
+
+    def interrupted(size):
+        with storage.writing(uri) as file:
+            file.write(b"x" * size)
+            raise KeyboardInterrupt
+
+    # Less than a part of an upload, and more: s3fs sends parts of 50 MB.
+    for size in (100, 60 * 2**20):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(size)
+        gc.collect()  # the destructor of a file completes what was not closed
+        assert not storage.exists(uri)
+    storage.write_text(uri, "whole")
+    assert storage.read_all(uri) == b"whole"
 
 
 @pytest.mark.parametrize("scheme", ["local", "memory"])

@@ -1,0 +1,66 @@
+"""What the names of images say: their classes and splits. Names are columns, not a Python object for each image."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pirl.config import ConfigError
+
+Ints = NDArray[np.int64]
+TEST_NAMES = ("test", "val", "valid", "validation")
+
+
+def number_names(names: pa.Array | pa.ChunkedArray) -> tuple[list[str] | None, Ints]:
+    """Numbers the classes in alphabetical order; -1 is none, and no names at all are no classes."""
+    values = pc.unique(names).drop_null()
+    classes = sorted(values.to_pylist())
+    numbers = pc.index_in(names, pa.array(classes, values.type)).fill_null(-1)
+    return classes or None, numbers.cast(pa.int64()).to_numpy()
+
+
+def number_labels(labels: pa.ChunkedArray, names: list[str] | None = None) -> tuple[list[str] | None, Ints]:
+    """Numbers a column of labels: numbers stay as they are, below 0 there is no label; words become classes.
+
+    Args:
+        labels: The column.
+        names: Of the classes 0, 1, ..., where they are known.
+
+    Raises:
+        ConfigError: They are neither whole numbers nor words.
+    """
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(labels.type.value_type)
+    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
+        return number_names(labels)
+    if not pa.types.is_integer(labels.type):
+        raise ConfigError(f"the labels are {labels.type}: name a column of whole numbers or names (--label-column)")
+    numbers = np.maximum(labels.cast(pa.int64()).fill_null(-1).to_numpy(), -1)
+    count = int(numbers.max(initial=-1)) + 1
+    known = names if names and len(names) >= count else [str(at) for at in range(count)]
+    return known if count else None, numbers
+
+
+def first_folders(names: pa.Array) -> pa.Array:
+    """The first folder of each path, null where a path has none."""
+    parts = pc.split_pattern(names, "/", max_splits=1)
+    folders = pc.list_element(parts, 0)
+    return pc.if_else(pc.greater(pc.list_value_length(parts), 1), folders, pa.scalar(None, folders.type))
+
+
+def below(names: pa.Array, folder: str) -> tuple[Ints, pa.Array]:
+    """The rows of the paths that lie in a folder, and their paths in it."""
+    rows = np.flatnonzero(pc.starts_with(names, f"{folder}/").to_numpy(zero_copy_only=False))
+    return rows, pc.list_element(pc.split_pattern(names.take(pa.array(rows)), "/", max_splits=1), 1)
+
+
+def split_words(words: set[str]) -> tuple[str | None, str | None]:
+    """Which of the words stand for the training and for the held-out split."""
+    test = next((name for name in TEST_NAMES if name in words), None)
+    # `train` may also be a class, beside car and bus.
+    return ("train", test) if "train" in words and (test or words == {"train"}) else (None, None)
+
+
+def split_folders(names: pa.Array) -> tuple[str | None, str | None]:
+    """Which of the first folders stand for the training and for the held-out split."""
+    return split_words(set(pc.unique(first_folders(names)).drop_null().to_pylist()))

@@ -1,0 +1,187 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pirl.images import ORIENTATION, check_image
+from pirl.transforms import decode
+
+
+def ramps(width=60, height=40):
+    """A smooth image that is unlike itself when turned or flipped."""
+    colors = np.broadcast_arrays(
+        np.linspace(0, 255, width)[None, :], np.linspace(255, 0, height)[:, None], np.float64(90)
+    )
+    return np.stack(colors, 2).astype(np.uint8)
+
+
+def encoded(image, form="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def picture(mode="RGB", form="PNG", **options):
+    return encoded(Image.fromarray(ramps()).convert(mode), form, **options)
+
+
+def turned(form, orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return encoded(Image.fromarray(ramps()), form, exif=exif)
+
+
+def sixteen_bits(color):
+    """A PNG of 16 bits a channel: each value of `ramps` times 257. Pillow writes gray ones only."""
+    values = ramps().astype(np.uint16) * 257
+    if not color:
+        return encoded(Image.fromarray(values[..., 0]))
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    ends = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(ends)
+
+
+def seen(data):
+    """What training decodes: (H, W, 3)."""
+    return decode(data).permute(1, 2, 0).numpy().astype(float)
+
+
+def difference(data, expected):
+    """Mean difference of what training decodes from (H, W, 3), in steps of 255."""
+    return np.abs(seen(data) - np.broadcast_to(expected, (*expected.shape[:2], 3)).astype(float)).mean()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        picture(),
+        picture("L"),
+        picture(form="JPEG"),
+        picture("L", "JPEG"),
+        picture(form="JPEG", progressive=True),
+        turned("JPEG", 1),
+        turned("PNG", 1),
+        encoded(Image.fromarray(ramps()), "JPEG", exif=b"Exif\0\0nonsense"),
+    ],
+    ids=["png", "gray png", "jpeg", "gray jpeg", "progressive", "upright jpeg", "upright png", "broken exif"],
+)
+def test_what_training_reads_stays_untouched(data):
+    checked = check_image(data)
+    assert checked.image is data
+    assert (checked.note, checked.size) == ("", (60, 40))
+    assert seen(data).shape == (40, 60, 3)
+
+
+GRAY = np.asarray(Image.fromarray(ramps()).convert("L"))[..., None]
+
+
+@pytest.mark.parametrize(
+    ("data", "note", "expected", "most"),
+    [
+        # A JPEG of quality 95 is off by less than 2 of 255 in a smooth image, and so is Pillow's palette of 256.
+        (picture("CMYK", "JPEG"), "JPEG CMYK", ramps(), 2.0),
+        (picture("P", "PNG"), "PNG P", np.asarray(Image.fromarray(ramps()).convert("P").convert("RGB")), 0),
+        (picture("RGBA"), "PNG RGBA", ramps(), 0),
+        (picture("LA"), "PNG LA", GRAY, 0),
+        (picture("1"), "PNG 1", np.asarray(Image.fromarray(ramps()).convert("1").convert("L"))[..., None], 0),
+        (picture(form="BMP"), "BMP RGB", ramps(), 0),
+        (picture(form="TIFF"), "TIFF RGB", ramps(), 0),
+        (picture(form="WEBP", lossless=True), "WEBP RGB", ramps(), 0),
+        (sixteen_bits(color=False), "PNG I;16, of 16 bits", ramps()[..., :1], 0),
+        # Pillow keeps the upper byte, which is the value itself here.
+        (sixteen_bits(color=True), "PNG RGB, of 16 bits", ramps(), 0),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_it_does_not_read_as_it_is_comes_out_as_8_bits(data, note, expected, most):
+    checked = check_image(data)
+    assert (checked.note, checked.size) == (note, (60, 40))
+    assert difference(checked.image, expected) <= most
+    # Once is enough.
+    assert check_image(checked.image).image is checked.image
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_comes_the_first_frame(form):
+    frames = [Image.fromarray(ramps()), Image.fromarray(255 - ramps())]
+    options = {"lossless": True} if form == "WEBP" else {}
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    checked = check_image(data)
+    assert checked.note.endswith("animated")
+    # A GIF has a palette of 256 colours; the second frame would differ by some 100.
+    assert difference(checked.image, ramps()) <= (12 if form == "GIF" else 0)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_exif_turns_the_image_itself(form, orientation):
+    turn = {
+        2: np.fliplr,
+        3: lambda image: np.rot90(image, 2),
+        4: np.flipud,
+        5: lambda image: image.transpose(1, 0, 2),
+        6: lambda image: np.rot90(image, -1),
+        7: lambda image: np.rot90(image, 2).transpose(1, 0, 2),
+        8: np.rot90,
+    }[orientation]
+    checked = check_image(turned(form, orientation))
+    assert checked.note == f"{form} RGB, turned by EXIF"
+    # JPEG loses twice here, and colours at half the resolution; any other turn is off by more than 50.
+    assert difference(checked.image, turn(ramps())) <= (4 if form == "JPEG" else 0)
+    with Image.open(io.BytesIO(checked.image)) as image:
+        assert image.getexif().get(ORIENTATION, 1) == 1
+
+
+@pytest.mark.parametrize(("side", "size"), [(20, (30, 20)), (39, (58, 39)), (40, (60, 40)), (100, (60, 40))])
+def test_resize_makes_the_short_side_shorter_and_never_longer(side, size):
+    data = picture()
+    checked = check_image(data, side)
+    assert checked.size == size
+    assert Image.open(io.BytesIO(checked.image)).size == size
+    assert (checked.image is data) == (size == (60, 40))
+    if size == (30, 20):
+        # A ramp stays a ramp: half as many steps, each the mean of two.
+        assert difference(checked.image, ramps().reshape(20, 2, 30, 2, 3).mean((1, 3))) < 1
+
+
+def test_a_resized_jpeg_is_a_jpeg_of_quality_95():
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
+    checked = check_image(encoded(photo, "JPEG", quality=80), 45)
+    assert checked.note == "JPEG RGB, resized"
+    with (
+        Image.open(io.BytesIO(checked.image)) as image,
+        Image.open(io.BytesIO(encoded(photo, "JPEG", quality=95))) as q,
+    ):
+        assert image.format == "JPEG"
+        assert image.quantization == q.quantization
+
+
+def test_a_turned_image_is_resized_by_its_short_side():
+    assert check_image(turned("JPEG", 6), 20).size == (20, 30)
+
+
+@pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        (b"", "no image"),
+        (b"no image", "not an image"),
+        (picture(form="JPEG")[:-100], "truncated"),
+        (picture()[:-40], ""),
+        (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "floating point"),
+        (encoded(Image.fromarray(np.full((4, 4), 70000, np.int32)), "TIFF"), "more than 16 bits"),
+    ],
+    ids=["empty", "text", "cut jpeg", "cut png", "float", "32 bits"],
+)
+def test_what_cannot_be_used_says_why(data, note):
+    checked = check_image(data)
+    assert checked.image is None
+    assert note in checked.note
+    assert checked.note
