@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import IO, Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -155,7 +156,7 @@ class ShardWriter:
     def _read_shard(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         with storage.reading(storage.join(self.uri, name), self.storage_options) as file:
             footer = pq.ParquetFile(file).metadata
-            groups = json.loads(footer.metadata[GROUPS])
+            groups = np.frombuffer(footer.metadata[GROUPS], np.int64).reshape(-1, 4).tolist()
             entry = {"path": name, "bytes": file.seek(0, 2), "rows": footer.num_rows, "groups": groups}
             return entry, json.loads(footer.metadata[RECORD])
 
@@ -232,7 +233,7 @@ class _Shard:
 
     def close(self, record: str) -> dict[str, Any]:
         """Completes the file and returns its entry in the manifest."""
-        self.parquet.add_key_value_metadata({RECORD: record, GROUPS: json.dumps(self.groups)})
+        self.parquet.add_key_value_metadata({RECORD: record, GROUPS: np.array(self.groups, np.int64).tobytes()})
         self.parquet.close()
         size = self.file.tell()
         self.files.close()
