@@ -133,12 +133,12 @@ def run_here(run: Run) -> int:
 
 def conclude(run: Run, began: float, failure: str | None) -> int:
     """Writes `result.json` and shows what was reached, or says what went wrong; returns the exit code."""
-    lasting = last_failure(run.folder)
-    if lasting:
+    if lasting := last_failure(run.folder):
+        failure = f"error: {lasting['error']}"
         if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
             shutil.rmtree(run.folder / f"checkpoint_{lasting['step']:09d}", ignore_errors=True)
-        print(f"error: {lasting['error']}", file=sys.stderr)
-        return 1
+            print(failure, file=sys.stderr)
+            return 1
     checkpoint = newest_checkpoint(run.folder)
     if not failure:
         metrics = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])

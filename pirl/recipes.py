@@ -12,7 +12,7 @@ def digits() -> Config:
 
     Not in the paper. The digits are upright, so there is no flip, and gray, so no colour but brightness and
     contrast.
-    Expected: about 97 % with a linear probe of res5; random weights reach about 94.
+    Expected: 97.7 ± 0.3 % with a linear probe of res5 over three seeds; random weights reach 93.5 ± 1.6.
     Cost: about 2 minutes on two CPU cores.
     Command: python jobs/pretrain.py digits
     """
