@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from s3fs import S3FileSystem
 
 from tests.fault_proxy import Rule
 
@@ -100,9 +101,12 @@ def store(s3_server: tuple[str, str]) -> Store:
 
 
 @pytest.fixture
-def s3_environment(s3_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def s3_environment(s3_server: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leads s3:// to the server, in this process and in those that it starts, with no proxy on the way."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server[0])
+    S3FileSystem.clear_instance_cache()  # an instance keeps the endpoint that it was made with
+    yield
+    S3FileSystem.clear_instance_cache()
 
 
 def _port_in(log: Path) -> int:
