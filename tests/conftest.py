@@ -20,12 +20,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-<<<<<<< HEAD
 pytest_plugins = ["tests.s3"]
-=======
+
 # A shell's background job ignores SIGINT, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
->>>>>>> origin/main
 
 MAX_RANKS = 4
 LIMIT_S = 60.0
