@@ -4,6 +4,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import webdataset
 
 from pirl import storage
 from pirl.config import ConfigError
@@ -103,7 +104,6 @@ def test_the_field_of_the_json_can_be_named(tmp_path, opened):
 
 
 def test_what_webdataset_writes(tmp_path, opened, scratch):
-    webdataset = pytest.importorskip("webdataset", reason="the benchmarks' extra is not installed")
     with webdataset.TarWriter(str(tmp_path / "x.tar")) as writer:
         for row in range(10):
             writer.write({"__key__": f"{row:06}", "jpg": f"image {row}".encode(), "cls": row % 3})
