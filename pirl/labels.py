@@ -54,6 +54,11 @@ def below(names: pa.Array, folder: str) -> tuple[Ints, pa.Array]:
     return rows, pc.list_element(pc.split_pattern(names.take(pa.array(rows)), "/", max_splits=1), 1)
 
 
+def first_and_more(files: list[str]) -> str:
+    """The first of some files, and how many more there are, for people."""
+    return f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else files[0]
+
+
 def split_words(words: set[str]) -> tuple[str | None, str | None]:
     """Which of the words stand for the training and for the held-out split."""
     test = next((name for name in TEST_NAMES if name in words), None)

@@ -6,8 +6,6 @@ epochs.
 """
 
 import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pirl.ahead import Groups
 from pirl.order import Order, streams_of
+from pirl.processes import end_with_parent
 from pirl.retry import StorageError, take_count
 from pirl.shards import CorruptImage, Dataset, Group
 from pirl.transforms import Sample, Views, decode, sample_rng
@@ -126,24 +125,14 @@ class Loader:
             num_workers=self.processes,
             multiprocessing_context=context,
             prefetch_factor=PREFETCHED_STEPS,
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=_start,
             pin_memory=self.pin_memory,
         )
 
 
-def _end_with_parent(_: int) -> None:
-    """Lets this loader process end when its training process was killed.
-
-    torch looks at the parent's pid, which here is the fork server, and that lives as long as its children.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+def _start(_: int) -> None:
+    """What a loader process does first."""
+    end_with_parent()
 
 
 def _next(parts: Iterator[Part]) -> Part:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pirl import storage
 from pirl.config import ConfigError
-from pirl.labels import Ints, number_labels
+from pirl.labels import Ints, first_and_more, number_labels
 from pirl.scratch import Progress, Scratch, Span
 
 BATCH_ROWS = 64
@@ -42,8 +42,7 @@ class ParquetSource:
     @property
     def uri(self) -> str:
         """The first file, and how many more there are."""
-        more = len(self.files) - 1
-        return f"{self.files[0]} and {more} more" if more else self.files[0]
+        return first_and_more(self.files)
 
     def name(self, row: int) -> str:
         """What a person calls a row."""

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pirl.meter import Metrics
 from pirl.storage import write_text
-
-Metrics = dict[str, float]
 
 
 class RunLog:

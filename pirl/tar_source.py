@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pirl import storage
 from pirl.config import ConfigError
-from pirl.labels import Ints, below, first_folders, number_labels, number_names, split_folders
+from pirl.labels import Ints, below, first_and_more, first_folders, number_labels, number_names, split_folders
 from pirl.scratch import Progress, Scratch, Span
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -47,8 +47,7 @@ class TarSource:
     @property
     def uri(self) -> str:
         """The first file, and how many more there are."""
-        more = len(self.files) - 1
-        return f"{self.files[0]} and {more} more" if more else self.files[0]
+        return first_and_more(self.files)
 
     def name(self, row: int) -> str:
         """What a person calls a row."""

@@ -6,18 +6,17 @@ decoding does without it. Each process reads what it checks.
 
 import os
 import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing import get_context
 from types import TracebackType
 from typing import Self
 
 from pirl.images import Checked, check_image
 from pirl.labels import Ints
+from pirl.processes import end_with_parent
 from pirl.scratch import Scratch, Span, ahead
 from pirl.sources import Source
 
@@ -88,17 +87,9 @@ def _start(scratch: Scratch, short_side: int | None) -> None:
     global _scratch, _short_side, _readers
     _scratch, _short_side, _readers = scratch, short_side, ThreadPoolExecutor(READ_THREADS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one that started them ends them
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     # Pillow warns of oddities in files that it reads all the same; what it cannot read is counted.
     warnings.simplefilter("ignore")
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is killed; by itself the pool would wait for ever."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
 
 
 def _check(spans: list[Span]) -> list[Checked]:

@@ -1,0 +1,20 @@
+"""What processes that help another one have in common."""
+
+import multiprocessing
+import os
+import threading
+
+
+def end_with_parent() -> None:
+    """Lets this process end when the one that started it is killed.
+
+    By itself it would wait for ever: its parent by number is the fork server, which lives as long as its children.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
