@@ -6,21 +6,22 @@ checkpoint is written. So these are asked first.
 
 import math
 import uuid
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pirl.config import Config, ConfigError
+from pirl.folder import Folder
+from pirl.runs import check_writable
 
 
-def check_cluster(config: Config, storage: Path) -> None:
+def check_cluster(config: Config, storage: Folder) -> None:
     """Refuses a run that the connected cluster cannot carry.
 
     Args:
         config: The run.
-        storage: Where its folder will be; made if missing.
+        storage: Where its folder will be.
 
     Raises:
         ConfigError: Too few resources, data that a node cannot read, or storage that a node cannot write or
@@ -55,7 +56,7 @@ def check_resources(config: Config, nodes: list[dict[str, float]]) -> None:
         )
 
 
-def check_nodes(config: Config, storage: Path, nodes: dict[str, str]) -> None:
+def check_nodes(config: Config, storage: Folder, nodes: dict[str, str]) -> None:
     """Reads the data's manifest and touches the storage on every node.
 
     Args:
@@ -66,16 +67,13 @@ def check_nodes(config: Config, storage: Path, nodes: dict[str, str]) -> None:
     Raises:
         ConfigError: The first node that cannot, and why.
     """
-    marker = storage / f".probe-{uuid.uuid4().hex}"
-    try:
-        storage.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-    except OSError as error:
-        raise ConfigError(f"--storage {storage} cannot be written: {error.strerror}") from None
+    check_writable(storage)
+    marker = f".probe-{uuid.uuid4().hex}"
+    storage.write(marker, "")
     try:
         pending = {
             node: _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                config.data.uri, config.data.storage_options, str(marker)
+                config.data.uri, config.data.storage_options, storage, marker
             )
             for node in nodes
         }
@@ -83,29 +81,27 @@ def check_nodes(config: Config, storage: Path, nodes: dict[str, str]) -> None:
             if problem := ray.get(pending[node]):
                 raise ConfigError(f"node {address}: {problem}")
     finally:
-        marker.unlink(missing_ok=True)
+        storage.remove(marker)
 
 
 @ray.remote(num_cpus=0)
-def _probe(uri: str, storage_options: dict[str, Any], marker: str) -> str | None:
+def _probe(uri: str, storage_options: dict[str, Any], storage: Folder, marker: str) -> str | None:
     """Runs on a node; returns what is wrong there."""
     try:
         from pirl.shards import open_dataset
 
-        open_dataset(uri, storage_options)
+        open_dataset(uri, storage_options, deadline_s=storage.deadline_s)
     except ImportError as error:
         return f"its Python lacks what requirements.lock lists: {error}"
     except Exception as error:  # whatever it is, the user must see it with the node's address
         return f"data.uri {uri} cannot be read: {error}"
-    if not Path(marker).exists():
-        return (
-            f"--storage {Path(marker).parent} is not shared: a file that the driver wrote there does not exist. "
-            f"Use a folder that all nodes mount"
-        )
     try:
-        own = Path(f"{marker}-node")
-        own.touch()
-        own.unlink()
-    except OSError as error:
-        return f"--storage {Path(marker).parent} cannot be written: {error.strerror}"
+        if storage.find(marker) is None:
+            return (
+                f"--storage {storage} is not shared: a file that the driver wrote there does not exist. Use a folder "
+                f"that all nodes mount, or an object store"
+            )
+        check_writable(storage)
+    except Exception as error:
+        return str(error)
     return None

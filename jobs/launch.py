@@ -10,15 +10,32 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pirl.config import ConfigError
-from pirl.runs import EVALUATION, Run, last_failure, newest_checkpoint, prune_checkpoints, steps_done
-from pirl.storage import write_text
+from pirl.folder import Folder
+from pirl.retry import StorageError
+from pirl.runs import (
+    EVALUATION,
+    Run,
+    check_writable,
+    last_failure,
+    newest_checkpoint,
+    prune_checkpoints,
+    remove_checkpoint,
+    steps_done,
+)
+from pirl.storage import arrow_filesystem
+
+STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+"""Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
 
 
 def run_on_ray(run: Run) -> int:
@@ -43,24 +60,26 @@ def run_on_ray(run: Run) -> int:
     began = time.time()
     run.write_config()
     # Ray's own memory of checkpoints knows nothing of those that were written or removed without it.
-    (run.folder / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    run.folder.remove("checkpoint_manager_snapshot.json")
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
+    filesystem, storage = arrow_filesystem(run.folder.parent.uri, run.folder.options)
     cluster = run.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
     trainer = TorchTrainer(
         in_worker,
-        train_loop_config={"config": run.config.model_dump_json(), "folder": str(run.folder)},
+        train_loop_config={"config": run.config.model_dump_json(), "folder": run.folder},
         scaling_config=ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=run.name,
-            storage_path=str(run.folder.parent),
+            storage_path=storage,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=run.config.checkpoint.keep),
         ),
     )
-    with following(run.folder / "train.log"):
+    with following(run.folder, "train.log"):
         failure = interruption(trainer.fit)
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
     return conclude(run, began, failure)
@@ -79,10 +98,18 @@ def connect() -> None:
     import ray  # only now: it reads the environment when it is imported
 
     dashboard = None if address != "local" else False
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=dashboard)
+    given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
+    here = {name: os.environ[name] for name in STORE_ENVIRONMENT if name in os.environ and name not in given}
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        include_dashboard=dashboard,
+        runtime_env={"env_vars": here} if here else None,
+    )
 
 
-def in_worker(arguments: dict[str, str]) -> None:
+def in_worker(arguments: dict[str, Any]) -> None:
     """Runs in each worker of Ray Train; the driver needs nothing of what it imports."""
     from jobs.worker import ray_worker
 
@@ -105,26 +132,31 @@ def run_here(run: Run) -> int:
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
         td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
-    incoming = run.folder / ".incoming"  # shared by the ranks, and on the run folder's disk: renaming is atomic
     if rank == 0:
+        try:
+            check_writable(run.folder.parent)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         run.write_config()
-        shutil.rmtree(incoming, ignore_errors=True)
+        prune_checkpoints(run.folder, run.config.checkpoint.keep)
+    scratch = Path(tempfile.mkdtemp(prefix="pirl-checkpoints-"))
 
-    def publish(_: dict[str, float], checkpoint: Path) -> None:
+    def publish(_: dict[str, float], checkpoint: Path, send: Callable[[Path], None]) -> None:
+        send(checkpoint)
+        shutil.rmtree(checkpoint)
         dist.barrier()
         if rank == 0:
-            shutil.rmtree(run.folder / checkpoint.name, ignore_errors=True)
-            checkpoint.rename(run.folder / checkpoint.name)
             prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
     def start() -> None:
-        work(run.config, run.folder, incoming, publish, device, show=print)
+        work(run.config, run.folder, scratch, publish, device, show=print)
 
     failure = interruption(start)
+    shutil.rmtree(scratch, ignore_errors=True)
     if td.is_initialized() and not failure:  # after a failure the others may never come to it
         td.destroy_process_group()
     if rank == 0:
-        shutil.rmtree(incoming, ignore_errors=True)
         return conclude(run, began, failure)
     if failure:
         print(f"rank {rank}: {failure}", file=sys.stderr)
@@ -136,32 +168,32 @@ def conclude(run: Run, began: float, failure: str | None) -> int:
     if lasting := last_failure(run.folder):
         failure = f"error: {lasting['error']}"
         if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
-            shutil.rmtree(run.folder / f"checkpoint_{lasting['step']:09d}", ignore_errors=True)
+            remove_checkpoint(run.folder / f"checkpoint_{lasting['step']:09d}")
             print(failure, file=sys.stderr)
             return 1
     checkpoint = newest_checkpoint(run.folder)
     if not failure:
-        metrics = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
-        if steps_done(checkpoint) < metrics["step"]:
+        reports = [json.loads(line) for line in run.folder.read("metrics.jsonl").splitlines()]
+        if steps_done(checkpoint) < reports[-1]["step"]:
             failure = f"error: the last checkpoint did not reach {run.folder}"
     if failure:
         what = f"go on from {checkpoint.name}" if checkpoint else "start again, as there is no checkpoint yet"
         print(f"{failure}\nto {what}, type the same command again", file=sys.stderr)
         return 1
-    evaluation = run.folder / EVALUATION
     result = {
-        "metrics": metrics,
-        "evaluation": json.loads(evaluation.read_text()) if evaluation.exists() else None,
+        "metrics": reports[-1],
+        "retries": sum(report["retries"] for report in reports),
+        "skipped": sum(report["skipped"] for report in reports),
+        "evaluation": json.loads(run.folder.find(EVALUATION) or "null"),
         "checkpoint": str(checkpoint),
         "wall_s": round(time.time() - began, 1),
     }
-    write_text(str(run.folder / "result.json"), json.dumps(result, indent=2) + "\n")
-    return show_result(run.folder, f"done in {result['wall_s']:.0f} s")
+    run.folder.write("result.json", json.dumps(result, indent=2) + "\n")
+    return show_result(run.folder, result, f"done in {result['wall_s']:.0f} s")
 
 
-def show_result(folder: Path, state: str) -> int:
+def show_result(folder: Folder, result: dict[str, Any], state: str) -> int:
     """Prints the table of a finished run and where everything lies; returns the exit code."""
-    result = json.loads((folder / "result.json").read_text())
     if result["evaluation"]:
         from pirl.evaluate import table
 
@@ -169,7 +201,7 @@ def show_result(folder: Path, state: str) -> int:
     print(
         f"\n{folder.name}: {state}\n"
         f"  numbers     {folder / 'result.json'}, metrics.jsonl, train.log\n"
-        f"  trunk       {Path(result['checkpoint']) / 'trunk.safetensors'} (names as in torchvision)\n"
+        f"  trunk       {result['checkpoint']}/trunk.safetensors (names as in torchvision)\n"
         f"  checkpoint  {result['checkpoint']}\n"
         f"  curves      tensorboard --logdir {folder}"
     )
@@ -189,23 +221,24 @@ def interruption(start: Callable[[], object]) -> str | None:
 
 
 @contextmanager
-def following(path: Path) -> Iterator[None]:
+def following(folder: Folder, name: str) -> Iterator[None]:
     """Prints the lines that others append to a file while the block runs."""
-    start = path.stat().st_size if path.exists() else 0
+    every_s = 0.5 if folder.path else 5.0
+    hurried = replace(folder, deadline_s=every_s)  # what did not come is asked for again
+    position = folder.sizes().get(name, 0)
     stop = threading.Event()
 
     def follow() -> None:
-        position = start
+        nonlocal position
         while True:
             last = stop.is_set()
-            if path.exists():
-                with path.open() as file:
-                    file.seek(position)
-                    print(file.read(), end="", flush=True)
-                    position = file.tell()
+            with suppress(StorageError, FileNotFoundError):
+                new = hurried.read_bytes(name, position, 2**20)
+                print(new.decode(), end="", flush=True)
+                position += len(new)
             if last:
                 return
-            stop.wait(0.5)
+            stop.wait(every_s)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -10,21 +10,27 @@ import inspect
 import json
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from pirl.config import Config, ConfigError, override
+from pirl.folder import Folder
 from pirl.recipes import RECIPES
 from pirl.retry import StorageError
-from pirl.runs import Resume, Run, data_of, open_run
+from pirl.runs import Resume, Run, data_of, open_run, storage_at
 
 EXAMPLES = """
   python jobs/pretrain.py                                     the built-in digits, on a Ray of its own
   python jobs/pretrain.py cifar10 --help                      all settings of a recipe
   python jobs/pretrain.py cifar10 --data.uri /shared/cifar10 --loss.num-negatives 8192 --run more-negatives
   ray job submit --working-dir . -- python jobs/pretrain.py cifar10 --data.uri /shared/cifar10 --storage /shared/runs
+  python jobs/pretrain.py cifar10 --data.uri s3://bucket/cifar10 --storage s3://bucket/runs
   torchrun --nproc-per-node 2 jobs/pretrain.py digits         the same run without Ray
 """
+
+RANK_0_S = 30
+"""Among torchrun's processes the first one says what is wrong, and its end ends the others."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Request:
     """What the command line asks for."""
 
     config: Config
-    storage: Path
+    storage: Folder
     name: str
     resume: Resume
     use_ray: bool
@@ -49,19 +55,20 @@ def main() -> int:
         run = open_run(request.storage, request.name, request.config, request.resume)
         if run.result is None:
             check_request(run, request.use_ray)
+
+        from jobs.launch import run_here, run_on_ray, show_result
+
+        if run.result is not None:
+            return show_result(run.folder, run.result, "was done before; --run NAME trains another one")
+        return run_on_ray(run) if request.use_ray else run_here(run)
     except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":  # torchrun starts as many of us as it was told to
-            print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(RANK_0_S)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except StorageError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-
-    from jobs.launch import run_here, run_on_ray, show_result
-
-    if run.result is not None:
-        return show_result(run.folder, "was done before; --run NAME trains another one")
-    return run_on_ray(run) if request.use_ray else run_here(run)
 
 
 def parse(argv: list[str]) -> Request:
@@ -72,7 +79,7 @@ def parse(argv: list[str]) -> Request:
     """
     parser = argparse.ArgumentParser(
         prog="python jobs/pretrain.py",
-        usage="%(prog)s [RECIPE] [--section.field VALUE ...] [--run NAME] [--storage FOLDER] [--resume ...]",
+        usage="%(prog)s [RECIPE] [--section.field VALUE ...] [--run NAME] [--storage URI] [--resume ...]",
         description=__doc__,
         epilog=f"recipes (default: digits):\n{_recipe_list()}\nexamples:{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,7 +87,9 @@ def parse(argv: list[str]) -> Request:
         add_help=False,
     )
     parser.add_argument("--run", metavar="NAME", help="name of the run and of its folder (default: the recipe's)")
-    parser.add_argument("--storage", metavar="FOLDER", help=f"where runs lie (default: {default_storage()})")
+    parser.add_argument(
+        "--storage", metavar="URI", help=f"where runs lie, a folder or s3://… (default: {default_storage()})"
+    )
     parser.add_argument(
         "--resume",
         choices=["auto", "never", "must"],
@@ -105,7 +114,7 @@ def parse(argv: list[str]) -> Request:
     config = override(RECIPES[name](), changes)
     return Request(
         config=_absolute(config),
-        storage=_storage(known.storage),
+        storage=storage_at(_storage(known.storage), config),
         name=known.run or name,
         resume=known.resume,
         use_ray=not (known.no_ray or "TORCHELASTIC_RUN_ID" in os.environ),
@@ -153,10 +162,10 @@ def _value(text: str, word: str) -> Any:
         raise ConfigError(f"{word} {text}: not a JSON object: {error}") from None
 
 
-def _storage(given: str | None) -> Path:
-    if given and "://" in given:
-        raise ConfigError(f"--storage {given} is a URL, and runs are kept in a folder: use one that all nodes mount")
-    return (Path(given) if given else default_storage()).expanduser().resolve()
+def _storage(given: str | None) -> str:
+    if given and "://" in given and not given.startswith("file://"):
+        return given.rstrip("/")
+    return str((Path(given.removeprefix("file://")) if given else default_storage()).expanduser().resolve())
 
 
 def default_storage() -> Path:
@@ -229,7 +238,7 @@ def _print_settings(name: str) -> None:
 
     recipe = RECIPES[name]
     print(
-        f"python jobs/pretrain.py {name} [--section.field VALUE ...] [--run NAME] [--storage FOLDER] ...\n\n"
+        f"python jobs/pretrain.py {name} [--section.field VALUE ...] [--run NAME] [--storage URI] ...\n\n"
         f"{inspect.getdoc(recipe)}\n\n"
         "--run, --storage, --resume, --no-ray: see python jobs/pretrain.py --help. Below, {None} is typed as null;\n"
         "--data.storage-options takes a JSON object for fsspec.\n"

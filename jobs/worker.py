@@ -3,42 +3,50 @@
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pirl import dist
 from pirl.config import Config, from_json
 from pirl.evaluate import evaluate, why_not
+from pirl.folder import Folder
 from pirl.meter import Metrics, TrainingDiverged
 from pirl.methods import PIRL
 from pirl.retry import StorageError
 from pirl.runlog import RunLog
-from pirl.runs import EVALUATION, last_failure, newest_checkpoint, steps_done, write_failure
+from pirl.runs import EVALUATION, last_failure, newest_checkpoint, steps_done, upload, write_failure
 from pirl.shards import CorruptImage, open_data, test_uri
-from pirl.storage import write_text
 from pirl.train import train
 
-Publish = Callable[[Metrics, Path], None]
-"""Takes the files of a checkpoint that this rank wrote; called by every rank."""
+Publish = Callable[[Metrics, Path, Callable[[Path], None]], None]
+"""Has a checkpoint's files, as this rank wrote them, sent by the function that it is given; called by every rank."""
 
 
-def ray_worker(arguments: dict[str, str]) -> None:
+def ray_worker(arguments: dict[str, Any]) -> None:
     """What each worker of Ray Train runs."""
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
     from ray.train.torch import get_device
 
-    config, folder = from_json(arguments["config"]), Path(arguments["folder"])
+    config, folder = from_json(arguments["config"]), arguments["folder"]
     if last_failure(folder):
         return  # this is Ray's retry of what would end the same way again
+    storage = ray.train.get_context().get_storage()
 
-    def publish(metrics: Metrics, checkpoint: Path) -> None:
+    def publish(metrics: Metrics, checkpoint: Path, send: Callable[[Path], None]) -> None:
+        def send_for_ray(local: Checkpoint, name: str) -> Checkpoint:
+            send(Path(local.path))
+            return Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+
         ray.train.report(
             metrics,
             checkpoint=Checkpoint.from_directory(str(checkpoint)),
             checkpoint_dir_name=checkpoint.name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=send_for_ray,
         )
 
     # In the folder that Ray gave this worker, and not removed here: Ray does that to each checkpoint when it is
@@ -52,7 +60,7 @@ def ray_worker(arguments: dict[str, str]) -> None:
 
 def work(
     config: Config,
-    folder: Path,
+    folder: Folder,
     scratch: Path,
     publish: Publish,
     device: torch.device,
@@ -63,7 +71,7 @@ def work(
     Args:
         config: The run.
         folder: Its folder.
-        scratch: Where checkpoints are written before they are published.
+        scratch: Where this rank writes checkpoints before they are published.
         publish: Takes each checkpoint.
         device: Of this worker.
         show: Takes lines of progress, beside the run's `train.log`.
@@ -72,10 +80,10 @@ def work(
         TrainingDiverged: On all workers; as CorruptImage it is in the run folder's failure.json then.
         CorruptImage: On the worker that read it.
         StorageError: The same, where the data could not be read in time.
+        OSError: The run folder cannot be written.
     """
-    newest = newest_checkpoint(folder)
     # As rank 0 sees it: a shared disk may show the others an older state.
-    step = dist.all_gather_dicts({f"rank {dist.rank()}": steps_done(newest)})["rank 0"]
+    step = dist.all_gather_dicts({"step": steps_done(newest_checkpoint(folder))} if dist.rank() == 0 else {})["step"]
     resume = folder / f"checkpoint_{step:09d}" if step else None
     log = RunLog(folder, step, show) if dist.rank() == 0 else None
     if log and resume:
@@ -83,26 +91,35 @@ def work(
     elif log and config.memory.init == "forward":
         log.line("filling the memory bank: one forward pass over the data")
 
+    def send(checkpoint: Path) -> None:
+        try:
+            if log:
+                log.send()  # first: who goes on from this checkpoint has the numbers of all steps before it
+            upload(checkpoint, folder)
+        except StorageError as error:
+            raise OSError(f"the run folder cannot be written: {error}") from error
+
     def report(metrics: Metrics, checkpoint: Path | None) -> None:
         if log:
             log.add(metrics)
         if checkpoint:
-            publish(metrics, checkpoint)
+            publish(metrics, checkpoint, send)
 
-    try:
-        network = train(config, report=report, scratch=scratch, resume=resume, device=device)
-    except TrainingDiverged as error:
-        if log:
-            write_failure(folder, str(error), error.step)
-        raise
-    except (CorruptImage, StorageError) as error:
-        write_failure(folder, str(error), None)
-        raise
-    if config.evaluation.enabled:
-        measure(config, folder, network, device, log)
+    with log or nullcontext():
+        try:
+            network = train(config, report=report, scratch=scratch, resume=resume, device=device)
+            if config.evaluation.enabled:
+                measure(config, folder, network, device, log)
+        except TrainingDiverged as error:
+            if log:
+                write_failure(folder, str(error), error.step)
+            raise
+        except (CorruptImage, StorageError) as error:
+            write_failure(folder, str(error), None)
+            raise
 
 
-def measure(config: Config, folder: Path, network: PIRL, device: torch.device, log: RunLog | None) -> None:
+def measure(config: Config, folder: Folder, network: PIRL, device: torch.device, log: RunLog | None) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
     held_out = test_uri(config.data.uri, config.data.storage_options)
     known = open_data(config.data)
@@ -118,4 +135,4 @@ def measure(config: Config, folder: Path, network: PIRL, device: torch.device, l
     untrained = PIRL(config).trunk.to(device)
     report = evaluate(network.trunk, untrained, known, asked, config, device)
     if log:
-        write_text(str(folder / EVALUATION), json.dumps(report, indent=2) + "\n")
+        folder.write(EVALUATION, json.dumps(report, indent=2) + "\n")

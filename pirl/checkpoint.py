@@ -4,10 +4,14 @@ Nothing random is saved because no draw has a state: orders, views, negatives an
 (seed, epoch, id) or (seed, step), so the step is the state of them all.
 """
 
+import io
 import json
+import pickle
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,8 @@ import torch.distributed as td
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -24,11 +30,16 @@ from torch.optim import Optimizer
 
 from pirl.config import Config
 from pirl.dist import all_gather_dicts, rank
+from pirl.folder import Folder
 from pirl.memory import MemoryBank
 from pirl.methods import PIRL
 from pirl.models import export_state_dict
+from pirl.retry import pause
 
 VERSION = 1
+READS = 10
+"""A span that came damaged is read again, in case that happened on its way."""
+LONGEST_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,22 +86,24 @@ def save(folder: Path, config: Config, state: State, step: int, data: int) -> No
         for name in (".metadata", "trunk.safetensors", "config.json"):
             sizes[name] = (folder / name).stat().st_size
         known = {"version": VERSION, "step": step, "rows": state.bank.rows, "data": data, "bytes": sizes}
+        known["metadata_crc32"] = zlib.crc32((folder / ".metadata").read_bytes())
         (folder / "state.json").write_text(json.dumps(known))
 
 
-def load(folder: Path, state: State) -> int:
+def load(folder: Folder, state: State) -> int:
     """Fills `state` in place from `folder`; a collective.
 
-    The number of workers may differ from the one that saved.
+    The number of workers may differ from the one that saved. Each reads its own rows of the bank alone.
 
     Returns:
         Steps done.
 
     Raises:
         ValueError: The checkpoint is of another version, or of a data set of another size.
-        RuntimeError: It cannot be read.
+        RuntimeError: It cannot be read, or is damaged.
+        OSError: The same, where that is known before its tensors are read.
     """
-    known = json.loads((folder / "state.json").read_text())
+    known = json.loads(folder.read("state.json"))
     if known["version"] != VERSION:
         raise ValueError(f"{folder} is a checkpoint of version {known['version']}; this is version {VERSION}")
     if known["rows"] != state.bank.rows:
@@ -99,7 +112,7 @@ def load(folder: Path, state: State) -> int:
     settings = [{name: group[name] for name in ("momentum", "weight_decay")} for group in state.optimizer.param_groups]
     tensors = _tensors(state)
     with _plainly():
-        dcp_load(tensors, checkpoint_id=folder, no_dist=not td.is_initialized())
+        dcp_load(tensors, storage_reader=_Reader(folder), no_dist=not td.is_initialized())
     set_state_dict(
         state.network,
         state.optimizer,
@@ -109,6 +122,48 @@ def load(folder: Path, state: State) -> int:
     for group, own in zip(state.optimizer.param_groups, settings, strict=True):
         group.update(own)
     return int(known["step"])
+
+
+class _Reader(FileSystemReader):
+    """Reads each tensor of a checkpoint with one request, from wherever it is, and checks it."""
+
+    def __init__(self, folder: Folder) -> None:
+        super().__init__(folder.uri)
+        self.folder = folder
+        self.fs = _Nothing()
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        checksum = json.loads(self.folder.read("state.json"))["metadata_crc32"]
+        data = self._read(".metadata", 0, None, lambda data: zlib.crc32(data) == checksum)
+        metadata: Metadata = pickle.loads(data)
+        return metadata
+
+    def _slice_file(self, _: object, info: Any) -> io.BytesIO:
+        return io.BytesIO(self._read(info.relative_path, info.offset, info.length, _is_whole_zip))
+
+    def _read(self, name: str, offset: int, length: int | None, is_whole: Callable[[bytes], bool]) -> bytes:
+        for failures in range(READS):
+            if failures:
+                pause(failures, LONGEST_PAUSE_S)
+            data = self.folder.read_bytes(name, offset, length)
+            if is_whole(data):
+                return data
+        raise OSError(f"{self.folder / name} is damaged: remove {self.folder} to go on from the checkpoint before it")
+
+
+class _Nothing(FileSystem):
+    """Opens no files: the reader asks for spans."""
+
+    def create_stream(self, path: Any, mode: str) -> Any:
+        return nullcontext()
+
+
+def _is_whole_zip(data: bytes) -> bool:
+    """Whether a tensor is as torch wrote it, with a checksum, which torch does not look at when it loads."""
+    try:
+        return zipfile.ZipFile(io.BytesIO(data)).testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+        return False
 
 
 @contextmanager

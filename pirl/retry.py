@@ -54,6 +54,8 @@ def persistently(what: str, attempt: Callable[[], T], deadline_s: float = DEADLI
     for tries in itertools.count(1):
         try:
             return attempt()
+        except StorageError:
+            raise  # of another call of this function, which had the same deadline
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
             if not is_passing(error):

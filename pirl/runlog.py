@@ -1,18 +1,23 @@
 """What a run tells people and programs while it goes: lines, metrics.jsonl and TensorBoard events."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pirl.folder import Folder
 from pirl.meter import Metrics
+from pirl.mirror import Mirror
 from pirl.storage import write_text
 
 
 class RunLog:
-    """Writes the progress of a run into its folder; used by one rank.
+    """Writes the progress of a run into its folder; used by one rank, in a `with` block.
 
     Args:
         folder: The run folder. Gets `metrics.jsonl`, `train.log` and TensorBoard events.
@@ -20,11 +25,16 @@ class RunLog:
         show: Takes each line of progress as well.
     """
 
-    def __init__(self, folder: Path, first_step: int, show: Callable[[str], None] | None) -> None:
-        self.folder, self.show = folder, show
-        folder.mkdir(parents=True, exist_ok=True)
-        keep_until(folder / "metrics.jsonl", first_step)
-        self.board = SummaryWriter(str(folder), purge_step=first_step + 1)
+    def __init__(self, folder: Folder, first_step: int, show: Callable[[str], None] | None) -> None:
+        self.show = show
+        self.folder = folder.path or Path(tempfile.mkdtemp(prefix="pirl-log-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not folder.path:
+            for name in ("metrics.jsonl", "train.log"):
+                (self.folder / name).write_text(folder.find(name) or "")
+        keep_until(self.folder / "metrics.jsonl", first_step)
+        self.board = SummaryWriter(str(self.folder), purge_step=first_step + 1)
+        self.mirror = None if folder.path else Mirror(self.folder, folder)
 
     def add(self, metrics: Metrics) -> None:
         """Records one report, whose `step` is the number of steps done."""
@@ -42,6 +52,23 @@ class RunLog:
             file.write(text + "\n")
         if self.show:
             self.show(text)
+
+    def send(self) -> None:
+        """Returns when all that was recorded is in the run folder; raises StorageError."""
+        if self.mirror:
+            self.mirror.send()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leaves all that was recorded in the run folder, or raises StorageError; after a failure, what goes soon."""
+        self.board.close()
+        if self.mirror:
+            try:
+                self.mirror.abandon() if kind else self.mirror.close()
+            finally:
+                shutil.rmtree(self.folder)
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -5,13 +5,14 @@
 """
 
 import json
-import shutil
+import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from pirl.config import Config, ConfigError, from_json, leaves
-from pirl.storage import write_text
+from pirl.folder import Folder
 
 Resume = Literal["auto", "never", "must"]
 
@@ -33,6 +34,9 @@ FREE = (
 )
 """Settings that do not change what is learned: `--resume auto` takes the new ones."""
 
+STATE = "state.json"
+"""In a checkpoint: how far it is and which files it has; it comes last and goes first."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,9 +49,9 @@ class Run:
         result: What `result.json` holds, if the run is done.
     """
 
-    folder: Path
+    folder: Folder
     config: Config
-    checkpoint: Path | None = None
+    checkpoint: Folder | None = None
     result: dict[str, Any] | None = None
 
     @property
@@ -56,26 +60,50 @@ class Run:
         return self.folder.name
 
     def write_config(self) -> None:
-        """Makes the folder, and writes `config.json`: from here on the name is taken."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for outcome in ("result.json", EVALUATION, FAILURE):
-            (self.folder / outcome).unlink(missing_ok=True)
-        write_text(str(self.folder / "config.json"), self.config.model_dump_json(indent=2) + "\n")
+        """Writes `config.json`: from here on the name is taken."""
+        self.folder.remove("result.json", EVALUATION, FAILURE)
+        self.folder.write("config.json", self.config.model_dump_json(indent=2) + "\n")
 
 
-def open_run(storage: Path, name: str, config: Config, resume: Resume) -> Run:
+def storage_at(uri: str, config: Config) -> Folder:
+    """The folder of `--storage`.
+
+    A store is reached as that of the data is, where both are of one kind; but not without a name, which allows to
+    read and not to write.
+    """
+    same_kind = uri.partition("://")[0] == config.data.uri.partition("://")[0]
+    options = {name: value for name, value in config.data.storage_options.items() if name != "anon"}
+    return Folder(uri, options if "://" in uri and same_kind else {}, config.data.deadline_s)
+
+
+def check_writable(storage: Folder) -> None:
+    """Refuses a storage in which this process cannot write; leaves nothing there but the folder.
+
+    Raises:
+        ConfigError: And why.
+    """
+    probe = f".probe-{uuid.uuid4().hex}"
+    try:
+        storage.write(probe, "")
+        storage.remove(probe)
+    except OSError as error:
+        raise ConfigError(f"--storage {storage} cannot be written: {error}") from None
+
+
+def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
     """Decides what a run name means; writes nothing.
 
     Raises:
         ConfigError: The name is taken by other settings, or there is nothing to resume; says what to type.
     """
     folder = storage / name
-    if storage.exists() and not storage.is_dir():
+    if storage.path and storage.path.is_file():
         raise ConfigError(f"--storage {storage} is a file: name a folder for runs")
     if not name or name.startswith(".") or "/" in name:
         raise ConfigError(f"--run {name!r} is not a name for a folder: use letters, digits, - and _")
-    if not (folder / "config.json").exists():
-        if folder.exists() and any(folder.iterdir()):
+    files = folder.sizes()
+    if "config.json" not in files:
+        if files:
             raise ConfigError(f"{folder} exists and is not a run: choose another --run or --storage")
         if resume == "must":
             raise ConfigError(f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}")
@@ -94,9 +122,8 @@ def open_run(storage: Path, name: str, config: Config, resume: Resume) -> Run:
             + "\n  ".join(blocking)
             + f"\nchoose another name (--run {name}-2){other}"
         )
-    result = folder / "result.json"
     same = not changed and saved.evaluation == config.evaluation
-    done = json.loads(result.read_text()) if result.exists() and same else None
+    done = json.loads(folder.read("result.json")) if "result.json" in files and same else None
     return Run(folder, config, newest_checkpoint(folder), done)
 
 
@@ -110,59 +137,88 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def upload(checkpoint: Path, folder: Folder) -> None:
+    """Copies what one rank wrote of a checkpoint into the run folder."""
+    for file in sorted(checkpoint.iterdir(), key=lambda file: (file.name == STATE, file.name)):
+        (folder / checkpoint.name).copy_in(file)
+
+
+def newest_checkpoint(folder: Folder) -> Folder | None:
     """The last complete checkpoint of a run folder."""
-    return max(filter(is_complete, folder.glob("checkpoint_[0-9]*")), default=None)
+    found = _checkpoints(folder)
+    complete = (name for name in sorted(found, reverse=True) if _is_complete(folder / name, found[name]))
+    return next((folder / name for name in complete), None)
 
 
-def write_failure(folder: Path, error: str, step: int | None) -> None:
-    """Writes down why a run cannot go on, and after how many steps if their weights are to blame."""
-    write_text(str(folder / FAILURE), json.dumps({"error": error, "step": step}))
-
-
-def last_failure(folder: Path) -> dict[str, Any] | None:
-    """What `write_failure` wrote in this attempt of the run: `error` and `step`."""
-    path = folder / FAILURE
-    return cast(dict[str, Any], json.loads(path.read_text())) if path.exists() else None
-
-
-def prune_checkpoints(folder: Path, keep: int) -> None:
+def prune_checkpoints(folder: Folder, keep: int) -> None:
     """Removes all checkpoints but the newest `keep` complete ones."""
-    found = sorted(folder.glob("checkpoint_[0-9]*"))
-    for old in set(found) - set([path for path in found if is_complete(path)][-keep:]):
-        shutil.rmtree(old)
+    found = _checkpoints(folder)
+    complete = [name for name in sorted(found) if _is_complete(folder / name, found[name])]
+    for old in found.keys() - set(complete[-keep:]):
+        remove_checkpoint(folder / old)
 
 
-def steps_done(folder: Path | None) -> int:
-    """Steps of training in a checkpoint; 0 without one."""
-    return int(json.loads((folder / "state.json").read_text())["step"]) if folder else 0
+def remove_checkpoint(checkpoint: Folder) -> None:
+    """Removes a checkpoint, which from the first moment on is none."""
+    checkpoint.clear(first=STATE)
 
 
-def data_of(folder: Path) -> int:
-    """The fingerprint of the data set that a checkpoint belongs to."""
-    return int(json.loads((folder / "state.json").read_text())["data"])
-
-
-def is_complete(folder: Path) -> bool:
+def is_complete(checkpoint: Folder) -> bool:
     """Whether all files of all ranks are there in full: an upload may have been cut off."""
-    if not (folder / "state.json").exists() or not (folder / ".metadata").exists():
+    return _is_complete(checkpoint, checkpoint.sizes())
+
+
+def steps_done(checkpoint: Folder | None) -> int:
+    """Steps of training in a checkpoint; 0 without one."""
+    return int(json.loads(checkpoint.read(STATE))["step"]) if checkpoint else 0
+
+
+def data_of(checkpoint: Folder) -> int:
+    """The fingerprint of the data set that a checkpoint belongs to."""
+    return int(json.loads(checkpoint.read(STATE))["data"])
+
+
+def write_failure(folder: Folder, error: str, step: int | None) -> None:
+    """Writes down why a run cannot go on, and after how many steps if their weights are to blame."""
+    folder.write(FAILURE, json.dumps({"error": error, "step": step}))
+
+
+def last_failure(folder: Folder) -> dict[str, Any] | None:
+    """What `write_failure` wrote in this attempt of the run: `error` and `step`."""
+    text = folder.find(FAILURE)
+    return cast(dict[str, Any], json.loads(text)) if text else None
+
+
+def _checkpoints(folder: Folder) -> dict[str, dict[str, int]]:
+    """Bytes of each file of each checkpoint, complete or not, by their names."""
+    found: dict[str, dict[str, int]] = {}
+    for path, size in folder.sizes().items():
+        name, _, file = path.partition("/")
+        if file and re.fullmatch(r"checkpoint_\d+", name):
+            found.setdefault(name, {})[file] = size
+    return found
+
+
+def _is_complete(checkpoint: Folder, sizes: dict[str, int]) -> bool:
+    if STATE not in sizes:
         return False
     try:
-        sizes = json.loads((folder / "state.json").read_text())["bytes"]
+        wanted = json.loads(checkpoint.read(STATE))["bytes"]
     except json.JSONDecodeError:
         return False
-    return all((folder / name).exists() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    return all(sizes.get(name) == size for name, size in wanted.items())
 
 
-def _config_of(folder: Path) -> Config:
+def _config_of(folder: Folder) -> Config:
     try:
-        return from_json((folder / "config.json").read_text())
+        return from_json(folder.read("config.json"))
     except ConfigError as error:
         raise ConfigError(
             f"{folder / 'config.json'} cannot be read, so the run cannot go on: choose another --run\n{error}"
         ) from None
 
 
-def _existing(storage: Path) -> str:
-    names = sorted(path.parent.name for path in storage.glob("*/config.json"))
+def _existing(storage: Folder) -> str:
+    paths = (path.split("/") for path in storage.sizes())
+    names = sorted(path[0] for path in paths if path[1:] == ["config.json"])
     return f"Runs there: {', '.join(names)}" if names else "There are no runs there."

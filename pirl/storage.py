@@ -6,6 +6,7 @@ What a store does wrong for a moment is tried again, see retry.py. Filesystems a
 
 import io
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from fsspec.asyn import sync
 from fsspec.core import url_to_fs
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pirl.config import ConfigError
 from pirl.retry import DEADLINE_S, StorageError, http_status, persistently
@@ -27,6 +29,8 @@ TRY = 1 / 15
 """The share of the deadline (20 s of 300 s) after which a try has stalled; a large body has longer, at least"""
 SLOWEST = 2**19
 """bytes a second."""
+COMPARED_SPAN = 2**26
+"""Bytes of a file that are read back at a time."""
 
 _filesystems: dict[tuple[int, str, str], AbstractFileSystem] = {}
 _lock = threading.Lock()
@@ -103,6 +107,31 @@ def write_text(uri: str, text: str, options: Options = None) -> None:
         file.write(text.encode())
 
 
+def copy_in(file: str, uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> None:
+    """Copies a file of this machine. In a store it is read back, and sent again where it is not the same.
+
+    S3 itself compares a checksum that the client sends along; not every store does.
+
+    Raises:
+        OSError: It cannot be written, as StorageError where a store gave no good answer in time.
+    """
+    if is_local(uri, options):
+        with open(file, "rb") as source, writing(uri, options) as copy:
+            shutil.copyfileobj(source, copy)
+        return
+    fs, path = _locate(uri, options)
+    size = os.path.getsize(file)
+
+    def send() -> None:
+        _ask(fs, f"writing {uri}", "put_file", file, path, deadline_s=deadline_s, size=size)
+        with open(file, "rb") as source:
+            for offset in range(0, size, COMPARED_SPAN):
+                if source.read(COMPARED_SPAN) != read_bytes(uri, offset, COMPARED_SPAN, options, deadline_s):
+                    raise ConnectionError("what the store holds is not what was sent")
+
+    persistently(f"writing {uri}", send, deadline_s)
+
+
 def exists(uri: str, options: Options = None) -> bool:
     """Whether there is a file or a folder."""
     fs, path = _locate(uri, options)
@@ -135,9 +164,15 @@ def is_newer(uri: str, than: str, options: Options = None) -> bool:
 
 def files_below(uri: str, options: Options = None) -> list[str]:
     """The files in a folder and in the folders in it: paths relative to it, sorted."""
+    return sorted(sizes_below(uri, options))
+
+
+def sizes_below(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> dict[str, int]:
+    """Bytes of each file in a folder and in the folders in it, by its path relative to it."""
     fs, path = _locate(uri, options)
     prefix = path.rstrip("/") + "/"
-    return sorted(name.removeprefix(prefix) for name in _ask(fs, f"listing {uri}", "find", path))
+    found = _ask(fs, f"listing {uri}", "find", path, deadline_s=deadline_s, detail=True)
+    return {name.removeprefix(prefix): int(info["size"]) for name, info in found.items()}
 
 
 def matches(pattern: str, options: Options = None) -> list[str]:
@@ -147,10 +182,19 @@ def matches(pattern: str, options: Options = None) -> list[str]:
     return sorted(fs.unstrip_protocol(name).removeprefix("file://") for name in names)
 
 
-def remove(uri: str, options: Options = None) -> None:
+def remove(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> None:
     """Removes one file."""
     fs, path = _locate(uri, options)
-    _ask(fs, f"removing {uri}", "rm_file", path)
+    _ask(fs, f"removing {uri}", "rm_file", path, deadline_s=deadline_s)
+
+
+def arrow_filesystem(uri: str, options: Options = None) -> tuple[PyFileSystem, str]:
+    """For a library that takes a filesystem of pyarrow, and the path in it.
+
+    It goes around retry.py, so S3's client tries again itself; the sum of its pauses is 45 s on average.
+    """
+    fs = _filesystem(uri, options, tries=10)
+    return PyFileSystem(FSSpecHandler(fs)), cast(str, fs._strip_protocol(uri))
 
 
 def join(uri: str, *names: str) -> str:
@@ -209,13 +253,14 @@ def _locate(uri: str, options: Options) -> tuple[AbstractFileSystem, str]:
     return _filesystems[key], cast(str, _filesystems[key]._strip_protocol(uri))
 
 
-def _filesystem(uri: str, options: Options) -> AbstractFileSystem:
+def _filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSystem:
     arguments = dict(options or {})
     is_s3 = uri.startswith(("s3://", "s3a://"))
     if is_s3:
         # botocore's own retries, and below s3fs's, which would go around them: retry.py is enough.
         config = arguments.get("config_kwargs", {})
-        arguments["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **config}
+        retries = {"total_max_attempts": tries, "mode": "standard"}
+        arguments["config_kwargs"] = {"retries": retries, **config}
     try:
         fs, _ = url_to_fs(uri, **arguments)
     except ImportError as error:

@@ -18,6 +18,7 @@ from pirl.checkpoint import State
 from pirl.color import color_and_normalize
 from pirl.config import Config, PretextName
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
+from pirl.folder import Folder
 from pirl.loader import Batch, Loader
 from pirl.memory import MemoryBank
 from pirl.meter import Meter, Metrics
@@ -35,7 +36,7 @@ def train(
     *,
     report: Report,
     scratch: Path,
-    resume: Path | None = None,
+    resume: Folder | None = None,
     device: torch.device | None = None,
 ) -> PIRL:
     """Trains until `config.optim.epochs` are done.
@@ -44,7 +45,7 @@ def train(
         config: The run.
         report: Takes the metrics, and each checkpoint as it is written.
         scratch: Folder for checkpoints before `report` takes them; one for all ranks or one for each.
-        resume: A checkpoint folder to go on from.
+        resume: A checkpoint to go on from.
         device: Of the network and the bank; the CPU by default.
 
     Returns:

@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *("credentials", "config", "recipes"),
     *("dist", "order", "processes"),
-    *("retry", "storage", "cache", "shard_writer", "digits", "shards"),
+    *("retry", "storage", "folder", "cache", "shard_writer", "digits", "shards"),
     *("labels", "scratch", "images", "parquet_source", "tar_source", "sources", "workers"),
     *("destination", "prepare", "inspection"),
     *("color", "transforms", "ahead", "loader"),
     *("models", "nce", "memory", "methods"),
-    *("checkpoint", "runs", "meter", "runlog", "train"),
+    *("checkpoint", "runs", "meter", "mirror", "runlog", "train"),
     *("evaluate.knn", "evaluate.linear", "evaluate.features", "evaluate"),
 ]
 """The modules of pirl: each may import those that stand before it. A new one needs a place here."""

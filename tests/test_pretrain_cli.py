@@ -8,6 +8,7 @@ import pytest
 from jobs.pretrain import main, parse
 from pirl.config import ConfigError, leaves
 from pirl.digits import ensure_digits
+from pirl.folder import Folder
 from pirl.recipes import RECIPES, cifar10, digits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +51,7 @@ def test_nothing_at_all_is_the_digits_recipe():
     request = parse([])
     assert request.config == digits()
     assert (request.name, request.resume, request.use_ray) == ("digits", "auto", True)
-    assert request.storage == Path.cwd() / "runs"
+    assert request.storage == Folder(str(Path.cwd() / "runs"))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_settings_without_a_recipe_are_those_of_digits():
 
 def test_options_of_the_run(tmp_path):
     request = parse(["imagenet-jigsaw", "--run", "a", "--storage", str(tmp_path), "--resume", "must", "--no-ray"])
-    assert (request.name, request.storage, request.resume) == ("a", tmp_path, "must")
+    assert (request.name, request.storage, request.resume) == ("a", Folder(str(tmp_path)), "must")
     assert not request.use_ray
     assert request.config.model == RECIPES["imagenet_jigsaw"]().model
     assert parse(["imagenet-jigsaw"]).name == "imagenet_jigsaw"
@@ -180,7 +181,7 @@ def help_text(capsys, *words):
 def test_help_lists_recipes_and_options(capsys):
     out = help_text(capsys, "--help")
     assert out.startswith("usage: python jobs/pretrain.py [RECIPE] [--section.field VALUE ...]")
-    for option in ("--run NAME", "--storage FOLDER", "--resume {auto,never,must}", "--no-ray"):
+    for option in ("--run NAME", "--storage URI", "--resume {auto,never,must}", "--no-ray"):
         assert option in out
     listed = out.partition("recipes")[2].splitlines()
     for name, recipe in RECIPES.items():

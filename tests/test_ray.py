@@ -18,6 +18,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pirl.digits import ensure_digits
+from pirl.folder import Folder
 from pirl.runs import newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -256,7 +257,7 @@ def test_a_loss_that_is_no_number_ends_the_job_once(cluster: Cluster, tmp_path: 
     assert "learning rate" in err
     assert "Traceback" not in err
     assert "going on from" not in out
-    assert newest_checkpoint(tmp_path / "digits")
+    assert newest_checkpoint(Folder(f"{tmp_path}/digits"))
 
 
 def test_a_corrupt_image_ends_the_job_once(cluster: Cluster, tmp_path: Path) -> None:

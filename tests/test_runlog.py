@@ -3,6 +3,8 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pirl.folder import Folder
+from pirl.retry import StorageError
 from pirl.runlog import RunLog, keep_until, progress_line
 
 METRICS = {
@@ -30,7 +32,7 @@ def steps(folder):
 
 def test_reports_are_recorded_and_shown(tmp_path):
     shown = []
-    log = RunLog(tmp_path / "run", 0, shown.append)
+    log = RunLog(Folder(str(tmp_path / "run")), 0, shown.append)
     log.add(metrics(10))
     log.line("done")
     log.add(metrics(20))
@@ -42,7 +44,7 @@ def test_reports_are_recorded_and_shown(tmp_path):
 
 
 def test_tensorboard_reads_the_events(tmp_path):
-    log = RunLog(tmp_path, 0, None)
+    log = RunLog(Folder(str(tmp_path)), 0, None)
     log.add(metrics(10))
     log.add(metrics(20))
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -52,16 +54,16 @@ def test_tensorboard_reads_the_events(tmp_path):
 
 def test_npid_has_no_pretext_term(tmp_path):
     alone = {name: value for name, value in metrics(10).items() if name != "loss_pretext"}
-    RunLog(tmp_path, 0, None).add(alone)
+    RunLog(Folder(str(tmp_path)), 0, None).add(alone)
     assert steps(tmp_path) == [10]
     assert "loss 3.250 (image 3.500)" in progress_line(alone)
 
 
 def test_going_on_drops_what_was_written_after_the_checkpoint(tmp_path):
-    log = RunLog(tmp_path, 0, None)
+    log = RunLog(Folder(str(tmp_path)), 0, None)
     for step in (10, 20, 30):
         log.add(metrics(step))
-    log = RunLog(tmp_path, 20, None)
+    log = RunLog(Folder(str(tmp_path)), 20, None)
     assert steps(tmp_path) == [10, 20]
     log.add(metrics(25))
     assert steps(tmp_path) == [10, 20, 25]
@@ -70,8 +72,8 @@ def test_going_on_drops_what_was_written_after_the_checkpoint(tmp_path):
 
 
 def test_a_start_from_nothing_drops_all(tmp_path):
-    RunLog(tmp_path, 0, None).add(metrics(10))
-    RunLog(tmp_path, 0, None)
+    RunLog(Folder(str(tmp_path)), 0, None).add(metrics(10))
+    RunLog(Folder(str(tmp_path)), 0, None)
     assert steps(tmp_path) == []
 
 
@@ -100,3 +102,39 @@ def test_progress_reads_well():
     assert progress_line(last).endswith("left 0:00:00")
     assert "lr 3e-05" in progress_line(last)
     assert progress_line(METRICS | {"time_left_s": 200_000}).endswith("left 2 days, 7:33:20")
+
+
+def test_in_a_store_the_folder_is_as_on_a_disk(store, tmp_path):
+    """Also when a run goes on, and while and after a checkpoint waits to be uploaded."""
+    folder = Folder(store.uri("run"), store.options)
+    store.fail("slowdown", 8, method="PUT")
+    with RunLog(folder, 0, None) as log:
+        log.add(metrics(10))
+        log.add(metrics(20))
+        log.send()
+        assert folder.read("metrics.jsonl").count("\n") == 2
+        log.add(metrics(30))
+    with RunLog(folder, 20, None) as log:
+        log.line("going on")
+        log.add(metrics(25))
+    log.send()  # a checkpoint may be on its way for longer than the work
+    lines = [json.loads(line)["step"] for line in folder.read("metrics.jsonl").splitlines()]
+    assert lines == [10, 20, 25]
+    shown = [progress_line(metrics(step)) for step in (10, 20, 30)] + ["going on", progress_line(metrics(25))]
+    assert folder.read("train.log").splitlines() == shown
+    for name in folder.sizes():
+        (tmp_path / name).write_bytes(folder.read_bytes(name))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [10, 20, 25]
+
+
+def test_a_store_that_does_not_answer_is_told_at_the_end(store):
+    """And not by the thread that sends from time to time; after another failure it is left at that."""
+    folder = Folder(store.uri("run"), store.options, deadline_s=1)
+    store.fail("slowdown", 10_000, method="PUT")
+    with pytest.raises(StorageError, match="gave up after"), RunLog(folder, 0, None) as log:
+        log.add(metrics(10))
+    log = RunLog(folder, 0, None)
+    log.__exit__(ZeroDivisionError)
+    with pytest.raises(RuntimeError, match="ended early"):
+        log.send()

@@ -3,48 +3,65 @@ import json
 import pytest
 
 from pirl.config import Config, ConfigError, override
-from pirl.runs import differences, newest_checkpoint, open_run, prune_checkpoints
+from pirl.folder import Folder
+from pirl.runs import (
+    check_writable,
+    differences,
+    newest_checkpoint,
+    open_run,
+    prune_checkpoints,
+    remove_checkpoint,
+    storage_at,
+    upload,
+)
 
 CONFIG = Config()
 
 
-def write_checkpoint(folder, step, files=(b"rank 0", b"rank 1")):
+def write_checkpoint(folder, step, files=("rank 0", "rank 1")):
     """What `pirl.checkpoint.save` leaves, as far as its completeness goes."""
     checkpoint = folder / f"checkpoint_{step:09d}"
-    checkpoint.mkdir(parents=True)
-    sizes = {}
-    for rank, data in enumerate(files):
-        (checkpoint / f"__{rank}_0.distcp").write_bytes(data)
-        sizes[f"__{rank}_0.distcp"] = len(data)
-    (checkpoint / ".metadata").write_bytes(b"all")
-    (checkpoint / "state.json").write_text(json.dumps({"step": step, "bytes": sizes}))
+    written = {f"__{rank}_0.distcp": text for rank, text in enumerate(files)} | {".metadata": "all"}
+    for name, text in written.items():
+        checkpoint.write(name, text)
+    sizes = {name: len(text) for name, text in written.items()}
+    checkpoint.write("state.json", json.dumps({"step": step, "bytes": sizes}))
     return checkpoint
 
 
+@pytest.fixture(params=["disk", "store"])
+def empty(request, tmp_path):
+    """A folder for runs, on a disk and in an object store."""
+    if request.param == "disk":
+        return Folder(str(tmp_path / "runs"))
+    store = request.getfixturevalue("store")
+    return Folder(store.uri("runs"), store.options)
+
+
 @pytest.fixture
-def storage(tmp_path):
+def storage(empty):
     """A storage folder with the run `a`, which has two checkpoints."""
-    open_run(tmp_path, "a", CONFIG, "auto").write_config()
-    write_checkpoint(tmp_path / "a", 10)
-    write_checkpoint(tmp_path / "a", 9)
-    return tmp_path
+    open_run(empty, "a", CONFIG, "auto").write_config()
+    write_checkpoint(empty / "a", 10)
+    write_checkpoint(empty / "a", 9)
+    return empty
 
 
 def refuse(storage, name, resume, config=CONFIG):
-    before = sorted(storage.rglob("*"))
+    before = storage.sizes()
     with pytest.raises(ConfigError) as refusal:
         open_run(storage, name, config, resume)
-    assert sorted(storage.rglob("*")) == before
+    assert storage.sizes() == before
     return str(refusal.value)
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
-def test_a_new_name_starts_a_run_and_writes_nothing_yet(tmp_path, resume):
-    run = open_run(tmp_path / "new", "a", CONFIG, resume)
-    assert (run.folder, run.name, run.config) == (tmp_path / "new" / "a", "a", CONFIG)
+def test_a_new_name_starts_a_run_and_writes_nothing_yet(empty, resume):
+    run = open_run(empty, "a", CONFIG, resume)
+    assert (run.folder, run.name, run.config) == (empty / "a", "a", CONFIG)
     assert run.checkpoint is None
     assert run.result is None
-    assert not list(tmp_path.iterdir())
+    assert empty.sizes() == {}
 
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
@@ -54,9 +71,9 @@ def test_a_known_name_goes_on_from_its_newest_checkpoint(storage, resume):
     assert run.result is None
 
 
-def test_a_run_that_has_no_checkpoint_yet_starts_again(tmp_path):
-    open_run(tmp_path, "a", CONFIG, "auto").write_config()
-    assert open_run(tmp_path, "a", CONFIG, "auto").checkpoint is None
+def test_a_run_that_has_no_checkpoint_yet_starts_again(empty):
+    open_run(empty, "a", CONFIG, "auto").write_config()
+    assert open_run(empty, "a", CONFIG, "auto").checkpoint is None
 
 
 def test_never_refuses_a_known_name(storage):
@@ -127,7 +144,7 @@ def test_differences_name_the_settings_that_differ_alone():
 
 
 def test_a_done_run_is_known_with_its_result(storage):
-    (storage / "a" / "result.json").write_text('{"loss": 1.5}')
+    (storage / "a").write("result.json", '{"loss": 1.5}')
     assert open_run(storage, "a", CONFIG, "auto").result == {"loss": 1.5}
     assert open_run(storage, "a", CONFIG, "must").result == {"loss": 1.5}
     # More epochs are something to do: the run is not done any more.
@@ -135,10 +152,10 @@ def test_a_done_run_is_known_with_its_result(storage):
 
 
 def test_going_on_with_other_settings_replaces_the_old_ones_and_the_result(storage):
-    (storage / "a" / "result.json").write_text('{"loss": 1.5}')
+    (storage / "a").write("result.json", '{"loss": 1.5}')
     config = override(CONFIG, {"optim.epochs": 20})
     open_run(storage, "a", config, "must").write_config()
-    assert not (storage / "a" / "result.json").exists()
+    assert (storage / "a").find("result.json") is None
     run = open_run(storage, "a", config, "auto")
     assert (run.config, run.result) == (config, None)
     assert run.checkpoint == storage / "a" / "checkpoint_000000010"
@@ -150,12 +167,11 @@ def test_a_half_uploaded_checkpoint_is_not_taken(storage):
     def cut(step):
         return write_checkpoint(storage / "a", step)
 
-    (cut(11) / "__1_0.distcp").unlink()
-    (cut(12) / "__1_0.distcp").write_bytes(b"rank")
-    (cut(13) / ".metadata").unlink()
-    (cut(14) / "state.json").unlink()
-    (cut(15) / "state.json").write_text('{"step": 15, "by')
-    (storage / "a" / "checkpoint_000000016").mkdir()
+    cut(11).remove("__1_0.distcp")
+    cut(12).write("__1_0.distcp", "rank")
+    cut(13).remove(".metadata")
+    cut(14).remove("state.json")
+    cut(15).write("state.json", '{"step": 15, "by')
     assert newest_checkpoint(storage / "a") == good
     assert open_run(storage, "a", CONFIG, "auto").checkpoint == good
     assert newest_checkpoint(storage) is None
@@ -168,34 +184,56 @@ def test_checkpoints_are_ordered_by_step_and_not_by_age(storage):
     assert newest_checkpoint(storage / "a") == storage / "a" / "checkpoint_001000000"
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    (tmp_path / "photos").mkdir()
-    assert open_run(tmp_path, "photos", CONFIG, "auto").checkpoint is None  # empty: nobody misses it
-    (tmp_path / "photos" / "cat.jpg").touch()
-    assert "is not a run" in refuse(tmp_path, "photos", "auto")
+def test_a_folder_that_is_no_run_is_refused(empty):
+    assert open_run(empty, "photos", CONFIG, "auto").checkpoint is None
+    (empty / "photos").write("cat.jpg", "")
+    assert "is not a run" in refuse(empty, "photos", "auto")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../a", "a/b", ".hidden"])
 def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
-    assert f"--run {name!r}" in refuse(tmp_path, name, "auto")
+    assert f"--run {name!r}" in refuse(Folder(str(tmp_path)), name, "auto")
 
 
 def test_a_damaged_config_is_refused_with_its_place(storage):
-    (storage / "a" / "config.json").write_text('{"seed": ')
+    (storage / "a").write("config.json", '{"seed": ')
     message = refuse(storage, "a", "auto")
     assert str(storage / "a" / "config.json") in message
     assert "--run" in message
 
 
 def test_pruning_keeps_the_newest_complete_checkpoints(storage):
-    cut_off = write_checkpoint(storage / "a", 11)
-    (cut_off / "__0_0.distcp").write_bytes(b"ra")
+    write_checkpoint(storage / "a", 11).write("__0_0.distcp", "ra")
     write_checkpoint(storage / "a", 8)
     prune_checkpoints(storage / "a", 2)
-    assert sorted(path.name for path in (storage / "a").glob("checkpoint_*")) == [
-        "checkpoint_000000009",
-        "checkpoint_000000010",
-    ]
+    assert checkpoints(storage / "a") == {"checkpoint_000000009", "checkpoint_000000010"}
+
+
+def checkpoints(folder):
+    """Names of the checkpoints of which anything is left."""
+    return {name.partition("/")[0] for name in folder.sizes() if name.startswith("checkpoint_")}
+
+
+def test_a_checkpoint_that_is_being_removed_is_none(storage, monkeypatch):
+    """What says that it is complete goes first."""
+    remove = Folder.remove
+    monkeypatch.setattr(Folder, "remove", lambda folder, *names: remove(folder, names[0]))
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    remove_checkpoint(storage / "a" / "checkpoint_000000010")
+    assert newest_checkpoint(storage / "a") == storage / "a" / "checkpoint_000000009"
+
+
+def test_a_checkpoint_is_uploaded_by_each_rank_and_complete_with_the_last_file(storage, tmp_path):
+    whole = write_checkpoint(Folder(str(tmp_path)), 11)
+    parts = [tmp_path / "0" / whole.name, tmp_path / "1" / whole.name]
+    for part in parts:
+        part.mkdir(parents=True)
+    for file in whole.path.iterdir():
+        file.rename(parts[file.name == "__1_0.distcp"] / file.name)
+    upload(parts[0], storage / "a")
+    assert newest_checkpoint(storage / "a").name == "checkpoint_000000010"
+    upload(parts[1], storage / "a")
+    assert newest_checkpoint(storage / "a").name == "checkpoint_000000011"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +249,23 @@ def test_must_does_not_change_what_the_checkpoint_depends_on(storage, changes):
 
 
 def test_a_done_run_is_evaluated_again_with_other_settings(storage):
-    (storage / "a" / "result.json").write_text("{}")
+    (storage / "a").write("result.json", "{}")
     assert open_run(storage, "a", CONFIG, "auto").result == {}
     assert open_run(storage, "a", override(CONFIG, {"evaluation.knn_k": 7}), "auto").result is None
+
+
+def test_a_storage_that_takes_nothing_is_refused(empty):
+    check_writable(empty)
+    assert empty.sizes() == {}
+    nowhere = Folder("/proc/runs") if empty.path else Folder("s3://no-such-bucket/runs", empty.options)
+    with pytest.raises(ConfigError, match=f"--storage {nowhere} cannot be written: .*(No such|not exist)"):
+        check_writable(nowhere)
+
+
+def test_the_store_of_runs_is_reached_as_that_of_the_data_is():
+    options = {"endpoint_url": "http://127.0.0.1:1", "anon": True}
+    config = override(CONFIG, {"data.uri": "s3://images/a", "data.storage_options": options, "data.deadline_s": 9})
+    endpoint = {"endpoint_url": "http://127.0.0.1:1"}
+    assert storage_at("s3://runs/b", config) == Folder("s3://runs/b", endpoint, 9)  # nobody writes without a name
+    assert storage_at("gs://runs/b", config) == Folder("gs://runs/b", {}, 9)
+    assert storage_at("/runs", config) == Folder("/runs", {}, 9)

@@ -12,6 +12,7 @@ import torch
 from pirl import checkpoint
 from pirl.checkpoint import _plainly
 from pirl.config import Config, ConfigError, override
+from pirl.folder import Folder
 from pirl.memory import MemoryBank
 from pirl.meter import TrainingDiverged
 from pirl.recipes import digits
@@ -48,7 +49,7 @@ def small(changes: Mapping[str, Any] | None = None) -> Config:
     )
 
 
-def run(config: Config, folder: Path, resume: Path | None = None, stop_after: int | None = None) -> dict[str, Any]:
+def run(config: Config, folder: Path, resume: Folder | None = None, stop_after: int | None = None) -> dict[str, Any]:
     """Trains on this rank; returns losses, weights and the checkpoint folder. May stop early, as if killed."""
     losses: list[float] = []
 
@@ -107,7 +108,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run_ranks: Any, tmp_path: 
     config = small({"model.norm": "batch", "optim.bf16": True, "loss.kind": kind, "memory.init": "forward"})
     whole = run_ranks(world, run, config, tmp_path / "whole")
     run_ranks(world, run, config, tmp_path / "cut", None, 20)
-    newest = newest_checkpoint(tmp_path / "cut")
+    newest = newest_checkpoint(Folder(str(tmp_path / "cut")))
     assert newest is not None
     assert newest.name == "checkpoint_000000018"  # 6 steps into the second epoch
     resumed = run_ranks(world, run, config, tmp_path / "cut", newest)
@@ -123,7 +124,7 @@ def test_goes_on_with_another_number_of_workers(run_ranks: Any, tmp_path: Path, 
     config = small()
     whole = run_ranks(2, run, config, tmp_path / "whole")[0]["losses"]
     run_ranks(2, run, config, tmp_path / "cut", None, 7)
-    resumed = run_ranks(world, run, config, tmp_path / "cut", tmp_path / "cut" / "checkpoint_000000006")
+    resumed = run_ranks(world, run, config, tmp_path / "cut", Folder(f"{tmp_path}/cut/checkpoint_000000006"))
     for result in resumed:
         torch.testing.assert_close(torch.tensor(result["losses"]), torch.tensor(whole[6:]), rtol=1e-5, atol=0)
 
@@ -134,11 +135,11 @@ def test_loading_moves_no_row(run_ranks: Any, tmp_path: Path) -> None:
     run_ranks(2, run, config, tmp_path, None, 7)
     saved = bank_of(tmp_path, 6)
     for world in (1, 3, 4):
-        parts = run_ranks(world, loaded_rows, config, tmp_path / "checkpoint_000000006")
+        parts = run_ranks(world, loaded_rows, config, Folder(f"{tmp_path}/checkpoint_000000006"))
         assert torch.equal(torch.cat(parts), saved)
 
 
-def loaded_rows(config: Config, folder: Path) -> torch.Tensor:
+def loaded_rows(config: Config, folder: Folder) -> torch.Tensor:
     """This rank's rows after loading a checkpoint."""
     state = first_state(config, open_dataset("digits").rows, torch.device("cpu"))
     assert checkpoint.load(folder, state) == 6
@@ -149,13 +150,14 @@ def loaded_rows(config: Config, folder: Path) -> torch.Tensor:
 def test_goes_on_with_new_settings(tmp_path: Path, kind: str) -> None:
     """What `--resume must` allows is what is trained with, and not what the checkpoint was saved with."""
     run(small(), tmp_path, None, 7)
+    saved = Folder(f"{tmp_path}/checkpoint_000000006")
     changed = small({"loss.kind": kind, "optim.momentum": 0.5, "optim.weight_decay": 0.1})
     state = first_state(changed, open_dataset("digits").rows, torch.device("cpu"))
     groups = [(group["momentum"], group["weight_decay"]) for group in state.optimizer.param_groups]
-    checkpoint.load(tmp_path / "checkpoint_000000006", state)
+    checkpoint.load(saved, state)
     assert [(group["momentum"], group["weight_decay"]) for group in state.optimizer.param_groups] == groups
     assert groups == [(0.5, 0.1), (0.5, 0)]
-    losses = run(changed, tmp_path, tmp_path / "checkpoint_000000006")["losses"]
+    losses = run(changed, tmp_path, saved)["losses"]
     assert len(losses) == STEPS - 6
 
 
@@ -176,7 +178,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     config = small({"optim.lr": 1e30, "checkpoint.every_steps": 1})
     with pytest.raises(TrainingDiverged, match=r"step \d+ .*learning rate .*e\+29, 120 images with ids \d+, "):
         run(config, tmp_path)
-    newest = newest_checkpoint(tmp_path)
+    newest = newest_checkpoint(Folder(str(tmp_path)))
     assert newest is not None
     assert is_complete(newest)
 

@@ -1,0 +1,66 @@
+"""Keeps a folder in an object store, where files cannot be appended to, as a growing local one is."""
+
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from pirl.folder import Folder
+from pirl.retry import StorageError
+
+EVERY_S = 5.0
+HURRY_S = 5.0
+
+
+class Mirror:
+    """Sends the files that have changed, from time to time and when told to.
+
+    Args:
+        local: A folder whose files are appended to.
+        folder: Gets them, under the same names.
+    """
+
+    def __init__(self, local: Path, folder: Folder) -> None:
+        self.local, self.folder = local, folder
+        self._sent: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._end = ""
+        threading.Thread(target=self._keep_sending, daemon=True).start()
+
+    def send(self) -> None:
+        """Returns when all that was written before is sent; raises StorageError."""
+        with self._lock:
+            self._send(self.folder)
+
+    def close(self) -> None:
+        """Sends what is left, and ends; raises StorageError. `send` still answers."""
+        self._ending.set()
+        with self._lock:
+            self._send(self.folder)
+            self._end = "complete"
+
+    def abandon(self) -> None:
+        """Ends, after a failure that is to be told soon, and sends what can be sent in some seconds."""
+        self._ending.set()
+        if self._lock.acquire(timeout=HURRY_S):
+            with suppress(StorageError):
+                self._send(replace(self.folder, deadline_s=HURRY_S))
+            self._lock.release()
+        self._end = "abandoned"
+
+    def _send(self, folder: Folder) -> None:
+        if self._end == "complete":
+            return
+        if self._end:
+            raise RuntimeError(f"what is written to {folder} ended early")
+        for file in sorted(self.local.iterdir()):
+            size = file.stat().st_size
+            if self._sent.get(file.name) != size:
+                folder.write(file.name, file.read_bytes())
+                self._sent[file.name] = size
+
+    def _keep_sending(self) -> None:
+        while not self._ending.wait(EVERY_S):
+            with suppress(StorageError):  # it is sent the next time, or who needs it sent is told
+                self.send()
