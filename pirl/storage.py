@@ -123,10 +123,12 @@ def copy_in(file: str, uri: str, options: Options = None, deadline_s: float = DE
     size = os.path.getsize(file)
 
     def send() -> None:
-        _ask(fs, f"writing {uri}", "put_file", file, path, deadline_s=deadline_s, size=size)
+        _once(fs, "put_file", file, path, limit_s=_limit_s(deadline_s, size))
         with open(file, "rb") as source:
-            for offset in range(0, size, COMPARED_SPAN):
-                if source.read(COMPARED_SPAN) != read_bytes(uri, offset, COMPARED_SPAN, options, deadline_s):
+            for start in range(0, size, COMPARED_SPAN):
+                sent = source.read(COMPARED_SPAN)
+                limit_s = _limit_s(deadline_s, len(sent))
+                if sent != _once(fs, "cat_file", path, limit_s=limit_s, start=start, end=start + len(sent)):
                     raise ConnectionError("what the store holds is not what was sent")
 
     persistently(f"writing {uri}", send, deadline_s)
@@ -230,17 +232,22 @@ def _ask(
     fs: AbstractFileSystem, what: str, method: str, *args: Any, deadline_s: float = DEADLINE_S, size: int = 0, **kw: Any
 ) -> Any:
     """Calls a method of a filesystem until it goes well; `size` is what it moves, in bytes."""
-    limit_s = deadline_s * TRY + size / SLOWEST
+    limit_s = _limit_s(deadline_s, size)
+    return persistently(what, lambda: _once(fs, method, *args, limit_s=limit_s, **kw), deadline_s)
 
-    def attempt() -> Any:
-        if not fs.async_impl:
-            return getattr(fs, method)(*args, **kw)
-        try:
-            return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit_s, **kw)
-        except FSTimeoutError:
-            raise TimeoutError(f"it stalled: no end within {limit_s:.1f} s") from None
 
-    return persistently(what, attempt, deadline_s)
+def _once(fs: AbstractFileSystem, method: str, *args: Any, limit_s: float, **kw: Any) -> Any:
+    if not fs.async_impl:
+        return getattr(fs, method)(*args, **kw)
+    try:
+        return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit_s, **kw)
+    except FSTimeoutError:
+        raise TimeoutError(f"it stalled: no end within {limit_s:.1f} s") from None
+
+
+def _limit_s(deadline_s: float, size: int) -> float:
+    """After how long a try that moves so many bytes has stalled."""
+    return deadline_s * TRY + size / SLOWEST
 
 
 def _locate(uri: str, options: Options) -> tuple[AbstractFileSystem, str]:

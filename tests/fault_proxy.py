@@ -25,7 +25,8 @@ class Rule:
 
     `slowdown`, `unavailable`, `error` and `refused` (403) answer so, `reset` ends the connection at once, `stall`
     sends half of the body and then nothing, `truncate` half of it and ends the connection, `flip` changes one
-    bit in the middle of the body, `latency` waits for `seconds` before all goes well.
+    bit in the middle of the body, `latency` waits for `seconds` before all goes well. The body is that of the
+    answer; with `truncate` and `flip` that of the request, where it has one.
     """
 
     fault: str
@@ -104,7 +105,10 @@ class Proxy:
             mine["status"] = status
             writer.write(answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()))
             return True
-        head, body = await self.ask(request)
+        if fault == "truncate" and request.body:
+            await self.ask(request, request.body[: len(request.body) // 2])
+            return False
+        head, body = await self.ask(request, flipped(request.body) if fault == "flip" else request.body)
         mine["status"] = int(head.split(b" ", 2)[1])
         if fault in ("stall", "truncate"):
             writer.write(head + body[: len(body) // 2])
@@ -112,21 +116,26 @@ class Proxy:
             if fault == "stall":
                 await asyncio.sleep(3600)
             return False
-        if fault == "flip" and body:
-            middle = len(body) // 2
-            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
-        writer.write(head + body)
+        writer.write(head + (flipped(body) if fault == "flip" else body))
         return True
 
-    async def ask(self, request: Request) -> tuple[bytes, bytes]:
+    async def ask(self, request: Request, sent: bytes) -> tuple[bytes, bytes]:
         """Head and body of what the store answers; on a connection of its own, which its end ends."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
-        writer.write(request.head + request.body)
+        writer.write(request.head + sent)
+        if len(sent) < len(request.body):
+            writer.write_eof()
         data = await reader.read(-1)
         writer.close()
         head, _, body = data.partition(b"\r\n\r\n")
         kept = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
         return b"\r\n".join(kept) + b"\r\n\r\n", body
+
+
+def flipped(body: bytes) -> bytes:
+    """A body with another bit in its middle."""
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :] if body else body
 
 
 async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request | None:

@@ -17,10 +17,9 @@ from pirl.memory import MemoryBank
 from pirl.meter import TrainingDiverged
 from pirl.recipes import digits
 from pirl.runs import is_complete, newest_checkpoint
-from pirl.shard_writer import ShardWriter
 from pirl.shards import CorruptImage, open_dataset
 from pirl.train import first_state, set_lr, train
-from tests.s3 import SECRET
+from tests.digits import write_digits_to
 
 STEPS = 24
 """Two epochs of 12 steps."""
@@ -200,47 +199,12 @@ def test_learning_rate_schedule() -> None:
     assert rates == pytest.approx({0: 0, 1: 0.5, 2: 1.0, 6: 0.55, 10: 0.1})
 
 
-def write_digits_to(uri: str, options: dict[str, Any], replaced: Mapping[int, bytes] | None = None) -> str:
-    """The built-in digits as a data set of its own, with some images replaced."""
-    dataset = open_dataset("digits")
-    with ShardWriter(uri, classes=None, seed=0, source="test", storage_options=options, shard_bytes=100_000) as writer:
-        for number in range(len(dataset.starts) - 1):
-            group = dataset.read_group(number)
-            for id, image in zip(group.ids.tolist(), group.images, strict=True):
-                writer.add((replaced or {}).get(id, image), None)
-    return uri
-
-
 def run_and_report(config: Config, folder: Path) -> dict[str, Any]:
     """Trains on this rank; returns the reports too."""
     reports: list[dict[str, float]] = []
     folder.mkdir(parents=True, exist_ok=True)
     network = train(config, report=lambda metrics, _: reports.append(metrics), scratch=folder)
     return {"reports": reports, "weights": {k: v.clone() for k, v in network.state_dict().items()}}
-
-
-def test_faults_of_the_store_change_no_weight_and_leave_no_secret(store: Any, tmp_path: Path) -> None:
-    """Eight times in a row each, at the manifest and at shards; the run folder is searched for the secret."""
-    uri = write_digits_to(store.uri("digits"), store.direct)
-    config = small({"optim.epochs": 1})
-    remote = {
-        "data.uri": uri,
-        "data.storage_options": store.options,
-        "data.deadline_s": 30,  # two seconds for each try
-        "data.cache_folder": str(tmp_path / "cache"),
-    }
-    for pattern, faults in {"manifest": ["slowdown", "flip"], "shard": ["error", "reset", "truncate", "flip"]}.items():
-        for fault in faults:
-            store.fail(fault, 8, pattern=pattern)
-    undisturbed = run_and_report(config, tmp_path / "local")
-    disturbed = run_and_report(override(config, remote), tmp_path / "remote")
-    assert_same_weights(undisturbed, disturbed)
-    # aiohttp asks by itself once more where a connection that it had kept is reset; a busy machine adds late ones.
-    assert sum(report["retries"] for report in disturbed["reports"]) >= 5 * 8
-    assert sum(report["retries"] for report in undisturbed["reports"]) == 0
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) > 10
-    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
 def test_skipped_images_leave_their_rows_alone_on_any_number_of_workers(run_ranks: Any, tmp_path: Path) -> None:
