@@ -17,13 +17,12 @@ from s3fs import S3FileSystem
 
 from tests.fault_proxy import Rule
 
-SECRET = "the-secret-of-the-tests"
 START_S = 120.0
 """The server imports much: 3 s of one core, over 30 s where other work has it."""
 
 # From here on, so that the fork server of the loader, whoever starts it, has them too.
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "the-key-of-the-tests")
-os.environ.setdefault("AWS_SECRET_ACCESS_KEY", SECRET)
+SECRET = os.environ.setdefault("AWS_SECRET_ACCESS_KEY", f"secret-{uuid.uuid4().hex}")
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
