@@ -36,7 +36,7 @@ from pirl.methods import PIRL
 from pirl.models import export_state_dict
 from pirl.retry import pause
 
-VERSION = 1
+VERSION = 2
 READS = 10
 """A span that came damaged is read again, in case that happened on its way."""
 LONGEST_PAUSE_S = 1.0

@@ -79,15 +79,14 @@ def writing(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -
     """Opens a new file, with the folders above it.
 
     It appears under its name when it is complete, and not at all after an exception. What goes to an object
-    store is put together in the temporary folder first, so that the whole can be sent again.
+    store is put together in the temporary folder first, so that `copy_in` can send the whole.
     """
     fs, path = _locate(uri, options)
     if not isinstance(fs, LocalFileSystem):
         with tempfile.NamedTemporaryFile(prefix="pirl-upload-") as whole:
             yield cast(IO[bytes], whole)
             whole.flush()
-            size = os.path.getsize(whole.name)
-            _ask(fs, f"writing {uri}", "put_file", whole.name, path, deadline_s=deadline_s, size=size)
+            copy_in(whole.name, uri, options, deadline_s)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -268,12 +267,14 @@ def _filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSyste
         config = arguments.get("config_kwargs", {})
         retries = {"total_max_attempts": tries, "mode": "standard"}
         arguments["config_kwargs"] = {"retries": retries, **config}
+        arguments["use_listings_cache"] = False  # others write there too
     try:
         fs, _ = url_to_fs(uri, **arguments)
     except ImportError as error:
         raise ConfigError(f"{uri} needs a package that is not installed: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{uri} is not a path or URL that can be read: {error}") from None
+    fs.dircache.use_listings_cache = False
     if is_s3:
         fs.retries = 1
     return fs

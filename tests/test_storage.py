@@ -211,3 +211,23 @@ def test_a_server_that_gives_the_whole_file_for_a_span_is_refused(tmp_path):
         with pytest.raises(StorageError, match="10240 bytes came, so this store does not read spans"):
             storage.read_bytes(f"http://127.0.0.1:{server.server_port}/file", 0, 100, deadline_s=SHORT)
         server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["exists", "read_all", "size_of"])
+def test_what_others_write_is_seen(store, name):
+    """The client would answer from a listing that it keeps."""
+    assert storage.files_below(store.uri("folder"), store.options) == []
+    with storage.writing(store.uri("folder", "a"), store.direct) as file:
+        file.write(DATA)
+    assert storage.files_below(store.uri("folder"), store.options) == ["a"]
+    with storage.writing(store.uri("folder", "b"), store.direct) as file:
+        file.write(DATA)
+    assert getattr(storage, name)(store.uri("folder", "b"), store.options)
+
+
+@pytest.mark.parametrize("fault", ["flip", "truncate"])
+def test_what_changes_on_its_way_to_the_store_is_sent_again(store, fault):
+    store.fail(fault, 3, method="PUT")
+    with storage.writing(store.uri("new"), store.options, SHORT) as file:
+        file.write(DATA)
+    assert storage.read_all(store.uri("new"), store.direct) == DATA
