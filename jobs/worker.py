@@ -88,8 +88,6 @@ def work(
     log = RunLog(folder, step, show) if dist.rank() == 0 else None
     if log and resume:
         log.line(f"going on from {resume.name}, with {dist.world_size()} workers")
-    elif log and config.memory.init == "forward":
-        log.line("filling the memory bank: one forward pass over the data")
 
     def send(checkpoint: Path) -> None:
         try:
@@ -107,7 +105,8 @@ def work(
 
     with log or nullcontext():
         try:
-            network = train(config, report=report, scratch=scratch, resume=resume, device=device)
+            say = log.line if log else lambda line: None
+            network = train(config, report=report, scratch=scratch, resume=resume, device=device, say=say)
             if config.evaluation.enabled:
                 measure(config, folder, network, device, log)
         except TrainingDiverged as error:

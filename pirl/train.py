@@ -38,6 +38,7 @@ def train(
     scratch: Path,
     resume: Folder | None = None,
     device: torch.device | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> PIRL:
     """Trains until `config.optim.epochs` are done.
 
@@ -47,6 +48,7 @@ def train(
         scratch: Folder for checkpoints before `report` takes them; one for all ranks or one for each.
         resume: A checkpoint to go on from.
         device: Of the network and the bank; the CPU by default.
+        say: Takes lines about what is done before the first step.
 
     Returns:
         The trained network.
@@ -79,6 +81,8 @@ def train(
         meter.add_reads(batch, ids)
         if batch.step < 0:
             fill(bank, network, batch, ids, bf16=config.optim.bf16)
+            if (batch.step - start) % config.checkpoint.log_every_steps == 0:
+                say(f"filling the memory bank: step {batch.step - start + 1:,}/{order.steps_per_epoch:,}")
             meter.restart()
             continue
         set_lr(optimizer, config, batch.step / order.steps_per_epoch)
