@@ -51,7 +51,8 @@ MAGIC = b"PAR1"
 """What a Parquet file begins with."""
 
 
-_SEAL = b', "crc32": '
+_SHARDS, _SEAL = b', "shards": ', b', "crc32": '
+"""What stands in a manifest before its shards and behind them; within a name JSON has a backslash before a quote."""
 
 
 class ShardWriter:
@@ -197,8 +198,25 @@ def sealed(manifest: dict[str, Any]) -> bytes:
 
 def is_whole(text: bytes) -> bool:
     """Whether a manifest is as `sealed` wrote it."""
-    body, _, rest = text.rpartition(_SEAL)
-    return rest == b"%d}\n" % zlib.crc32(body)
+    end = max(text.rfind(_SEAL), 0)
+    return text[end:] == _SEAL + b"%d}\n" % zlib.crc32(memoryview(text)[:end])
+
+
+def parsed(text: bytes) -> Any:
+    """A manifest, with the row groups of each shard as int64 (groups, 4): as Python's numbers all would be large."""
+
+    def compact(entry: dict[str, Any]) -> dict[str, Any]:
+        if entry.keys() == {"path", "bytes", "rows", "groups"}:
+            entry["groups"] = np.array(entry["groups"], np.int64).reshape(-1, 4)
+        return entry
+
+    return json.loads(text, object_hook=compact)
+
+
+def fingerprint(text: bytes) -> int:
+    """A number of a manifest that other images, or the same in another order, would not have."""
+    begin, end = text.rfind(_SHARDS) + len(_SHARDS), text.rfind(_SEAL)
+    return zlib.crc32(memoryview(text)[begin:end])
 
 
 def _shard_name(number: int) -> str:

@@ -8,6 +8,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,29 +64,36 @@ class Store:
             return json.load(answer)
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """The endpoints of the server and of the proxy in front of it."""
-    log = tmp_path_factory.mktemp("s3") / "server.log"
+@contextmanager
+def moto(log: Path) -> Iterator[int]:
+    """A server in a process of its own; gives its port."""
     command = [Path(sys.executable).parent / "moto_server", "-H", "127.0.0.1", "-p", "0"]
     with log.open("w") as file:
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
-    proxy = None
     try:
-        port = _port_in(log)
+        yield _port_in(log)
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The endpoints of the server and of the proxy in front of it."""
+    with moto(tmp_path_factory.mktemp("s3") / "server.log") as port:
         proxy = subprocess.Popen(
             [sys.executable, "-m", "tests.fault_proxy", str(port)],
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[1],
         )
-        assert proxy.stdout is not None
-        with proxy.stdout:
-            front = int(proxy.stdout.readline())
-        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{front}"
-    finally:
-        for process in filter(None, (proxy, server)):
-            process.kill()
-            process.wait()
+        try:
+            assert proxy.stdout is not None
+            with proxy.stdout:
+                front = int(proxy.stdout.readline())
+            yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{front}"
+        finally:
+            proxy.kill()
+            proxy.wait()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import json
 import pickle
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,12 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"a"', '"A"'))
     with pytest.raises(ConfigError, match=r"manifest\.json does not have its checksum"):
         open_dataset(str(tmp_path))
+
+
+def test_the_fingerprint_is_that_of_the_shards_as_json_has_them(tmp_path):
+    folder = write(tmp_path, classes=("a", '", "shards": [', ', "crc32": 1}\n'))
+    shards = json.loads((tmp_path / "manifest.json").read_text())["shards"]
+    assert open_dataset(folder).fingerprint == zlib.crc32(json.dumps(shards).encode())
 
 
 def test_the_held_out_split_lies_below(tmp_path):

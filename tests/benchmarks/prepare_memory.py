@@ -15,21 +15,25 @@ one row group, which is the worst that a Parquet file can be.
 Linux only.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import argparse
 import io
 import os
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests.benchmarks.photographs import from_tar, repeat
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,8 +45,7 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", default=["folder", "tar", "parquet"])
     parser.add_argument("--folder", type=Path, help="where to write: 3 times the images of the largest count")
     args = parser.parse_args()
-    with tarfile.open(args.images) as tar:
-        photos = [tar.extractfile(member).read() for member in tar]
+    photos = list(from_tar(args.images))
     mean = sum(map(len, photos)) / len(photos)
     print(f"mean {mean / 1000:,.0f} KB\n")
     print("| source | images | GB | peak MiB | largest MiB | images/s | first ms | others ms |")
@@ -58,14 +61,6 @@ def main() -> None:
                 f"| {count / cost.wall_s:,.0f} | {first:.2f} | {others:.2f} |",
                 flush=True,
             )
-
-
-def repeat(photos: list[bytes], count: int) -> Iterator[bytes]:
-    """Photographs with a JPEG comment (FF FE, length, text) behind the first two bytes."""
-    for number in range(count):
-        text = f"repetition {number}".encode()
-        photo = photos[number % len(photos)]
-        yield photo[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + photo[2:]
 
 
 def write(kind: str, folder: Path, photos: list[bytes], count: int) -> Path:

@@ -1,10 +1,13 @@
 """Times the two views of a sample on one core, against the same views made wholly by torchvision.
 
     python tests/benchmarks/views.py --images images.tar
+    python tests/benchmarks/views.py --images images.tar --resize 256
     python tests/benchmarks/views.py --image-size 32
 
-The CPU side of a sample is decoding and geometry; colour follows for a whole batch on the device, and is
-timed here on the same core. torchvision's side does everything image by image, as its reference scripts do.
+The CPU side of a sample is decoding and geometry; colour follows for a whole batch on the device, which is this
+core unless `--device cuda` names another. torchvision's side does everything image by image, as its reference
+scripts do, from the same images; with `--resize`, which makes them smaller as jobs/prepare.py does, also from those
+that they were made of. All are timed in turn, pass after pass through the images; the figures are medians.
 """
 
 import sys
@@ -15,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import argparse
 import io
 import itertools
-import tarfile
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,19 +32,25 @@ from torch import Tensor
 
 from pirl.color import color_and_normalize
 from pirl.config import Augment
-from pirl.transforms import Views, decode, sample_rng
+from pirl.images import check_image
+from pirl.transforms import Views, decode, random_resized_crop, sample_rng
+from tests.benchmarks.photographs import from_tar
 
 PRETEXTS = ("jigsaw", "rotation", "both", "none")
+CROP_MIN = 0.6
+"""Of the pretext view."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="tar of photographs; default: cut from scikit-learn's two")
     parser.add_argument("--image-size", type=int, default=224, help="S; 100 px and less: images are S px too")
+    parser.add_argument("--resize", type=int, metavar="N", help="first make the short side of larger images N pixels")
     parser.add_argument("--pretext", choices=PRETEXTS, default="jigsaw")
     parser.add_argument("--count", type=int, default=200, help="how many images")
     parser.add_argument("--batch", type=int, default=32, help="images in a batch of the colour step")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each line")
+    parser.add_argument("--device", default="cpu", help="of the colour step")
+    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
     augment, size = Augment(), args.image_size
@@ -48,34 +58,55 @@ def main() -> None:
     images = list(itertools.islice(from_tar(args.images) if args.images else from_sklearn(), args.count))
     if size <= 100:
         images = [shrunk(data, size) for data in images]
+    originals = images
+    if args.resize:
+        images = [check_image(data, args.resize).image for data in images]
     kilobytes = sum(map(len, images)) / len(images) / 1000
-    print(f"{len(images)} images of {kilobytes:.1f} kB, {args.pretext} at {size} px, one core")
+    print(f"{len(images)} images of {kilobytes:.1f} KB, {args.pretext} at {size} px, one core\n")
 
-    views = Views(size, augment, args.pretext, 0.6)
-    reference = TorchvisionViews(size, augment, args.pretext, 0.6)
+    views = Views(size, augment, args.pretext, CROP_MIN)
+    reference = TorchvisionViews(size, augment, args.pretext, CROP_MIN)
     ids = itertools.count()
-    decoding = seconds_per_image(decode, images, args.seconds)
-    ours = seconds_per_image(lambda data: views(decode(data), sample_rng(0, 0, next(ids))), images, args.seconds)
-    theirs = seconds_per_image(lambda data: reference(decode(data)), images, args.seconds)
-    color = color_seconds(views, images, args.batch, args.seconds)
+    side = size if args.pretext == "rotation" else 3 * views.cell
 
-    line("decode", decoding)
-    line("decode and geometry", ours, f"decode is {decoding / ours:.0%}")
-    line("wholly torchvision", theirs, f"decode is {decoding / theirs:.0%}")
-    line("colour, batched, on this core", color)
-    print(f"{theirs / ours:.1f} times torchvision; with colour on the same core {theirs / (ours + color):.1f}")
+    def crops(data: bytes) -> None:
+        image, rng = decode(data), sample_rng(0, 0, next(ids))
+        random_resized_crop(image, size, augment.crop_min, rng)
+        if views.patches:
+            random_resized_crop(image, side, CROP_MIN, rng)
+
+    color = ColorStep(views, images, args.batch, args.device)
+    steps: dict[str, Step] = {
+        "decode": Step(decode, images),
+        "crops": Step(crops, images),
+        "ours": Step(lambda data: views(decode(data), sample_rng(0, 0, next(ids))), images),
+        "torchvision": Step(lambda data: reference(decode(data)), images),
+        "colour": Step(color, [b""] * 5),
+    }
+    if args.resize:
+        steps["of originals"] = Step(lambda data: reference(decode(data)), originals)
+    costs_s = median_costs_s(steps, args.rounds)
+    costs_s["colour"] /= args.batch
+    report(costs_s, args.device)
 
 
-def line(name: str, seconds: float, note: str = "") -> None:
-    print(f"{name:30} {1 / seconds:9,.0f} samples/s {seconds * 1e6:9,.0f} µs   {note}")
-
-
-def from_tar(path: Path) -> Iterator[bytes]:
-    with tarfile.open(path) as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            if file is not None:
-                yield file.read()
+def report(costs_s: dict[str, float], device: str) -> None:
+    ours, theirs, color = costs_s["ours"], costs_s["torchvision"], costs_s["colour"]
+    parts = {
+        "decode": costs_s["decode"],
+        "both crops": costs_s["crops"] - costs_s["decode"],
+        "the rest: cut, turn, mirror, draw": ours - costs_s["crops"],
+    }
+    print("| | samples/s | µs | share |\n| --- | ---: | ---: | ---: |")
+    for name, cost_s in parts.items():
+        print(f"| {name} | | {cost_s * 1e6:,.0f} | {cost_s / ours:.0%} |")
+    print(f"| decode and geometry | {1 / ours:,.0f} | {ours * 1e6:,.0f} | |")
+    print(f"| colour, batched, on {device} | {1 / color:,.0f} | {color * 1e6:,.0f} | |")
+    print(f"| wholly torchvision | {1 / theirs:,.0f} | {theirs * 1e6:,.0f} | |")
+    print(f"\n{theirs / ours:.1f} times torchvision", end="")
+    if "of originals" in costs_s:
+        print(f", {costs_s['of originals'] / ours:.1f} times torchvision from the images before --resize", end="")
+    print(f"; with colour on the same core {theirs / (ours + color):.1f}" if device == "cpu" else "")
 
 
 def from_sklearn() -> Iterator[bytes]:
@@ -96,30 +127,41 @@ def jpeg(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def seconds_per_image(make: Callable[[bytes], object], images: list[bytes], seconds: float) -> float:
-    """Processor seconds of a call, over whole passes through the images; other work does not count."""
-    for data in images[:20]:
-        make(data)
-    passes, began = 0, time.process_time()
-    while time.process_time() < began + seconds:
-        for data in images:
-            make(data)
-        passes += 1
-    return (time.process_time() - began) / (passes * len(images))
+@dataclass
+class Step:
+    """Something to time: a function and what it is called with, one after another."""
+
+    make: Callable[[bytes], object]
+    inputs: list[bytes]
 
 
-def color_seconds(views: Views, images: list[bytes], batch: int, seconds: float) -> float:
-    """Seconds that colour and normalisation take for one sample of a batch."""
-    samples = [views(decode(images[k % len(images)]), sample_rng(0, 0, k)) for k in range(batch)]
-    inputs = [stacked([s.image[None] for s in samples], [s.image_color[None] for s in samples])]
-    if views.patches:
-        inputs.append(stacked([s.pretext for s in samples], [s.pretext_color for s in samples]))
+def median_costs_s(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Processor seconds of a call of each step; other work does not count. The first round warms up."""
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(1 + rounds):
+        for name, step in steps.items():
+            began = time.process_time()
+            for data in step.inputs:
+                step.make(data)
+            found[name].append((time.process_time() - began) / len(step.inputs))
+    return {name: statistics.median(costs_s[1:]) for name, costs_s in found.items()}
 
-    def step(_: bytes) -> None:
-        for pixels, params in inputs:
+
+class ColorStep:
+    """Colour and normalisation of one batch; waits for the device, and that counts as processor time."""
+
+    def __init__(self, views: Views, images: list[bytes], batch: int, device: str) -> None:
+        samples = [views(decode(images[k % len(images)]), sample_rng(0, 0, k)) for k in range(batch)]
+        inputs = [stacked([s.image[None] for s in samples], [s.image_color[None] for s in samples])]
+        if views.patches:
+            inputs.append(stacked([s.pretext for s in samples], [s.pretext_color for s in samples]))
+        self.inputs = [(pixels.to(device), params) for pixels, params in inputs]
+
+    def __call__(self, _: bytes) -> None:
+        for pixels, params in self.inputs:
             color_and_normalize(pixels, params)
-
-    return seconds_per_image(step, [b""] * 5, seconds) / batch
+        if pixels.is_cuda:
+            torch.cuda.synchronize()
 
 
 def stacked(pixels: list[Tensor], params: list[Tensor]) -> tuple[Tensor, Tensor]:
