@@ -110,7 +110,7 @@ class Dataset:
             # Not in threads of pyarrow: groups are read in threads already, and handing on costs more than it saves.
             table = pq.ParquetFile(pa.BufferReader(data)).read_row_group(0, use_threads=False)
             images: list[bytes] = table["image"].to_pylist()
-            sums = table["crc32"].to_numpy()
+            sums = table["crc32"].to_numpy()  # of the images; the group's own checksum holds for all of its bytes
             wrong = [] if whole else [row for row, image in enumerate(images) if zlib.crc32(image) != sums[row]]
         except StorageError:
             raise
