@@ -164,6 +164,8 @@ def _value(text: str, word: str) -> Any:
 
 def _storage(given: str | None) -> str:
     if given and "://" in given and not given.startswith("file://"):
+        if not given.partition("://")[2].strip("/"):
+            raise ConfigError(f"--storage {given} names no bucket: type {given.partition('://')[0]}://bucket/runs")
         return given.rstrip("/")
     return str((Path(given.removeprefix("file://")) if given else default_storage()).expanduser().resolve())
 

@@ -50,8 +50,11 @@ class Folder:
         return Path(self.uri) if storage.is_local(self.uri, self.options) else None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file, by its path in the folder; empty where there is no folder."""
-        return storage.sizes_below(self.uri, self.options, self.deadline_s)
+        """Bytes of each file, by its path in the folder; empty where there is no folder, or no bucket."""
+        try:
+            return storage.sizes_below(self.uri, self.options, self.deadline_s)
+        except FileNotFoundError:
+            return {}
 
     def read_bytes(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """A file, or a span of it."""

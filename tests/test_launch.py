@@ -64,6 +64,7 @@ def test_a_run_that_diverged_goes_on_from_what_is_left_at_a_lower_rate(tmp_path:
         ((*TORCHRUN, "5"), [], "use --nproc-per-node 4 or --data.streams 5"),
         ((), ["--no-ray", "--cluster.gpus-per-worker=0.5"], "needs Ray"),
         ((), ["--no-ray", "--storage=s4://bucket/runs"], "s4"),
+        ((), ["--no-ray", "--storage=s3://"], "names no bucket: type s3://bucket/runs"),
         ((), ["--no-ray", "--storage=pyproject.toml"], "is a file"),
     ],
 )

@@ -258,6 +258,7 @@ def test_a_storage_that_takes_nothing_is_refused(empty):
     check_writable(empty)
     assert empty.sizes() == {}
     nowhere = Folder("/proc/runs") if empty.path else Folder("s3://no-such-bucket/runs", empty.options)
+    assert open_run(nowhere, "a", CONFIG, "auto").checkpoint is None
     with pytest.raises(ConfigError, match=f"--storage {nowhere} cannot be written: .*(No such|not exist)"):
         check_writable(nowhere)
 
