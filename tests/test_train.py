@@ -182,6 +182,17 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     assert is_complete(newest)
 
 
+def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+    config = small({"optim.epochs": 1})
+    plain = run(config, tmp_path / "plain")
+    compiled = run(override(config, {"optim.compile": True}), tmp_path / "compiled")
+    # Fused kernels round otherwise, and twelve steps carry that on.
+    torch.testing.assert_close(torch.tensor(compiled["losses"]), torch.tensor(plain["losses"]), rtol=1e-4, atol=0)
+    assert compiled["weights"].keys() == plain["weights"].keys()
+    resumed = run(config, tmp_path / "resumed", Folder(f"{tmp_path}/compiled/checkpoint_000000006"))
+    torch.testing.assert_close(torch.tensor(resumed["losses"]), torch.tensor(plain["losses"][6:]), rtol=1e-4, atol=0)
+
+
 def test_data_smaller_than_the_request_is_refused(tmp_path: Path) -> None:
     for changes, allowed in (({"loss.num_negatives": 1438}, "1437"), ({"data.batch_size": 1440}, "1438")):
         with pytest.raises(ConfigError, match=allowed):
