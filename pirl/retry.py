@@ -26,7 +26,11 @@ _PASSING = {
 _PASSING_STATUS = {408, 425, 429}
 _PASSING_CODES = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 """What S3 answers with status 400 where the request arrived late or damaged."""
-_PASSING_KINDS = {"HTTPClientError", "IncompleteReadError", "FlexibleChecksumError", "ClientError", "HTTPException"}
+_PASSING_KINDS = {
+    *("HTTPClientError", "IncompleteReadError", "FlexibleChecksumError", "ClientError", "HTTPException"),
+    *("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"),
+    *("CredentialRetrievalError", "ResponseParserError"),
+}
 """By name, since only the client of the store that is read is installed: botocore's, aiohttp's, http.client's."""
 
 _random = random.SystemRandom()  # forked loader processes share the state of any other

@@ -71,7 +71,7 @@ def storage_at(uri: str, config: Config) -> Folder:
     A store is reached as that of the data is, where both are of one kind; but not without a name, which allows to
     read and not to write.
     """
-    same_kind = uri.partition("://")[0] == config.data.uri.partition("://")[0]
+    same_kind = uri.partition("://")[0].replace("s3a", "s3") == config.data.uri.partition("://")[0].replace("s3a", "s3")
     options = {name: value for name, value in config.data.storage_options.items() if name != "anon"}
     return Folder(uri, options if "://" in uri and same_kind else {}, config.data.deadline_s)
 

@@ -1,9 +1,11 @@
 import errno
+import socket
 
 import pytest
 
 from pirl import retry
 from pirl.retry import StorageError, is_passing, persistently
+from pirl.storage import read_all
 
 
 class Failing:
@@ -107,3 +109,11 @@ def test_pauses_are_random_and_grow(monkeypatch):
 def test_passing_is_told_from_the_rest_by_the_status():
     assert not is_passing(answered(404))
     assert is_passing(answered(599))
+
+
+def test_a_store_that_is_away_for_a_moment_is_asked_again():
+    """A port that nobody listens on: the client's own kind of error, which is no ConnectionError."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(StorageError, match=r"gave up after [2-9] tries|gave up after \d\d+ tries"):
+        read_all("s3://bucket/name", {"endpoint_url": f"http://127.0.0.1:{port}"}, deadline_s=1)
