@@ -267,14 +267,14 @@ def _filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSyste
         config = arguments.get("config_kwargs", {})
         retries = {"total_max_attempts": tries, "mode": "standard"}
         arguments["config_kwargs"] = {"retries": retries, **config}
-        arguments["use_listings_cache"] = False  # others write there too
+        arguments["use_listings_cache"] = False  # as below, also in a copy that another process gets
     try:
         fs, _ = url_to_fs(uri, **arguments)
     except ImportError as error:
         raise ConfigError(f"{uri} needs a package that is not installed: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{uri} is not a path or URL that can be read: {error}") from None
-    fs.dircache.use_listings_cache = False
-    if is_s3:
+    fs.dircache.use_listings_cache = False  # others write there too
+    if is_s3 and tries == 1:
         fs.retries = 1
     return fs
