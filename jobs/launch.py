@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.warning import warnings_for_workers, warnings_heard
 from pirl.config import ConfigError
 from pirl.folder import Folder
 from pirl.retry import StorageError
@@ -79,7 +80,7 @@ def run_on_ray(run: Run) -> int:
             checkpoint_config=CheckpointConfig(num_to_keep=run.config.checkpoint.keep),
         ),
     )
-    with following(run.folder, "train.log"):
+    with following(run.folder, "train.log"), warnings_for_workers():
         failure = interruption(trainer.fit)
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
     return conclude(run, began, failure)
@@ -149,10 +150,12 @@ def run_here(run: Run) -> int:
         if rank == 0:
             prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
-    def start() -> None:
-        work(run.config, run.folder, scratch, publish, device, show=print)
+    with warnings_heard() as warned:
 
-    failure = interruption(start)
+        def start() -> None:
+            work(run.config, run.folder, scratch, publish, device, show=print, stop=warned.is_set)
+
+        failure = interruption(start)
     shutil.rmtree(scratch, ignore_errors=True)
     if td.is_initialized() and not failure:  # after a failure the others may never come to it
         td.destroy_process_group()
@@ -176,6 +179,8 @@ def conclude(run: Run, began: float, failure: str | None) -> int:
         reports = [json.loads(line) for line in run.folder.read("metrics.jsonl").splitlines()]
         if steps_done(checkpoint) < reports[-1]["step"]:
             failure = f"error: the last checkpoint did not reach {run.folder}"
+        elif reports[-1]["step"] < reports[-1]["last_step"]:
+            failure = f"stopped after step {reports[-1]['step']:,}, as asked"
     if failure:
         what = f"go on from {checkpoint.name}" if checkpoint else "start again, as there is no checkpoint yet"
         print(f"{failure}\nto {what}, type the same command again", file=sys.stderr)

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from clusters.profile import read_profile
 from pirl.config import Config, ConfigError, override
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
@@ -27,6 +28,7 @@ EXAMPLES = """
   ray job submit --working-dir . -- python jobs/pretrain.py cifar10 --data.uri /shared/cifar10 --storage /shared/runs
   python jobs/pretrain.py cifar10 --data.uri s3://bucket/cifar10 --storage s3://bucket/runs
   torchrun --nproc-per-node 2 jobs/pretrain.py digits         the same run without Ray
+  python jobs/slurm.py --cluster clusters/slurm-a100.toml -- jobs/pretrain.py cifar10      on SLURM
 """
 
 RANK_0_S = 30
@@ -42,6 +44,7 @@ class Request:
     name: str
     resume: Resume
     use_ray: bool
+    only_check: bool
 
 
 def main() -> int:
@@ -55,6 +58,9 @@ def main() -> int:
         run = open_run(request.storage, request.name, request.config, request.resume)
         if run.result is None:
             check_request(run, request.use_ray)
+        if request.only_check:
+            print(run.folder)
+            return 0
 
         from jobs.launch import run_here, run_on_ray, show_result
 
@@ -96,6 +102,10 @@ def parse(argv: list[str]) -> Request:
         default="auto",
         help="go on with a run of that name: if its settings are the same (auto, default), never, or always",
     )
+    parser.add_argument(
+        "--cluster", metavar="FILE", help="a profile (clusters/*.toml) that says how many workers and which storage"
+    )
+    parser.add_argument("--check", action="store_true", help="check the request, print the run folder, start nothing")
     parser.add_argument("--no-ray", action="store_true", help="train in this process; torchrun implies it")
     parser.add_argument("-h", "--help", action="store_true", help="this text; with a recipe, all of its settings")
     known, rest = parser.parse_known_args(argv)
@@ -111,13 +121,15 @@ def parse(argv: list[str]) -> Request:
     if known.help:
         _print_settings(name)
         sys.exit(0)
-    config = override(RECIPES[name](), changes)
+    profile = read_profile(known.cluster) if known.cluster else None
+    config = override(RECIPES[name](), {**(profile.settings() if profile else {}), **changes})
     return Request(
         config=_absolute(config),
-        storage=storage_at(_storage(known.storage), config),
+        storage=storage_at(_storage(known.storage or (profile.storage if profile else None)), config),
         name=known.run or name,
         resume=known.resume,
         use_ray=not (known.no_ray or "TORCHELASTIC_RUN_ID" in os.environ),
+        only_check=known.check,
     )
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from jobs.warning import warned
 from pirl import dist
 from pirl.config import Config, from_json
 from pirl.evaluate import evaluate, why_not
 from pirl.folder import Folder
-from pirl.meter import Metrics, TrainingDiverged
+from pirl.meter import Metrics, TrainingDiverged, TrainingStopped
 from pirl.methods import PIRL
 from pirl.retry import StorageError
 from pirl.runlog import RunLog
@@ -52,8 +53,9 @@ def ray_worker(arguments: dict[str, Any]) -> None:
     # In the folder that Ray gave this worker, and not removed here: Ray does that to each checkpoint when it is
     # uploaded, which it may not be when the work is done.
     scratch = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=Path.cwd()))
+    stop = warned() if ray.train.get_context().get_world_rank() == 0 else lambda: False
     try:
-        work(config, folder, scratch, publish, get_device(), show=None)
+        work(config, folder, scratch, publish, get_device(), show=None, stop=stop)
     except TrainingDiverged:
         return  # as all workers do, at the same step: an error would make Ray try again
 
@@ -65,6 +67,7 @@ def work(
     publish: Publish,
     device: torch.device,
     show: Callable[[str], None] | None,
+    stop: Callable[[], bool],
 ) -> None:
     """What every worker does: go on from the newest checkpoint, train, evaluate, and let rank 0 write the numbers.
 
@@ -75,6 +78,7 @@ def work(
         publish: Takes each checkpoint.
         device: Of this worker.
         show: Takes lines of progress, beside the run's `train.log`.
+        stop: Whether to save a checkpoint and stop; enough if one rank says so.
 
     Raises:
         TrainingDiverged: On all workers; as CorruptImage it is in the run folder's failure.json then.
@@ -103,12 +107,14 @@ def work(
         if checkpoint:
             publish(metrics, checkpoint, send)
 
+    say = log.line if log else lambda line: None
     with log or nullcontext():
         try:
-            say = log.line if log else lambda line: None
-            network = train(config, report=report, scratch=scratch, resume=resume, device=device, say=say)
+            network = train(config, report=report, scratch=scratch, resume=resume, device=device, say=say, stop=stop)
             if config.evaluation.enabled:
                 measure(config, folder, network, device, log)
+        except TrainingStopped as error:
+            say(str(error))
         except TrainingDiverged as error:
             if log:
                 write_failure(folder, str(error), error.step)

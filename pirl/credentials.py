@@ -8,12 +8,12 @@ _SECRET = re.compile(r"secret|token|passw|passphrase|credential|connection_strin
 """Names of options in which the filesystems of fsspec take secrets."""
 
 
-def refuse_secrets(storage_options: Mapping[str, Any]) -> None:
+def refuse_secrets(options: Mapping[str, Any], where: str = "data.storage_options") -> None:
     """Raises ValueError where options hold secrets; with their names alone, since this is printed."""
-    if names := sorted(_secrets_in(storage_options)):
+    if names := sorted(_secrets_in(options)):
         raise ValueError(
-            f"data.storage_options holds secrets ({', '.join(names)}), and all settings are written into the run "
-            "folder: leave them out, and give them to every worker by its environment or the usual files (for S3 "
+            f"{where} holds secrets ({', '.join(names)}), and what is typed there is written "
+            "into files: leave them out, and give them to every worker by its environment or the usual files (for S3 "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials)"
         )
 

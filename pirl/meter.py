@@ -1,4 +1,4 @@
-"""The numbers of a training between two reports, and the two that end it: no loss, and too few images."""
+"""The numbers of a training between two reports, and what ends it early: no loss, too few images, the wish to stop."""
 
 import math
 import time
@@ -23,6 +23,14 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 - what is wrong says more th
         self.step = step
 
 
+class TrainingStopped(Exception):  # noqa: N818 - it was asked for
+    """The training was asked to stop, and its checkpoint holds all `step` steps."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
 @dataclass
 class Meter:
     """Numbers since the last report.
@@ -32,6 +40,7 @@ class Meter:
         last_step: Where training ends.
         steps_per_epoch: Steps of an epoch.
         most_skipped: Images that may be skipped in an epoch.
+        weights: Of the terms of the loss.
         retries: Of this rank since the last report.
         skips: Images that were skipped since the last report, on all ranks.
         skipped: Ids of those of this epoch.
@@ -41,6 +50,7 @@ class Meter:
     last_step: int
     steps_per_epoch: int
     most_skipped: float
+    weights: list[float]
     retries: int = 0
     skips: int = 0
     skipped: list[int] = field(default_factory=list)
@@ -81,12 +91,13 @@ class Meter:
                 "--data.max-skipped"
             )
 
-    def add(self, batch: Batch, loss: float, terms: list[float], lr: float) -> None:
-        """Counts one step.
+    def add(self, batch: Batch, terms: list[float], lr: float) -> None:
+        """Counts one step, with the terms of its loss.
 
         Raises:
             TrainingDiverged: The loss is not finite. The step has not changed the weights yet.
         """
+        loss = sum(weight * term for weight, term in zip(self.weights, terms, strict=True))
         if not math.isfinite(loss):
             ids = ", ".join(map(str, batch.ids[:32].tolist())) + (", …" if len(batch.ids) > 32 else "")
             raise TrainingDiverged(

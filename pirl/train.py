@@ -21,7 +21,7 @@ from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, w
 from pirl.folder import Folder
 from pirl.loader import Batch, Loader
 from pirl.memory import MemoryBank
-from pirl.meter import Meter, Metrics
+from pirl.meter import Meter, Metrics, TrainingStopped
 from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
 from pirl.order import Order
 from pirl.shards import Dataset, check_data, open_data
@@ -39,6 +39,7 @@ def train(
     resume: Folder | None = None,
     device: torch.device | None = None,
     say: Callable[[str], None] = lambda line: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> PIRL:
     """Trains until `config.optim.epochs` are done.
 
@@ -49,11 +50,13 @@ def train(
         resume: A checkpoint to go on from.
         device: Of the network and the bank; the CPU by default.
         say: Takes lines about what is done before the first step.
+        stop: Asked after each step; where it is true on any rank, all save a checkpoint and stop.
 
     Returns:
         The trained network.
 
     Raises:
+        TrainingStopped: `stop` was true before the last step; `report` has taken the checkpoint.
         ConfigError: The data set is smaller than the batch or the negatives.
         TrainingDiverged: The loss is not finite; names step, learning rate and images.
         CorruptImage: An image cannot be used and `data.on_error` is `raise`, or too many were skipped.
@@ -73,7 +76,9 @@ def train(
     model = distributed(torch.compile(network) if config.optim.compile else network)  # type: ignore[arg-type]
     estimate_log_z = config.loss.kind == "npid" and bool(log_z.isnan())
     weights = head_weights(config, device)
-    meter = Meter(first_step, last_step, order.steps_per_epoch, config.data.max_skipped * dataset.rows)
+    meter = Meter(
+        first_step, last_step, order.steps_per_epoch, config.data.max_skipped * dataset.rows, weights.tolist()
+    )
 
     start = -order.steps_per_epoch if filling else first_step
     for batch in batches(config, dataset, order, start, last_step, pin_memory=device.type == "cuda"):
@@ -103,20 +108,24 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         if config.optim.clip_norm is not None:
             nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
-        terms = all_reduce_sum(losses.detach().sum(dim=1)) / len(batch.ids)
-        meter.add(batch, (weights @ terms).item(), terms.tolist(), optimizer.param_groups[0]["lr"])
+        # The wish to stop goes with the losses: all ranks learn of it in the same step, and it costs no message.
+        *sums, stops = all_reduce_sum(torch.cat([losses.detach().sum(dim=1), losses.new_tensor([stop()])])).tolist()
+        terms = [total / len(batch.ids) for total in sums]
+        meter.add(batch, terms, optimizer.param_groups[0]["lr"])
         optimizer.step()
         rows = gather_parts(queries[0].detach(), batch.shares)
         bank.update(*unless_skipped(batch, ids, rows))
 
         save_now = meter.done % (config.checkpoint.every_steps or order.steps_per_epoch) == 0
-        save_now |= meter.done == last_step
+        save_now |= meter.done == last_step or stops > 0
         if save_now or meter.done % config.checkpoint.log_every_steps == 0:
             folder = scratch / f"checkpoint_{meter.done:09d}" if save_now else None
             if folder:
                 broadcast_buffers(network)
                 checkpoint.save(folder, config, state, meter.done, dataset.fingerprint)
             report(meter.metrics(device), folder)
+        if stops and meter.done < last_step:
+            raise TrainingStopped(meter.done)
     return network
 
 

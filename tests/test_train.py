@@ -12,9 +12,10 @@ import torch
 from pirl import checkpoint
 from pirl.checkpoint import _plainly
 from pirl.config import Config, ConfigError, override
+from pirl.dist import rank
 from pirl.folder import Folder
 from pirl.memory import MemoryBank
-from pirl.meter import TrainingDiverged
+from pirl.meter import TrainingDiverged, TrainingStopped
 from pirl.recipes import digits
 from pirl.runs import is_complete, newest_checkpoint
 from pirl.shards import CorruptImage, open_dataset
@@ -126,6 +127,30 @@ def test_goes_on_with_another_number_of_workers(run_ranks: Any, tmp_path: Path, 
     resumed = run_ranks(world, run, config, tmp_path / "cut", Folder(f"{tmp_path}/cut/checkpoint_000000006"))
     for result in resumed:
         torch.testing.assert_close(torch.tensor(result["losses"]), torch.tensor(whole[6:]), rtol=1e-5, atol=0)
+
+
+def run_and_stop(config: Config, folder: Path) -> int:
+    """Rank 1 wants to stop when 7 steps are done; returns after how many this rank did."""
+    steps: list[float] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(TrainingStopped) as stopped:
+        train(
+            config,
+            report=lambda metrics, _: steps.append(metrics["step"]),
+            scratch=folder,
+            stop=lambda: rank() == 1 and len(steps) == 7,
+        )
+    return stopped.value.step
+
+
+def test_one_rank_that_is_to_stop_stops_all_with_a_checkpoint(run_ranks: Any, tmp_path: Path) -> None:
+    config = small({"checkpoint.every_steps": STEPS})
+    whole = run_ranks(2, run, config, tmp_path / "whole")
+    assert run_ranks(2, run_and_stop, config, tmp_path / "cut") == [8, 8]
+    resumed = run_ranks(2, run, config, tmp_path / "cut", newest_checkpoint(Folder(str(tmp_path / "cut"))))
+    for a, b in zip(whole, resumed, strict=True):
+        assert a["losses"][8:] == b["losses"]
+        assert_same_weights(a, b)
 
 
 def test_loading_moves_no_row(run_ranks: Any, tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""Cluster profiles: what a team's cluster is like, in one TOML file, checked before anything is submitted."""
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from pirl.config import ConfigError, Count, Positive, Section, unknown_name
+from pirl.credentials import refuse_secrets
+
+Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]+$")]
+"""Text without a line break, which would end a line of the batch script."""
+
+PORTS_PER_NODE = 100
+"""Of a job on one node: some for Ray's services, the rest for its workers."""
+
+
+class Nodes(Section):
+    """How many nodes: with fewer than `max` the job starts, and goes on when some are lost, down to `min`."""
+
+    min: Count
+    max: Count
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"nodes.min {self.min} is above nodes.max {self.max}")
+        return self
+
+
+class Profile(Section):
+    """A cluster and the part of it that one job gets."""
+
+    cluster: Literal["slurm", "local", "debug", "kuberay"]
+    """`slurm` submits to SLURM, `local` runs on this machine in the background, `debug` in this process; `kuberay`
+    describes a Ray cluster on Kubernetes for jobs that are submitted to it, and takes no job from slurm.py."""
+    storage: Line
+    """Where runs lie: a folder that all nodes share, or a store (s3://bucket/runs)."""
+
+    nodes: Nodes
+    cpus_per_node: Count
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    memory_gb_per_node: Positive | None = None
+    workers_per_node: Count | None = None
+    """By default one for each GPU, or one on nodes without."""
+
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    time: Annotated[Count, BeforeValidator(lambda given: minutes(given))] = 60
+    """Time limit, in the file as SLURM takes it (`90`, `1:30:00`, `2-12`), here in minutes."""
+    sbatch: dict[str, Line | bool] = Field(default_factory=dict)
+    """More options of sbatch by their long names, e.g. `exclude = "n7"`."""
+    srun_args: tuple[Line, ...] = ()
+    """More options of srun, e.g. those that name a container."""
+
+    setup: tuple[Line, ...] = ()
+    """Lines of the batch script before the job: modules, a virtual environment."""
+    python: Line | None = None
+    """The Python of the nodes; by default the path of this one."""
+    environment: dict[str, Line] = Field(default_factory=dict)
+    """Variables for all processes of the job. Not for secrets: they stay on the nodes."""
+
+    job_folder: Line = "~/pirl-jobs"
+    """Scripts, logs and the code of each job; shared by all nodes and readable by its owner only."""
+    ports: tuple[Annotated[int, Field(ge=1024, le=65535)], Annotated[int, Field(ge=1024, le=65535)]] = (20000, 32000)
+    """First and last port that Ray may listen on; a job takes a hundred of them on each node."""
+    temp_dir: Line = "/tmp"
+    """On each node's own disk; Ray's logs and sockets lie there while the job runs."""
+
+    warning_s: Count = 120
+    """How long before the end SLURM sends the warning upon which a checkpoint is saved."""
+    max_requeues: Annotated[int, Field(ge=0)] = 20
+    """How often the job goes back to the queue before it fails."""
+    start_s: Count = 300
+    """How long nodes may take to come up before the job goes on without them, requeues or fails."""
+
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _one_number(cls, given: Any) -> Any:
+        return {"min": given, "max": given} if isinstance(given, int) else given
+
+    @field_validator("temp_dir")
+    @classmethod
+    def _short_enough(cls, path: str) -> str:
+        if not path.startswith("/") or len(path) > 30:
+            raise ValueError("use an absolute path of at most 30 characters: sockets lie below it")
+        return path
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        refuse_secrets(self.environment, "environment")
+        if self.cluster in ("local", "debug") and self.nodes.max > 1:
+            raise ValueError(f"cluster {self.cluster} is this machine: use nodes = 1")
+        if self.ports[1] - self.ports[0] + 1 < PORTS_PER_NODE:
+            raise ValueError(f"ports {list(self.ports)}: a job needs {PORTS_PER_NODE} on each node")
+        if self.workers_on_node > self.cpus_per_node:
+            raise ValueError(f"{self.workers_on_node} workers on a node need at least as many cpus_per_node")
+        return self
+
+    @property
+    def workers_on_node(self) -> int:
+        """Workers of training on each node."""
+        return self.workers_per_node or self.gpus_per_node or 1
+
+    def settings(self, nodes: int | None = None) -> dict[str, Any]:
+        """The settings of a config, by dotted name, that use `nodes` nodes (by default the most) in full."""
+        workers = self.workers_on_node
+        return {
+            "cluster.workers": workers * (nodes or self.nodes.max),
+            "cluster.cpus_per_worker": self.cpus_per_node // workers,
+            "cluster.gpus_per_worker": self.gpus_per_node / workers,
+        }
+
+
+def read_profile(path: str) -> Profile:
+    """Reads a profile.
+
+    Raises:
+        ConfigError: There is no such file, or a key or value that is not allowed; one line for each.
+    """
+    file = Path(path).expanduser()
+    try:
+        given = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        there = ", ".join(sorted(str(p) for p in Path(__file__).parent.glob("*.toml")))
+        raise ConfigError(f"--cluster {path}: no such file; the examples are {there}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--cluster {path}: {error}") from None
+    try:
+        return Profile.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {_describe(problem)}" for problem in error.errors())) from None
+
+
+def minutes(time: Any) -> int:
+    """Minutes of a time limit as SLURM takes it: `90`, `1:30:00`, `2-12`, `2-12:00:00`; seconds are rounded up."""
+    days, dash, rest = str(time).rpartition("-")
+    try:
+        parts = [int(part) for part in rest.split(":")]
+        if not 1 <= len(parts) <= 3:
+            raise ValueError
+        if dash:
+            hours, mins, seconds = [*parts, 0, 0][:3]
+            return int(days) * 1440 + hours * 60 + mins + math.ceil(seconds / 60)
+        if len(parts) == 3:
+            return parts[0] * 60 + parts[1] + math.ceil(parts[2] / 60)
+        return parts[0] + (math.ceil(parts[1] / 60) if parts[1:] else 0)
+    except ValueError:
+        raise ValueError(f"time {time!r}: use minutes, hours:minutes:seconds or days-hours:minutes:seconds") from None
+
+
+def _describe(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return unknown_name(name, name, list(Profile.model_fields))
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{name} {problem['input']!r}: {message}" if name else message
