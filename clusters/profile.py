@@ -150,7 +150,7 @@ def minutes(time: Any) -> int:
             return parts[0] * 60 + parts[1] + math.ceil(parts[2] / 60)
         return parts[0] + (math.ceil(parts[1] / 60) if parts[1:] else 0)
     except ValueError:
-        raise ValueError(f"time {time!r}: use minutes, hours:minutes:seconds or days-hours:minutes:seconds") from None
+        raise ValueError("use minutes, hours:minutes:seconds or days-hours:minutes:seconds") from None
 
 
 def _describe(problem: Any) -> str:

@@ -1,0 +1,109 @@
+"""The nodes of a job find each other, and notice when one is lost.
+
+The head listens, and each other node keeps one connection to it. A node whose connection ends is lost; the head
+ends the others by closing theirs.
+"""
+
+import contextlib
+import hmac
+import socket
+from typing import Self
+
+HELLO_S = 10
+SILENCE_S = 30
+"""After this much silence of the other host the system takes a connection for lost: it has died or left the net."""
+
+
+class Head:
+    """The head's side.
+
+    Args:
+        ip: Address that the other nodes reach.
+        port: To listen on.
+        token: What a node must know; strangers are turned away.
+    """
+
+    def __init__(self, ip: str, port: int, token: str) -> None:
+        self._server = socket.create_server((ip, port), backlog=128)
+        self._server.setblocking(False)
+        self._token = token
+        self._nodes: dict[int, socket.socket] = {}
+        self.ready: dict[int, str] = {}
+        """Names of the nodes whose Ray is up, by rank."""
+        self.lost: dict[int, str] = {}
+        """Names of those that came and were lost."""
+
+    def look(self) -> None:
+        """Takes note of who came and who was lost since the last call; does not wait."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._greet(self._server.accept()[0])
+        for rank, connection in list(self._nodes.items()):
+            try:
+                gone = connection.recv(1) == b""
+            except BlockingIOError:
+                continue
+            except OSError:
+                gone = True
+            if gone:
+                connection.close()
+                del self._nodes[rank]
+                self.lost[rank] = self.ready.pop(rank)
+
+    def _greet(self, connection: socket.socket) -> None:
+        connection.settimeout(HELLO_S)
+        try:
+            token, rank, name = connection.makefile().readline().split()
+        except (OSError, ValueError):
+            connection.close()
+            return
+        if not hmac.compare_digest(token, self._token):
+            connection.close()
+            return
+        keep_alive(connection)
+        connection.setblocking(False)
+        self._nodes[int(rank)] = connection
+        self.ready[int(rank)] = name
+        self.lost.pop(int(rank), None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._nodes.values():
+            connection.close()
+        self._server.close()
+
+
+def join(ip: str, port: int, token: str, rank: int, name: str) -> socket.socket:
+    """Tells the head that this node is up; the connection ends when the job does."""
+    connection = socket.create_connection((ip, port), timeout=HELLO_S)
+    connection.sendall(f"{token} {rank} {name}\n".encode())
+    keep_alive(connection)
+    connection.setblocking(False)
+    return connection
+
+
+def has_ended(connection: socket.socket) -> bool:
+    """Whether the head has closed a connection, or is lost."""
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Has the system find out whether the other host is still there."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_S // 3)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE_S // 6)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+
+
+def own_ip(towards: str) -> str:
+    """This host's address on the way to another."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((towards, 9))  # sends nothing
+        return str(probe.getsockname()[0])

@@ -1,0 +1,196 @@
+"""A job as it is handed to the scheduler: its folder with the code of that moment, its script, its tasks."""
+
+import json
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from clusters.profile import Profile
+from pirl.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("pirl", "jobs", "clusters", "tune")
+ALONE = "jobs/prepare.py"
+"""The job file that needs no Ray and no number of workers."""
+
+TEST_ONLY_S = 60
+"""How long the scheduler may take to say what it thinks of a script."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One or several runs on one cluster.
+
+    Attributes:
+        profile: Of the cluster.
+        name: Of the job.
+        folder: Of the job: new, and only for this submission.
+        job: Path of the job file in the project.
+        arguments: For the job file, of each run.
+        run_folders: Of each run; empty for a job that makes none.
+    """
+
+    profile: Profile
+    name: str
+    folder: Path
+    job: str
+    arguments: tuple[tuple[str, ...], ...]
+    run_folders: tuple[str, ...]
+
+    def script(self) -> str:
+        """The batch script, exactly as SLURM gets it."""
+        from submitit.slurm.slurm import _make_sbatch_string
+
+        python = self.profile.python or shlex.quote(sys.executable)
+        command = f"{python} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
+        parameters = self._parameters()
+        if len(self.arguments) > 1:
+            parameters["map_count"] = len(self.arguments)
+        return _make_sbatch_string(command=command, folder=self.folder, **parameters)
+
+    def submit(self) -> list[str]:
+        """Makes the folder, freezes the code, hands the job over; returns the id of each run's job.
+
+        Raises:
+            ConfigError: The scheduler does not take it.
+        """
+        import submitit
+
+        self._make_folder()
+        tasks = self._tasks()
+        if self.profile.cluster == "slurm":
+            executor: Any = submitit.SlurmExecutor(folder=self.folder, python=self.profile.python)
+            executor.update_parameters(**self._parameters())
+        else:
+            os.environ |= self._environment()
+            kind = submitit.LocalExecutor if self.profile.cluster == "local" else submitit.DebugExecutor
+            executor = kind(folder=self.folder)
+            executor.update_parameters(
+                timeout_min=self.profile.time, signal_delay_s=self.profile.warning_s, stderr_to_stdout=True
+            )
+        try:
+            jobs = executor.submit_array(tasks)
+        except submitit.core.utils.FailedJobError as error:
+            raise ConfigError(f"SLURM did not take the job: {error}") from None
+        self._write_description([job.job_id for job in jobs])
+        if self.profile.cluster == "debug":
+            for job in jobs:
+                job.results()
+        return [job.job_id for job in jobs]
+
+    def _tasks(self) -> list[Any]:
+        from clusters.allocation import Allocation
+
+        path = str(self.folder / "code" / self.job)
+        profile = self.profile.model_dump_json()
+        return [Allocation(self.folder, profile, (path, *words), self.job != ALONE) for words in self.arguments]
+
+    def _parameters(self) -> dict[str, Any]:
+        """For submitit, whose names they bear."""
+        profile = self.profile
+        more: dict[str, Any] = {"requeue": True}
+        if profile.nodes.min < profile.nodes.max:
+            more |= {"nodes": f"{profile.nodes.min}-{profile.nodes.max}", "no-kill": True}
+        given = {
+            "partition": profile.partition,
+            "account": profile.account,
+            "qos": profile.qos,
+            "constraint": profile.constraint,
+            "gpus_per_node": profile.gpus_per_node or None,
+            "mem": f"{round(profile.memory_gb_per_node * 1024)}M" if profile.memory_gb_per_node else None,
+        }
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in self._environment().items()]
+        python = profile.python or shlex.quote(sys.executable)
+        verdict = shlex.join([str(self.folder / "code/clusters/verdict.py"), str(self.folder)])
+        return {name: value for name, value in given.items() if value} | {
+            "job_name": self.name,
+            "nodes": profile.nodes.max,
+            "ntasks_per_node": 1,
+            "cpus_per_task": profile.cpus_per_node,
+            "time": profile.time,
+            "signal_delay_s": profile.warning_s,
+            "stderr_to_stdout": True,
+            "wckey": None,
+            "additional_parameters": {**more, **profile.sbatch},
+            "setup": [*exports, *profile.setup],
+            # A task that ends must not end the others, which may go on without it.
+            "srun_args": [
+                *("--kill-on-bad-exit=0", "--wait=0", f"--cpus-per-task={profile.cpus_per_node}"),
+                *(["--no-kill"] if "no-kill" in more else []),
+                *profile.srun_args,
+            ],
+            "teardown": [f"{python} {verdict} {profile.max_requeues}"],
+        }
+
+    def _environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": str(self.folder / "code"), **self.profile.environment}
+
+    def _make_folder(self) -> None:
+        private_folder(self.folder.parent)
+        self.folder.mkdir(mode=0o700)
+        for package in PACKAGES:
+            if (ROOT / package).exists():
+                ignore = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / package, self.folder / "code" / package, ignore=ignore)
+
+    def _write_description(self, job_ids: list[str]) -> None:
+        description = {
+            "name": self.name,
+            "cluster": self.profile.cluster,
+            "job": self.job,
+            "arguments": dict(zip(job_ids, self.arguments, strict=True)),
+            "run_folders": dict(zip(job_ids, self.run_folders, strict=True)),
+            "max_requeues": self.profile.max_requeues,
+            "submitted": time.time(),
+        }
+        (self.folder / "job.json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+def private_folder(folder: Path) -> None:
+    """Makes a folder that only this user can write; what lies in it is run.
+
+    Raises:
+        ConfigError: It exists, and others can write in it.
+    """
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
+        raise ConfigError(f"job_folder {folder} belongs to others or can be written by them: chmod go-w {folder}")
+
+
+def next_folder(parent: Path, name: str) -> Path:
+    """The first of `name-1`, `name-2`, … that does not exist."""
+    number = 1
+    while (parent / f"{name}-{number}").exists():
+        number += 1
+    return parent / f"{name}-{number}"
+
+
+def ask_slurm(script: str) -> str:
+    """Asks SLURM whether it would take a script, and when it would start it; submits nothing.
+
+    Raises:
+        ConfigError: It would not, and why.
+    """
+    answer = subprocess.run(
+        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=TEST_ONLY_S
+    )
+    said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
+    if answer.returncode:
+        raise ConfigError(f"SLURM would not take this job: {said}")
+    return said
+
+
+def description(folder: Path) -> dict[str, Any] | None:
+    """What `submit` wrote of a job into its folder."""
+    try:
+        return cast(dict[str, Any], json.loads((folder / "job.json").read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
