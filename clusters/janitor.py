@@ -4,6 +4,7 @@ A process of its own waits for the end of the one that started it, even by SIGKI
 job and removes its folder. `python clusters/janitor.py MARK FOLDER`, and its standard input is what it waits on.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -37,7 +39,7 @@ class Janitor:
 
     def __init__(self, folder: Path, mark: str) -> None:
         remove_leftovers(folder.parent)
-        kill_marked(mark)
+        kill_all(mark, folder)
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "tmp").mkdir(parents=True, mode=0o700)
         self.environment = {MARK: mark, "TMPDIR": str(folder / "tmp")}
@@ -68,7 +70,7 @@ def main(mark: str, folder: Path) -> None:
     lock = take_lock(folder)
     print("ready", flush=True)
     sys.stdin.read()
-    kill_marked(mark)
+    kill_all(mark, folder)
     shutil.rmtree(folder, ignore_errors=True)
     if lock:
         lock.close()
@@ -99,29 +101,38 @@ def remove_leftovers(parent: Path) -> None:
             continue
 
 
-def kill_marked(mark: str) -> None:
-    """Kills all processes with this mark, and those that they start meanwhile, until there are none."""
+def kill_all(mark: str, folder: Path) -> None:
+    """Kills all processes of a job, and those that they start meanwhile, until there are none."""
     deadline = time.monotonic() + 30
-    while (found := marked(mark)) and time.monotonic() < deadline:
+    while (found := processes(mark, folder)) and time.monotonic() < deadline:
         for pid in found:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.05)
 
 
-def marked(mark: str) -> list[int]:
-    """Processes with this mark that have not ended yet."""
-    wanted = f"{MARK}={mark}".encode()
+def processes(mark: str, folder: Path) -> list[int]:
+    """Processes of a job that have not ended, other than this one."""
+    wanted, inside = f"{MARK}={mark}".encode(), f"{folder}/"
     found = []
     for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
         try:
-            if wanted in (process / "environ").read_bytes().split(b"\0"):
+            is_marked = wanted in (process / "environ").read_bytes().split(b"\0")
+            # A process that changes its title, as Ray's agents do, overwrites its environment; they log to the folder.
+            if is_marked or any(target.startswith(inside) for target in open_files(process)):
                 found.append(int(process.name))
         except OSError:  # it has ended, or belongs to somebody else
             continue
     return found
+
+
+def open_files(process: Path) -> Iterator[str]:
+    """Paths of the files that a process, given by its folder in /proc, has open."""
+    for link in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            yield os.readlink(link)
 
 
 if __name__ == "__main__":

@@ -103,9 +103,7 @@ def submit_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cluster", metavar="FILE", help="the cluster's profile; clusters/*.toml are examples")
     parser.add_argument("--name", help="of the job (default: that of its first run)")
-    parser.add_argument(
-        "--array", metavar="FILE", help="several runs: further arguments of each on its own line"
-    )
+    parser.add_argument("--array", metavar="FILE", help="several runs: further arguments of each on its own line")
     parser.add_argument("--dry-run", action="store_true", help="print the script that would be sent, send nothing")
     return parser
 
