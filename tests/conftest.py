@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-pytest_plugins = ["tests.ray_cluster", "tests.s3"]
+pytest_plugins = ["tests.ray_cluster", "tests.s3", "tests.slurm_cluster"]
 
 # A shell's background job ignores SIGINT, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

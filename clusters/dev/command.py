@@ -103,7 +103,7 @@ def _status(cluster: DevCluster) -> int:
         print("it is down; `clusters/devcluster up` starts it")
         return 1
     print("running:", *running, end="\n\n")
-    for command in ("sinfo", "squeue"):
+    for command in ("sinfo", "squeue") if "slurmctld" in running else ():
         answer = cluster.client(command)
         print(answer.stdout + answer.stderr)
     for host in HOSTS:

@@ -1,0 +1,267 @@
+"""Jobs on a real SLURM of three hosts: submitted as README says, disturbed in all ways, the same in the end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clusters.job_state import read_state
+from tests.ray_cluster import ROOT, SMALL, lines, wait_for, weights
+from tests.slurm_cluster import Slurm
+
+STEPS = 60
+SPREAD = {"nodes": 2, "cpus_per_node": 1, "memory_gb_per_node": 2, "time": 10, "warning_s": 20, "start_s": 120}
+"""Two nodes with a worker each; the hosts have room for three such jobs at once."""
+
+LIMIT_S = 120
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was sent."""
+
+    id: str
+    run: Path
+    folder: Path
+
+    @property
+    def log(self) -> str:
+        """What the first node wrote."""
+        file = self.folder / f"{self.id}_0_log.out"
+        return file.read_text() if file.exists() else ""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the job says of itself."""
+        return dict(read_state(self.folder, self.id))
+
+    def wait_for_step(self, step: int) -> None:
+        wait_for(lambda: len(lines(self.run)) >= step, f"no step {step}: {self.log[-2000:]}")
+
+    def wait_for_phase(self, *phases: str) -> None:
+        wait_for(lambda: self.state.get("phase") in phases, f"not {phases}: {self.state}\n{self.log[-2000:]}")
+
+
+@dataclass(frozen=True)
+class User:
+    """Types commands on the login node, which is this machine."""
+
+    slurm: Slurm
+    folder: Path
+
+    def type(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "jobs/slurm.py"), *words]
+        env = {**self.slurm.env, "OMP_NUM_THREADS": "1"}
+        answer = subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=LIMIT_S)
+        assert not check or answer.returncode == 0, answer.stdout + answer.stderr
+        return answer
+
+    def profile(self, **changes: Any) -> Path:
+        keys = {"cluster": "slurm", "storage": f"{self.folder}/runs", "job_folder": f"{self.folder}/jobs", **SPREAD}
+        path = self.folder / "cluster.toml"
+        path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in (keys | changes).items()))
+        return path
+
+    def submit(self, run: str, *settings: str, **profile: Any) -> Submitted:
+        cluster = self.profile(**profile)
+        answer = self.type(f"--cluster={cluster}", *job_line(run, *settings))
+        found = re.match(r"job (\d+)   run (\S+)\n", answer.stdout)
+        assert found, answer.stdout
+        return Submitted(found[1], Path(found[2]), self.folder / "jobs" / f"{run}-1")
+
+    def status(self, job: Submitted) -> str:
+        return self.type("status", job.id, f"--job-folder={self.folder}/jobs").stdout
+
+    def wait_until_done(self, *jobs: Submitted) -> None:
+        """Returns when jobs have ended well; spares those that were requeued the wait that SLURM lets pass."""
+        for job in jobs:
+            wait_for(lambda job=job: self._is_over(job), f"job {job.id} does not end")
+            assert self.slurm.state(job.id) == "COMPLETED", job.log[-3000:]
+
+    def _is_over(self, job: Submitted) -> bool:
+        state = self.slurm.state(job.id)
+        if state == "PENDING":
+            command = ["scontrol", "update", f"JobId={job.id}", "StartTime=now"]
+            subprocess.run(command, env=self.slurm.env, capture_output=True, check=False)
+        return state not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
+
+
+def job_line(run: str, *settings: str) -> list[str]:
+    return ["--", "jobs/pretrain.py", "digits", *SMALL, "--cluster.loader-processes=0", f"--run={run}", *settings]
+
+
+@pytest.fixture(scope="module")
+def user(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> User:
+    return User(slurm, tmp_path_factory.mktemp("user"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(user: User) -> Submitted:
+    """A two-node run that nothing happened to; the dry run was asked for before."""
+    cluster = user.profile()
+    dry = user.type(f"--cluster={cluster}", "--dry-run", *job_line("undisturbed")).stdout
+    assert not (user.folder / "jobs").exists()
+    job = user.submit("undisturbed")
+    (user.folder / "dry").write_text(dry)
+    user.wait_until_done(job)
+    return job
+
+
+def tell_workers(job: Submitted, number: signal.Signals) -> None:
+    """Sends a signal to the processes that train."""
+    mark = f"PIRL_NODE={job.id}.".encode()
+    workers = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_worker = b"RayTrainWorker" in (process / "cmdline").read_bytes()
+            if is_worker and mark in (process / "environ").read_bytes():
+                workers.append(int(process.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    assert len(workers) == 2
+    for pid in workers:
+        os.kill(pid, number)
+
+
+def assert_same_end(job: Submitted, undisturbed: Submitted) -> None:
+    assert [line["step"] for line in lines(job.run)] == list(range(1, STEPS + 1))
+    expected, got = weights(undisturbed.run), weights(job.run)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_the_dry_run_is_what_slurm_got_and_nothing_is_left(user: User, undisturbed: Submitted) -> None:
+    sent = user.slurm.ask("scontrol", "write", "batch_script", undisturbed.id, "-")
+    assert (user.folder / "dry").read_text().strip() == sent.strip()
+    user.slurm.wait_until_nothing_is_left()
+    assert "COMPLETED" in user.status(undisturbed)
+    assert "step 60/60" in user.status(undisturbed)
+    assert (undisturbed.folder / f"{undisturbed.id}_token").stat().st_mode & 0o777 == 0o600
+    assert undisturbed.folder.stat().st_mode & 0o777 == 0o700
+    logs = user.type("logs", undisturbed.id, f"--job-folder={user.folder}/jobs").stdout
+    assert "[0] epoch   5.00/5" in logs
+    assert "\n[1] " in logs
+
+
+def test_preempted_with_and_without_a_warning_on_the_same_nodes(user: User, undisturbed: Submitted) -> None:
+    """Two jobs at once on the same hosts: one is warned and saves a checkpoint, the other is just ended."""
+    warned = user.submit("warned", partition="low")
+    rude = user.submit("rude", partition="rude")
+    for job in (warned, rude):
+        job.wait_for_step(20)
+        tell_workers(job, signal.SIGSTOP)  # else it might be done before SLURM gets to it
+    assert warned.state["nodes"] == rude.state["nodes"] == ["n1", "n2"]
+    high = user.slurm.submit("sleep 1", user.folder, "--partition=high", "--nodes=3", "--exclusive")
+    warned.wait_for_phase("saving")
+    tell_workers(warned, signal.SIGCONT)
+    user.wait_until_done(warned, rude)
+    user.slurm.wait_for(high, "COMPLETED")
+    assert_same_end(warned, undisturbed)
+    assert_same_end(rude, undisturbed)
+    saved = re.search(r"stopped after step (\d+)", warned.log)
+    assert saved
+    assert f"going on from checkpoint_{int(saved[1]):09d}" in warned.log
+    assert "going on from checkpoint_000000016" in rude.log  # one of those that are saved every 8 steps
+    assert "restarts  1" in user.status(warned)
+    assert "restarts  1" in user.status(rude)
+    user.slurm.wait_until_nothing_is_left()
+
+
+def test_the_time_limit_and_a_requeue_by_hand(user: User, undisturbed: Submitted) -> None:
+    limited = user.submit("limited", time=1, warning_s=15)
+    requeued = user.submit("requeued")
+    requeued.wait_for_step(20)
+    user.slurm.ask("scontrol", "requeue", requeued.id)
+    limited.wait_for_step(20)
+    tell_workers(limited, signal.SIGSTOP)
+    limited.wait_for_phase("saving")
+    tell_workers(limited, signal.SIGCONT)
+    user.wait_until_done(limited, requeued)
+    assert_same_end(limited, undisturbed)
+    assert_same_end(requeued, undisturbed)
+    assert limited.state["history"] == ["warned of the end"]
+    assert re.search(r"stopped after step \d+", limited.log)
+    user.slurm.wait_until_nothing_is_left()
+
+
+def test_a_host_dies(user: User, undisturbed: Submitted) -> None:
+    """One job may go on with fewer nodes, and does so at once; the other goes back to the queue."""
+    fewer = user.submit("fewer", nodes={"min": 1, "max": 2})
+    both = user.submit("both")
+    for job in (fewer, both):
+        job.wait_for_step(20)
+    assert fewer.state["nodes"] == both.state["nodes"] == ["n1", "n2"]
+    user.slurm.cluster.kill("n2", silent=False)
+    user.wait_until_done(fewer, both)
+    user.slurm.boot("n2")
+    assert_same_end(both, undisturbed)
+    assert both.state["nodes"] == ["n1", "n3"]
+    assert "lost n2" in both.state["history"][0]
+    assert fewer.state["nodes"] == ["n1"]
+    assert fewer.state["restarts"] == 0
+    expected, got = weights(undisturbed.run), weights(fewer.run)
+    # One worker for two: the same sums in another order, and a batch norm that sees the whole batch.
+    assert [line["step"] for line in lines(fewer.run)] == list(range(1, STEPS + 1))
+    assert expected.keys() == got.keys()
+    user.slurm.wait_until_nothing_is_left()
+
+
+def test_the_head_host_dies(user: User, undisturbed: Submitted) -> None:
+    job = user.submit("headless")
+    job.wait_for_step(20)
+    user.slurm.cluster.kill("n1", silent=False)
+    user.wait_until_done(job)
+    user.slurm.boot("n1")
+    assert_same_end(job, undisturbed)
+    assert job.state["nodes"] == ["n2", "n3"]
+    user.slurm.wait_until_nothing_is_left()
+
+
+def test_cancelled_and_failed_jobs_leave_nothing_and_say_why(user: User) -> None:
+    cancelled = user.submit("cancelled")
+    failing = user.submit("failing", "--optim.lr=1e30")
+    cancelled.wait_for_step(1)
+    user.type("cancel", cancelled.id, f"--job-folder={user.folder}/jobs")
+    wait_for(lambda: user.slurm.state(cancelled.id) == "CANCELLED", "it does not end")
+    wait_for(lambda: user.slurm.state(failing.id) == "FAILED", "it does not fail")
+    user.slurm.wait_until_nothing_is_left()
+    assert "CANCELLED" in user.status(cancelled)
+    status = user.status(failing)
+    assert "FAILED: error: the loss is" in status
+    assert "ExitCode=1:0" in user.slurm.ask("scontrol", "show", "job", failing.id)
+    logs = user.type("logs", failing.id, "-f", f"--job-folder={user.folder}/jobs", check=False)
+    assert logs.returncode == 1
+    assert "[0] error: the loss is" in logs.stdout
+
+
+def test_a_wrong_request_is_refused_before_anything_is_submitted(user: User) -> None:
+    def refused(*words: str) -> str:
+        answer = user.type(*words, check=False)
+        assert answer.returncode == 2, answer.stdout + answer.stderr
+        assert "Traceback" not in answer.stderr
+        return answer.stderr
+
+    cluster = f"--cluster={user.profile()}"
+    jobs = user.slurm.ask("squeue", "--noheader", "--states=all", "--format=%i")
+    assert "did you mean loss.num_negatives?" in refused(cluster, *job_line("x", "--loss.num-negative=3"))
+    assert "--cluster FILE is missing" in refused(*job_line("x"))
+    assert "is no job file: behind -- comes one of jobs/pretrain.py" in refused(cluster, "--", "train.py")
+    broken = user.profile(partition="hihg")
+    assert "invalid partition specified: hihg" in refused(f"--cluster={broken}", *job_line("x"))
+    broken = user.profile(cpus_per_node=64)
+    assert "Requested node configuration is not available" in refused(f"--cluster={broken}", *job_line("x"))
+    assert "no job 'nobody'" in refused("status", "nobody", f"--job-folder={user.folder}/jobs")
+    assert user.slurm.ask("squeue", "--noheader", "--states=all", "--format=%i") == jobs
