@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import submitit
 
-from clusters import meeting
+from clusters import meeting, verdict
 from clusters.janitor import Janitor
 from clusters.job_state import Phase, enter, read_state
 from clusters.profile import Profile
@@ -179,10 +179,14 @@ def follow(task: Allocation, profile: Profile, place: Place, janitor: Janitor) -
     except StartError as error:
         sys.exit(f"{place.host}: {error}")
     connection = meeting.join(head["ip"], head["meeting_port"], token_file.read_text(), place.rank, place.host)
-    while not meeting.has_ended(connection):
+    while (news := meeting.news(connection)) == "none":
         if ray.process.poll() is not None:
             sys.exit(f"{place.host}: Ray ended with code {ray.process.returncode}")
         time.sleep(LOOK_S)
+    if news == "lost" and profile.nodes.min < profile.nodes.max:
+        # SLURM leaves a job with --no-kill as it is when the host of its batch script dies: somebody must end it.
+        janitor.clean()
+        verdict.main(task.folder, profile.max_requeues)
 
 
 def start(

@@ -57,6 +57,8 @@ class Janitor:
         """Ends all processes of the job and removes its folder; returns when nothing is left."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if self._process.stdout.closed:
+            return
         self._process.stdin.close()
         self._process.stdout.read()
         self._process.stdout.close()

@@ -7,9 +7,10 @@ ends the others by closing theirs.
 import contextlib
 import hmac
 import socket
-from typing import Self
+from typing import Literal, Self
 
 HELLO_S = 10
+GOODBYE = b"."
 SILENCE_S = 30
 """After this much silence of the other host the system takes a connection for lost: it has died or left the net."""
 
@@ -71,6 +72,8 @@ class Head:
 
     def __exit__(self, *_: object) -> None:
         for connection in self._nodes.values():
+            with contextlib.suppress(OSError):
+                connection.send(GOODBYE)
             connection.close()
         self._server.close()
 
@@ -84,14 +87,14 @@ def join(ip: str, port: int, token: str, rank: int, name: str) -> socket.socket:
     return connection
 
 
-def has_ended(connection: socket.socket) -> bool:
-    """Whether the head has closed a connection, or is lost."""
+def news(connection: socket.socket) -> Literal["none", "over", "lost"]:
+    """What a node hears from the head: nothing, that the job is over, or that the head is lost."""
     try:
-        return connection.recv(1) == b""
+        return "over" if connection.recv(1) == GOODBYE else "lost"
     except BlockingIOError:
-        return False
+        return "none"
     except OSError:
-        return True
+        return "lost"
 
 
 def keep_alive(connection: socket.socket) -> None:

@@ -39,7 +39,7 @@ def main(folder: Path, max_requeues: int) -> int:
         return 1
     print(f"back to the queue: {reason}", flush=True)
     enter(folder, job_id, "requeue", reason, history=history)
-    subprocess.run(["scontrol", "requeue", raw_id], check=True, timeout=CARRIED_OUT_S)
+    subprocess.run(["scontrol", "requeue", raw_id], check=False, timeout=CARRIED_OUT_S)
     time.sleep(CARRIED_OUT_S)
     return 1
 
