@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ from clusters import meeting, verdict
 from clusters.janitor import Janitor
 from clusters.job_state import Phase, enter, read_state
 from clusters.profile import Profile
-from clusters.ray_node import RayNode, Resources, StartError, candidates, end, start_process, start_ray
+from clusters.ray_node import RayNode, Resources, StartError, alive_nodes, candidates, end, start_process, start_ray
 
 LOOK_S = 0.2
 """Between two looks at the job, the nodes and the signals."""
@@ -150,7 +151,7 @@ def lead(
         at |= {"gcs_port": ray.ports["gcs"], "dashboard_port": ray.ports["dashboard"]}
         enter(task.folder, place.job_id, "starting", head=at)
         try:
-            wait_for_nodes(head, profile, place, signals)
+            wait_for_nodes(head, profile, place, signals, lambda: alive_nodes(ray.ports["dashboard"], token))
         except NotStarted as error:
             return "requeue", str(error), 1
         address = f"{ray.ip}:{ray.ports['gcs']}"
@@ -224,10 +225,15 @@ def write_token(folder: Path, job_id: str, token: str) -> Path:
     return file
 
 
-def wait_for_nodes(head: meeting.Head, profile: Profile, place: Place, signals: Signals) -> None:
-    """Returns when all nodes are there, or, after `start_s`, as many as the profile asks for; else NotStarted."""
+def wait_for_nodes(
+    head: meeting.Head, profile: Profile, place: Place, signals: Signals, known: Callable[[], int]
+) -> None:
+    """Returns when all nodes are there, or, after `start_s`, as many as the profile asks for; else NotStarted.
+
+    `known` says how many Ray's head knows: a node that listens may not be among them yet.
+    """
     deadline = time.monotonic() + profile.start_s
-    while len(head.ready) < place.nodes - 1:
+    while len(head.ready) < place.nodes - 1 or known() < place.nodes:
         if signals.warned:
             raise NotStarted("warned of the end before all nodes were up")
         if time.monotonic() > deadline:

@@ -2,12 +2,14 @@
 
 import ctypes
 import hashlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +176,18 @@ def start_process(
         stderr=subprocess.STDOUT,
         preexec_fn=_before_exec,
     )
+
+
+def alive_nodes(dashboard_port: int, token: str) -> int:
+    """How many nodes the head on this host knows; a node that listens may not be among them yet."""
+    headers = {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{dashboard_port}/api/v0/nodes", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            nodes = json.load(answer)["data"]["result"]["result"]
+    except (OSError, ValueError, TypeError, KeyError):  # it is not up yet
+        return 0
+    return sum(node["state"] == "ALIVE" for node in nodes)
 
 
 def end(process: "subprocess.Popen[bytes]", patience_s: float = 15) -> None:

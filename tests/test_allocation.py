@@ -1,0 +1,155 @@
+"""What runs on the nodes, in pieces: ports, the meeting, the janitor. As a whole: tests/test_slurm.py."""
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clusters import janitor, meeting
+from clusters.janitor import Janitor
+from clusters.ray_node import PORTS_PER_NODE, SERVICES, Ports, Resources, candidates, is_free, ray_command
+from tests.ray_cluster import free_ports
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(1000)"]
+
+
+def test_the_ports_of_jobs_are_apart_and_in_the_range():
+    blocks = list(candidates("17", 20_000, 20_999))
+    assert sorted(ports.first for ports in blocks) == list(range(20_000, 21_000, 100))
+    for ports in blocks:
+        own = [ports[service] for service in SERVICES]
+        first, last = ports.workers
+        assert own == sorted(set(own))
+        assert own[-1] < first < last == ports.first + PORTS_PER_NODE - 1
+    # Neighbours in the queue, which often start together, do not begin with the same ports.
+    firsts = [next(candidates(str(job), 20_000, 32_000)).first for job in range(100)]
+    assert sum(a == b for a, b in itertools.pairwise(firsts)) <= 3  # one in 120 by chance
+
+
+def test_a_taken_port_makes_a_hundred_unfit():
+    ports = next(ports for ports in candidates("1", 40_000, 50_000) if ports.are_free("127.0.0.1"))
+    with socket.create_server(("127.0.0.1", ports["metrics"])):
+        assert not is_free("127.0.0.1", ports["metrics"])
+        assert not ports.are_free("127.0.0.1")
+    assert ports.are_free("127.0.0.1")
+
+
+def test_ray_gets_the_resources_of_the_allocation_and_listens_where_it_may():
+    resources = Resources(cpus=6, gpus=2, memory_bytes=20 * 10**9)
+    ports = Ports(21_000)
+    head = ray_command("10.0.0.1", ports, resources, Path("/tmp/x"), None)
+    node = ray_command("10.0.0.2", ports, resources, Path("/tmp/x"), "10.0.0.1:21001")
+    for command in (head, node):
+        assert {"--block", "--num-cpus=6", "--num-gpus=2", f"--memory={19 * 10**9}"} <= set(command)
+        given = [int(word.partition("=")[2]) for word in command if "-port=" in word]
+        assert all(21_000 <= port < 21_100 for port in given)
+    assert {"--head", "--dashboard-host=127.0.0.1"} <= set(head)
+    assert "--address=10.0.0.1:21001" in node
+
+
+def test_nodes_come_and_are_lost_and_strangers_stay_out():
+    (port,) = free_ports(1)
+    with meeting.Head("127.0.0.1", port, "right") as head:
+        n1 = meeting.join("127.0.0.1", port, "right", 1, "n1")
+        n2 = meeting.join("127.0.0.1", port, "right", 2, "n2")
+        stranger = meeting.join("127.0.0.1", port, "wrong", 3, "n3")
+        garbage = socket.create_connection(("127.0.0.1", port))
+        garbage.sendall(b"\xff\xff GET / HTTP/1.0\r\n")
+        head.look()
+        assert head.ready == {1: "n1", 2: "n2"}
+        assert meeting.news(n1) == "none"
+        n2.close()
+        head.look()
+        assert (head.ready, head.lost) == ({1: "n1"}, {2: "n2"})
+    assert meeting.news(n1) == "over"
+    for connection in (n1, stranger, garbage):
+        connection.close()
+
+
+def test_a_head_that_is_killed_is_lost_and_not_over():
+    (port,) = free_ports(1)
+    code = f"from clusters import meeting; import time\nhead = meeting.Head('127.0.0.1', {port}, 't')\n"
+    process = subprocess.Popen([sys.executable, "-c", code + "while True: head.look(); time.sleep(0.01)"])
+    try:
+        deadline = time.monotonic() + 30
+        while is_free("127.0.0.1", port):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        connection = meeting.join("127.0.0.1", port, "t", 1, "n1")
+        assert meeting.news(connection) == "none"
+    finally:
+        process.kill()
+        process.wait()
+    while (news := meeting.news(connection)) == "none":
+        assert time.monotonic() < deadline
+    assert news == "lost"
+    connection.close()
+
+
+def test_the_janitor_ends_all_processes_and_removes_the_folder(tmp_path: Path):
+    folder = tmp_path / "pirl-job-1-0"
+    look_after = Janitor(folder, "1.0")
+    env = {**os.environ, **look_after.environment}
+    # One has left its parent, and one has overwritten its environment but has a file open, as Ray's agents do.
+    subprocess.run(["sh", "-c", "setsid sleep 1000 & "], env=env, check=True)
+    with (folder / "log").open("w") as log:
+        agent = subprocess.Popen(SLEEP, stdout=log)
+    other = subprocess.Popen(SLEEP, env={**os.environ, janitor.MARK: "2.0"})
+    try:
+        assert len(janitor.processes("1.0", folder)) == 2 + 1  # with the janitor's own, which holds the lock
+        look_after.clean()
+        assert agent.wait(10) == -signal.SIGKILL
+        assert janitor.processes("1.0", folder) == []
+        assert not folder.exists()
+        assert other.poll() is None
+        look_after.clean()  # again, which does nothing
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_janitor_cleans_after_a_kill(tmp_path: Path):
+    folder = tmp_path / "pirl-job-1-0"
+    code = f"""
+import subprocess, sys, time, os
+from pathlib import Path
+from clusters.janitor import Janitor
+look_after = Janitor(Path({str(folder)!r}), "kill.0")
+subprocess.Popen(["sleep", "1000"], env={{**os.environ, **look_after.environment}})
+print("up", flush=True)
+time.sleep(1000)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    assert len(janitor.processes("kill.0", folder)) == 1 + 1
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while folder.exists() or janitor.processes("kill.0", folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_a_killed_janitor_left_goes_with_the_next_job(tmp_path: Path):
+    left, used, young = (tmp_path / f"pirl-job-{n}-0" for n in (1, 2, 3))
+    for folder in (left, used, young):
+        folder.mkdir()
+    (left / janitor.LOCK).touch()
+    held = janitor.take_lock(used)
+    janitor.remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [used, young]
+    assert held is not None
+    held.close()
+
+
+@pytest.mark.parametrize("towards", ["127.0.0.1"])
+def test_own_address_is_the_one_on_the_way(towards: str):
+    assert meeting.own_ip(towards) == "127.0.0.1"

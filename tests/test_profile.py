@@ -1,0 +1,85 @@
+"""Cluster profiles: the examples are valid, and what is wrong is refused with what to write."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clusters.profile import minutes, read_profile
+from pirl.config import ConfigError, override
+from pirl.recipes import RECIPES
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "clusters").glob("*.toml"))
+LEAST = {"cluster": '"slurm"', "storage": '"/shared/runs"', "nodes": "2", "cpus_per_node": "4"}
+
+
+def written(folder: Path, **changes: str) -> str:
+    path = folder / "x.toml"
+    path.write_text("".join(f"{key} = {value}\n" for key, value in (LEAST | changes).items() if value))
+    return str(path)
+
+
+def test_there_are_examples_and_all_are_valid():
+    assert {path.stem for path in EXAMPLES} == {"local", "slurm-cpu", "slurm-a100", "kuberay"}
+    for path in EXAMPLES:
+        profile = read_profile(str(path))
+        assert override(RECIPES["digits"](), {**profile.settings(), "data.streams": 32}).cluster.workers >= 2
+
+
+def test_the_manifest_has_what_the_profile_says():
+    profile = read_profile(str(EXAMPLES[0].with_name("kuberay.toml")))
+    job = yaml.safe_load(EXAMPLES[0].with_name("kuberay.yaml").read_text())
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert group["replicas"] == group["maxReplicas"] == profile.nodes.max
+    assert (int(limits["cpu"]), int(limits["nvidia.com/gpu"])) == (profile.cpus_per_node, profile.gpus_per_node)
+
+
+def test_workers_share_a_node(tmp_path: Path):
+    assert read_profile(written(tmp_path)).settings() == {
+        "cluster.workers": 2,
+        "cluster.cpus_per_worker": 4,
+        "cluster.gpus_per_worker": 0,
+    }
+    gpus = read_profile(written(tmp_path, gpus_per_node="2", nodes="{min = 1, max = 3}"))
+    assert gpus.settings() == {"cluster.workers": 6, "cluster.cpus_per_worker": 2, "cluster.gpus_per_worker": 1}
+    assert gpus.settings(nodes=1)["cluster.workers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(90, 90), ("90", 90), ("90:01", 91), ("1:30:00", 90), ("2-0", 2880), ("1-12:30", 2190), ("1-00:00:30", 1441)],
+)
+def test_time_limits_as_slurm_takes_them(given: Any, expected: int):
+    assert minutes(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"storage": ""}, "storage is missing"),
+        ({"partitoin": '"gpu"'}, "unknown setting 'partitoin': did you mean partition?"),
+        ({"cluster": '"pbs"'}, "'slurm', 'local', 'debug' or 'kuberay'"),
+        ({"nodes": "{min = 3, max = 2}"}, "nodes.min 3 is above nodes.max 2"),
+        ({"nodes": "0"}, "greater than or equal to 1"),
+        ({"time": '"tomorrow"'}, "time 'tomorrow': use minutes, hours:minutes:seconds or"),
+        ({"cluster": '"local"'}, "cluster local is this machine: use nodes = 1"),
+        ({"workers_per_node": "8"}, "8 workers on a node need at least as many cpus_per_node"),
+        ({"temp_dir": '"relative"'}, "use an absolute path of at most 30 characters"),
+        ({"ports": "[20000, 20050]"}, "a job needs 100 on each node"),
+        ({"partition": '"a\\n#SBATCH --uid=0"'}, "String should match pattern"),
+        ({"environment": '{AWS_SECRET_ACCESS_KEY = "x7q"}'}, "environment holds secrets (AWS_SECRET_ACCESS_KEY)"),
+        ({"storage": '"unfinished'}, "x.toml: "),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, str], message: str):
+    with pytest.raises(ConfigError) as refused:
+        read_profile(written(tmp_path, **changes))
+    assert message in str(refused.value)
+    assert "x7q" not in str(refused.value)
+
+
+def test_a_missing_file_names_the_examples():
+    with pytest.raises(ConfigError, match=r"no such file; the examples are .*local\.toml"):
+        read_profile("nowhere.toml")
