@@ -108,8 +108,13 @@ class Allocation:
                 follow(self, profile, place, janitor)
                 return
             phase, reason, code = lead(self, profile, place, janitor, signals)
-        except SystemExit:
-            enter(self.folder, place.job_id, "cancelled", "ended by a signal")
+        except SystemExit as end:
+            if not place.rank:
+                enter(self.folder, place.job_id, "cancelled", "ended by a signal", exit_code=end.code)
+            raise
+        except Exception as error:
+            if not place.rank:
+                enter(self.folder, place.job_id, "failed", repr(error), exit_code=1)
             raise
         finally:
             janitor.clean()

@@ -77,7 +77,8 @@ class Submission:
             )
         try:
             jobs = executor.submit_array(tasks)
-        except submitit.core.utils.FailedJobError as error:
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            shutil.rmtree(self.folder)
             raise ConfigError(f"SLURM did not take the job: {error}") from None
         self._write_description([job.job_id for job in jobs])
         if self.profile.cluster == "debug":

@@ -65,9 +65,9 @@ class Store:
 
 
 @contextmanager
-def moto(log: Path) -> Iterator[int]:
-    """A server in a process of its own; gives its port."""
-    command = [Path(sys.executable).parent / "moto_server", "-H", "127.0.0.1", "-p", "0"]
+def moto(log: Path, host: str = "127.0.0.1") -> Iterator[int]:
+    """A server in a process of its own, that listens on an address of this machine; gives its port."""
+    command = [Path(sys.executable).parent / "moto_server", "-H", host, "-p", "0"]
     with log.open("w") as file:
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
     try:

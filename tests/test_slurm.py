@@ -6,15 +6,20 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import urllib.request
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from clusters.job_state import read_state
-from tests.ray_cluster import ROOT, SMALL, lines, wait_for, weights
+from pirl.folder import Folder
+from tests.digits import write_digits_to
+from tests.ray_cluster import ROOT, SMALL, lines, lines_of, wait_for, weights
+from tests.s3 import SECRET, moto
 from tests.slurm_cluster import Slurm
 
 STEPS = 60
@@ -56,10 +61,11 @@ class User:
 
     slurm: Slurm
     folder: Path
+    more_env: dict[str, str] = field(default_factory=dict)
 
     def type(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "jobs/slurm.py"), *words]
-        env = {**self.slurm.env, "OMP_NUM_THREADS": "1"}
+        env = {**self.slurm.env, "OMP_NUM_THREADS": "1", **self.more_env}
         answer = subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=LIMIT_S)
         assert not check or answer.returncode == 0, answer.stdout + answer.stderr
         return answer
@@ -154,6 +160,32 @@ def test_the_dry_run_is_what_slurm_got_and_nothing_is_left(user: User, undisturb
     logs = user.type("logs", undisturbed.id, f"--job-folder={user.folder}/jobs").stdout
     assert "[0] epoch   5.00/5" in logs
     assert "\n[1] " in logs
+
+
+def test_images_and_checkpoints_in_a_store_with_nothing_shared_but_the_job_folder(
+    user: User, undisturbed: Submitted
+) -> None:
+    machine = user.slurm.cluster.machine
+    with moto(user.folder / "s3.log", machine) as port:
+        endpoint = f"http://{machine}:{port}"
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"), timeout=60).close()
+        uri = write_digits_to("s3://bucket/digits", {"endpoint_url": endpoint})
+        profile = {"storage": "s3://bucket/runs", "environment": {"AWS_ENDPOINT_URL": endpoint}}
+        # What the job file checks before it is submitted is checked here, on the login node.
+        user = replace(user, more_env={"AWS_ENDPOINT_URL": endpoint})
+        job = user.submit("stored", f"--data.uri={uri}", **profile)
+        user.wait_until_done(job)
+        assert "step 60/60" in user.status(job)
+        run = Folder("s3://bucket/runs/stored", {"endpoint_url": endpoint})
+        assert len(lines_of(run)) == STEPS
+        trunk = load((run / "checkpoint_000000060").read_bytes("trunk.safetensors"))
+    expected = weights(undisturbed.run)
+    assert all(torch.equal(expected[name], trunk[name]) for name in expected)
+    assert not (user.folder / "runs/stored").exists()
+    written = [path.read_bytes() for path in job.folder.rglob("*") if path.is_file()]
+    assert written
+    assert not [text for text in written if SECRET.encode() in text]
+    user.slurm.wait_until_nothing_is_left()
 
 
 def test_preempted_with_and_without_a_warning_on_the_same_nodes(user: User, undisturbed: Submitted) -> None:
@@ -267,3 +299,28 @@ def test_a_wrong_request_is_refused_before_anything_is_submitted(user: User) -> 
     assert "Requested node configuration is not available" in refused(f"--cluster={broken}", *job_line("x"))
     assert "no job 'nobody'" in refused("status", "nobody", f"--job-folder={user.folder}/jobs")
     assert user.slurm.ask("squeue", "--noheader", "--states=all", "--format=%i") == jobs
+
+
+def test_an_array_of_runs(user: User) -> None:
+    """Each with its own arguments, folder and logs; told apart by their numbers."""
+    (user.folder / "seeds.txt").write_text("--seed=1 --run=first  # a comment\n\n--seed=2 --run=second\n")
+    array = [f"--cluster={user.profile(nodes=1)}", "--array=seeds.txt"]
+    line = job_line("one of the array")[:-1]
+    assert "#SBATCH --array=0-1%2" in user.type(*array, "--dry-run", *line).stdout
+    out = user.type(*array, *line).stdout
+    number = re.match(r"job (\d+)_0   run", out)
+    assert number, out
+    folder = user.folder / "jobs/first-1"
+    jobs = [
+        Submitted(f"{number[1]}_{n}", user.folder / "runs" / run, folder) for n, run in enumerate(["first", "second"])
+    ]
+    user.wait_until_done(*jobs)
+    assert [json.loads((job.run / "config.json").read_text())["seed"] for job in jobs] == [1, 2]
+    assert all("COMPLETED" in user.status(job) for job in jobs)
+    table = user.type("list", f"--job-folder={user.folder}/jobs").stdout
+    assert re.search(rf"{number[1]}_1 +first +COMPLETED", table)
+
+    (user.folder / "seeds.txt").write_text("--run=same\n--run=same\n")
+    twice = user.type(*array, *line, check=False)
+    assert twice.returncode == 2
+    assert "two runs of seeds.txt have the folder" in twice.stderr
