@@ -4,10 +4,13 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -76,7 +79,8 @@ class Submission:
                 timeout_min=self.profile.time, signal_delay_s=self.profile.warning_s, stderr_to_stdout=True
             )
         try:
-            jobs = executor.submit_array(tasks)
+            with quiet() if self.profile.cluster == "local" else nullcontext():
+                jobs = executor.submit_array(tasks)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             shutil.rmtree(self.folder)
             raise ConfigError(f"SLURM did not take the job: {error}") from None
@@ -152,6 +156,24 @@ class Submission:
             "submitted": time.time(),
         }
         (self.folder / "job.json").write_text(json.dumps(description, indent=1) + "\n")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what is started in the block from this process's terminal and pipes, which it would hold open."""
+    saved = [os.dup(number) for number in (0, 1, 2)]
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        for number in (0, 1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, copy in enumerate(saved):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nowhere)
+        signal.signal(signal.SIGHUP, hangup)
 
 
 def private_folder(folder: Path) -> None:
