@@ -13,24 +13,11 @@ from pathlib import Path
 
 from clusters.job_state import JobState as OwnState
 from clusters.job_state import read_state
-from clusters.queue import JobState, job_state
+from clusters.queue import ENDED, JobState, job_state
 from jobs.submission import description
 from pirl.config import ConfigError
 from pirl.folder import Folder
 from pirl.retry import StorageError
-
-ENDED = (
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "BOOT_FAIL",
-    "DEADLINE",
-    "REVOKED",
-)
-"""States of SLURM after which a job does not go on by itself. PREEMPTED is not among them: it is requeued."""
 
 FOLLOW_S = 0.5
 STORE_S = 20.0
@@ -71,7 +58,7 @@ class Job:
         """The job's state in one word, as SLURM would say it, and the reason: also where SLURM has forgotten it."""
         own, theirs = self.state(), self.scheduler()
         phase, reason = own.get("phase"), own.get("reason", "")
-        if theirs and theirs.state not in ENDED:
+        if theirs and not theirs.ended:
             busy = theirs.state == "RUNNING" and phase in ("starting", "saving")
             return f"{theirs.state} ({phase})" if busy else theirs.state, theirs.reason or reason
         if phase == "done":
@@ -89,7 +76,7 @@ class Job:
 
     def is_active(self) -> bool:
         """Whether it waits, runs, or will run again."""
-        return self.verdict()[0].split()[0] not in (*ENDED, "GONE", "UNKNOWN")
+        return self.verdict()[0].split()[0] not in {*ENDED, "GONE", "UNKNOWN"}
 
     def logs(self) -> dict[int, Path]:
         """The log of each node, by rank; the batch script writes into that of the first."""
@@ -140,10 +127,12 @@ def print_status(job: Job) -> int:
     """Prints all that is known of a job; returns the exit code."""
     word, reason = job.verdict()
     own, theirs = job.state(), job.scheduler()
-    rows = [("state", f"{word}: {reason}" if reason and reason != "None" else word)]
+    rows = [("state", f"{word}: {reason}" if reason else word)]
     nodes = ", ".join(own.get("nodes", [])) if word.startswith("RUNNING") else ""
     rows.append(("nodes", nodes or (theirs.nodes if theirs else "") or "none"))
-    if theirs and theirs.time_used_s is not None:
+    if theirs and theirs.expected_start and theirs.state == "PENDING":
+        rows.append(("starts", f"{theirs.expected_start:%Y-%m-%d %H:%M} or later, as SLURM sees it now"))
+    elif theirs and theirs.time_used_s is not None:
         left = f", {timedelta(seconds=theirs.time_left_s)} left" if theirs.time_left_s is not None else ""
         rows.append(("time", f"{timedelta(seconds=theirs.time_used_s)} used{left}"))
     restarts = max((theirs and theirs.restarts) or 0, own.get("restarts", 0))

@@ -25,6 +25,9 @@ pytest_plugins = ["tests.ray_cluster", "tests.s3", "tests.slurm_cluster"]
 # A shell's background job ignores SIGINT, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SHARED = {"cluster": "ray", "slurm": "slurm"}
+"""Fixtures that are expensive to make, and the group of tests that share one: they run in one process."""
+
 MAX_RANKS = 4
 LIMIT_S = 60.0
 _GRACE_S = 5.0
@@ -159,3 +162,13 @@ def _serve(connection: Connection) -> None:
                 dist.destroy_process_group()
         else:
             connection.send_bytes(answer)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has `pytest -n 2 --dist loadgroup` keep the tests of a file together, and those that share a cluster."""
+    for item in items:
+        shared = [SHARED[name] for name in getattr(item, "fixturenames", ()) if name in SHARED]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
+    # The long ones first, so that no process waits for the other at the end.
+    items.sort(key=lambda item: not set(SHARED).intersection(getattr(item, "fixturenames", ())))

@@ -215,12 +215,14 @@ def test_preempted_with_and_without_a_warning_on_the_same_nodes(user: User, undi
 
 
 def test_the_time_limit_and_a_requeue_by_hand(user: User, undisturbed: Submitted) -> None:
-    limited = user.submit("limited", time=1, warning_s=15)
+    limited = user.submit("limited", warning_s=20)
     requeued = user.submit("requeued")
     requeued.wait_for_step(20)
     user.slurm.ask("scontrol", "requeue", requeued.id)
     limited.wait_for_step(20)
     tell_workers(limited, signal.SIGSTOP)
+    # SLURM looks at time limits every 30 s, and limits are whole minutes; an end may be nearer.
+    user.slurm.ask("scontrol", "update", f"JobId={limited.id}", "EndTime=now+60")
     limited.wait_for_phase("saving")
     tell_workers(limited, signal.SIGCONT)
     user.wait_until_done(limited, requeued)
