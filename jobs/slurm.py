@@ -14,6 +14,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 
+from clusters.drive import job_settings
 from clusters.profile import Profile, read_profile
 from jobs.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
 from jobs.watch import Job, all_jobs, find_job, follow_logs, list_table, print_logs, print_status
@@ -204,8 +205,6 @@ def check(profile: Profile, job: str, arguments: list[str]) -> str:
     Raises:
         ConfigError: What the job file says.
     """
-    from clusters.allocation import job_settings
-
     settings = [] if job == ALONE else job_settings(profile, profile.nodes.max)
     command = [sys.executable, str(ROOT / job), *settings, *arguments, "--check"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_S)

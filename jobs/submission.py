@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from clusters.place import JobFile
 from clusters.profile import Profile
 from pirl.config import ConfigError
 
@@ -91,11 +92,11 @@ class Submission:
         return [job.job_id for job in jobs]
 
     def _tasks(self) -> list[Any]:
-        from clusters.allocation import Allocation
+        from jobs.task import Task
 
         path = str(self.folder / "code" / self.job)
-        profile = self.profile.model_dump_json()
-        return [Allocation(self.folder, profile, (path, *words), self.job != ALONE) for words in self.arguments]
+        files = [JobFile(self.folder, (path, *words), self.job != ALONE) for words in self.arguments]
+        return [Task(file, self.profile.model_dump_json()) for file in files]
 
     def _parameters(self) -> dict[str, Any]:
         """For submitit, whose names they bear."""

@@ -48,9 +48,13 @@ class Slurm:
         self.wait(lambda: self.state(job) in states, lambda: f"job {job} is {self.state(job)}, not {states}")
 
     def start_now(self, job: str) -> None:
-        """Spares a requeued job the 11 s that SLURM lets it wait."""
+        """Spares a requeued job most of the 11 s that SLURM lets it wait.
+
+        Not all: a host refuses a job whose credential is of the second in which it took the last one back
+        ("Job credential revoked" in slurmctld.log, and the job has failed).
+        """
         self.wait_for(job, "PENDING")
-        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
     def preempt(self) -> None:
         """Returns when a job on the higher partition has had all CPUs and has ended."""
@@ -100,6 +104,7 @@ def own_cluster() -> Iterator[DevCluster]:
             except OSError:
                 continue
             cluster = DevCluster(number)
+            cluster.down()  # of a session that was killed
             try:
                 yield cluster
             finally:

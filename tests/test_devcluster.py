@@ -11,7 +11,8 @@ from clusters.dev.cluster import HOSTS, DevCluster
 from tests.slurm_cluster import ROOT, Slurm, devcluster, own_cluster
 
 TRAINING = """
-trap 'echo USR2 of run $SLURM_RESTART_COUNT >> $FOLDER/log; eval $REACTION' USR2
+trap '' TERM  # which may come at the same moment
+trap 'echo USR2 of run $SLURM_RESTART_COUNT >> $FOLDER/log; eval "$REACTION"' USR2
 echo run $SLURM_RESTART_COUNT >> $FOLDER/log
 [ $SLURM_RESTART_COUNT = 1 ] && exit
 while true; do sleep 0.1; done
@@ -55,7 +56,7 @@ def test_a_killed_host_comes_back_as_a_new_one(slurm: Slurm, tmp_path: Path):
     ("partition", "reaction", "log"),
     [
         # The job requeues itself, long before SLURM ends it.
-        ("low", "scontrol requeue $SLURM_JOB_ID", ["run 0", "USR2 of run 0", "run 1"]),
+        ("low", "scontrol requeue $SLURM_JOB_ID; exit", ["run 0", "USR2 of run 0", "run 1"]),
         # It does nothing, and SLURM ends it: SIGTERM comes with USR2, SIGKILL 5 s later.
         ("rude", "true", ["run 0", "USR2 of run 0", "run 1"]),
     ],

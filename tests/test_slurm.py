@@ -95,7 +95,7 @@ class User:
     def _is_over(self, job: Submitted) -> bool:
         state = self.slurm.state(job.id)
         if state == "PENDING":
-            command = ["scontrol", "update", f"JobId={job.id}", "StartTime=now"]
+            command = ["scontrol", "update", f"JobId={job.id}", "StartTime=now+2"]
             subprocess.run(command, env=self.slurm.env, capture_output=True, check=False)
         return state not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
 

@@ -1,0 +1,117 @@
+"""The first node's work while the job runs: the job file as a process, on the nodes that are there.
+
+A node that is lost, a warning of the end and a job that fails are all noticed here.
+"""
+
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from clusters import meeting
+from clusters.job_state import Phase, enter
+from clusters.place import JobFile, Place
+from clusters.profile import Profile
+from clusters.ray_node import RayNode, end, start_process
+
+LOOK_S = 0.2
+"""Between two looks at the job, the nodes and the signals."""
+
+STEP_BACK_S = 3
+"""After the job fails: a node that was lost may be the reason, and is noticed a moment later."""
+
+
+class Signals:
+    """Hears what the scheduler sends. SIGTERM ends this process, with all that stands in `finally`."""
+
+    def __init__(self) -> None:
+        self.warned = False
+        signal.signal(signal.SIGUSR2, self._warn)
+        signal.signal(signal.SIGTERM, self._end)
+
+    def _warn(self, number: int, frame: FrameType | None) -> None:
+        self.warned = True
+
+    def _end(self, number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+
+@dataclass
+class Drive:
+    """Runs the job file on the nodes that are there, again on fewer when one is lost."""
+
+    job: JobFile
+    profile: Profile
+    place: Place
+    ray: RayNode
+    head: meeting.Head
+    signals: Signals
+    environment: dict[str, str]
+
+    def run(self) -> tuple[Phase, str, int]:
+        """Returns how the job ended, why, and its exit code."""
+        while True:
+            self.head.lost.clear()
+            nodes = 1 + len(self.head.ready)
+            code = self._job(nodes)
+            if code == 0:
+                return "done", "", 0
+            if self.signals.warned:
+                return "requeue", "warned of the end", 1
+            if self.ray.process.poll() is not None:
+                return "requeue", f"Ray on {self.place.host} ended with code {self.ray.process.returncode}", 1
+            lost = self._lost(nodes)
+            if not lost:
+                return "failed", reason_in(self.place.log) or f"exit code {code}", code
+            left = 1 + len(self.head.ready)
+            if left < self.profile.nodes.min:
+                return "requeue", f"lost {lost}; {left} of {nodes} nodes are left", 1
+            print(f"lost {lost}: going on with {left} of {nodes} nodes", flush=True)
+
+    def _job(self, nodes: int) -> int:
+        """Runs the job file once; returns its exit code, or 1 when it was ended because a node is lost."""
+        settings = job_settings(self.profile, nodes) if self.job.takes_settings else []
+        command = [sys.executable, self.job.command[0], *settings, *self.job.command[1:]]
+        names = [self.place.host, *self.head.ready.values()]
+        enter(self.job.folder, self.place.job_id, "running", nodes=names)
+        process = start_process(command, self.environment)
+        saving_until = 0.0
+        while process.poll() is None:
+            time.sleep(LOOK_S)
+            self.head.look()
+            if self.head.lost or self.ray.process.poll() is not None:
+                end(process)
+                return 1
+            if self.signals.warned:
+                if not saving_until:
+                    saving_until = time.monotonic() + 0.75 * self.profile.warning_s
+                    enter(self.job.folder, self.place.job_id, "saving", "warned of the end")
+                process.send_signal(signal.SIGUSR2)  # again and again: it may not listen yet
+                if time.monotonic() > saving_until:
+                    end(process, patience_s=1)
+        return process.returncode if 0 <= process.returncode < 128 else 1
+
+    def _lost(self, nodes: int) -> str:
+        """Names of the nodes that were lost while the job ran."""
+        deadline = time.monotonic() + STEP_BACK_S
+        while not self.head.lost and time.monotonic() < deadline and nodes > 1:
+            time.sleep(LOOK_S)
+            self.head.look()
+        return ", ".join(self.head.lost.values())
+
+
+def job_settings(profile: Profile, nodes: int) -> list[str]:
+    """Arguments for a job file that has it use `nodes` nodes; typed ones come after them and count more."""
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in profile.settings(nodes).items()]
+    return [f"--storage={profile.storage}", *settings]
+
+
+def reason_in(log: Path) -> str:
+    """What a job said last of an error."""
+    lines = [line for line in log.read_text(errors="replace").splitlines()[-50:] if line.strip()]
+    errors = [line for line in lines if line.startswith(("error:", "failed:"))]
+    return (errors or lines or [""])[-1]

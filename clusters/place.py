@@ -1,0 +1,70 @@
+"""Where a task stands in its job, and what the job is."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from clusters import meeting
+from clusters.profile import Profile
+from clusters.ray_node import Resources
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """What a job runs.
+
+    Attributes:
+        folder: Of the job.
+        command: Path of the job file and its arguments.
+        takes_settings: Whether the job file knows `--storage` and `--cluster.workers`.
+    """
+
+    folder: Path
+    command: tuple[str, ...]
+    takes_settings: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """This node's place in the job, as the scheduler tells it.
+
+    Attributes:
+        job_id: With the number in the array, if it is one.
+        rank: Of this node, from 0.
+        nodes: That the job got.
+        restarts: How often it was requeued.
+        host: Name of this node.
+        ip: Its address, as the other nodes see it.
+        resources: What the job got of it.
+        log: Where this task's output goes.
+    """
+
+    job_id: str
+    rank: int
+    nodes: int
+    restarts: int
+    host: str
+    ip: str
+    resources: Resources
+    log: Path
+
+    @classmethod
+    def here(cls, profile: Profile, job_id: str, rank: int, nodes: int, log: Path) -> "Place":
+        """Reads the rest from the environment of a task."""
+        head_ip = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+        megabytes = os.environ.get("SLURM_MEM_PER_NODE")
+        memory_bytes = int(megabytes) * 2**20 if megabytes else None
+        if not memory_bytes and profile.memory_gb_per_node:
+            memory_bytes = int(profile.memory_gb_per_node * 2**30)
+        cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", profile.cpus_per_node))
+        return cls(
+            job_id=job_id,
+            rank=rank,
+            nodes=nodes,
+            restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            host=os.environ.get("SLURMD_NODENAME", socket.gethostname()),
+            ip=meeting.own_ip(head_ip),
+            resources=Resources(cpus, profile.gpus_per_node, memory_bytes),
+            log=log,
+        )

@@ -1,0 +1,29 @@
+"""What submitit runs once on each node."""
+
+from dataclasses import dataclass
+
+import submitit
+
+from clusters import allocation
+from clusters.place import JobFile, Place
+from clusters.profile import Profile
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job's part on a node, for submitit to pickle.
+
+    Attributes:
+        job: What runs.
+        profile: Of the cluster, as JSON: its file may change while the job waits.
+    """
+
+    job: JobFile
+    profile: str
+
+    def __call__(self) -> None:
+        """Runs it; see `clusters.allocation.run`."""
+        profile = Profile.model_validate_json(self.profile)
+        task = submitit.JobEnvironment()
+        place = Place.here(profile, task.job_id, task.global_rank, task.num_nodes, task.paths.stdout)
+        allocation.run(self.job, profile, place)
