@@ -18,8 +18,11 @@ from PIL import Image
 
 from pirl.config import ConfigError
 from pirl.inspection import describe, look
-from pirl.prepare import BrokenImage, Request, prepare
+from pirl.prepare import BrokenImage, Request, check, prepare
 from pirl.shards import CorruptImage, open_dataset, test_uri
+
+OWN = ("check", "inspect", "sheet")
+"""Options that are not part of a request."""
 
 EXAMPLES = """
 sources:
@@ -55,9 +58,12 @@ def main() -> int:
     words = parse(sys.argv[1:])
     if words.inspect is not None:
         return show(words.inspect, words.sheet)
-    request = Request(**{name: value for name, value in vars(words).items() if name not in ("inspect", "sheet")})
+    request = Request(**{name: value for name, value in vars(words).items() if name not in OWN})
     again = "the same command goes on from here"
     try:
+        if words.check:
+            check(request)
+            return 0
         prepare(request, Progress())
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -107,6 +113,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--scratch", metavar="FOLDER", help="for the images of Parquet and of remote tar files, while they are shuffled"
     )
+    parser.add_argument("--check", action="store_true", help="check the request, start nothing")
     parser.add_argument("--inspect", metavar="URI", help="say what the data set in URI holds, and draw some images")
     parser.add_argument(
         "--sheet", metavar="PATH", default="contact_sheet.png", help="the drawing (default: contact_sheet.png)"

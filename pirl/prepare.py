@@ -62,13 +62,12 @@ def prepare(request: Request, progress: Progress) -> None:
         ConfigError: The request is wrong; nothing was written.
         BrokenImage: With `strict`, the first image that cannot be used.
     """
-    check_destination(request.destination, request.decides(), request.overwrite)
+    check(request)
     if request.source == "digits":
-        _prepare_digits(request)
+        start(request.destination, request.decides(), request.overwrite)
+        write_digits(request.destination, request.seed)
+        finish(request.destination)
         return
-    for uri in (request.source, request.test):
-        if uri is not None:
-            check_apart(request.destination, uri)
     with Scratch(request.scratch) as scratch:
         splits = _find_splits(request, scratch, progress)
         content = zlib.crc32(repr([digest(source) for _, source, _ in splits]).encode())
@@ -79,14 +78,22 @@ def prepare(request: Request, progress: Progress) -> None:
     finish(request.destination)
 
 
-def _prepare_digits(request: Request) -> None:
+def check(request: Request) -> None:
+    """Refuses what can be seen to be wrong before the source is looked through; writes nothing.
+
+    Raises:
+        ConfigError: What is wrong.
+    """
+    check_destination(request.destination, request.decides(), request.overwrite)
+    if request.source != "digits":
+        for uri in (request.source, request.test):
+            if uri is not None:
+                check_apart(request.destination, uri)
+        return
     if request.test or request.test_fraction:
         raise ConfigError("digits bring a test split of their own: leave out --test and --test-fraction")
     if request.resize:
         raise ConfigError("digits are 32 pixels wide and stay so: leave out --resize")
-    start(request.destination, request.decides(), request.overwrite)
-    write_digits(request.destination, request.seed)
-    finish(request.destination)
 
 
 def _find_splits(request: Request, scratch: Scratch, progress: Progress) -> list[Split]:
