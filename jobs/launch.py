@@ -25,7 +25,6 @@ from pirl.retry import StorageError
 from pirl.runs import (
     EVALUATION,
     Run,
-    check_writable,
     last_failure,
     newest_checkpoint,
     prune_checkpoints,
@@ -121,6 +120,7 @@ def run_here(run: Run) -> int:
     import torch
     import torch.distributed as td
 
+    from jobs.ranks import check_ranks
     from jobs.worker import work
     from pirl import dist
 
@@ -132,12 +132,15 @@ def run_here(run: Run) -> int:
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
         td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
-    if rank == 0:
-        try:
-            check_writable(run.folder.parent)
-        except ConfigError as error:
+    try:
+        check_ranks(run.folder.parent)
+    except ConfigError as error:
+        if rank == 0:  # it speaks for all
             print(f"error: {error}", file=sys.stderr)
-            return 2
+        if td.is_initialized():
+            td.destroy_process_group()
+        return 2
+    if rank == 0:
         run.write_config()
         prune_checkpoints(run.folder, run.config.checkpoint.keep)
     scratch = Path(tempfile.mkdtemp(prefix="pirl-checkpoints-"))

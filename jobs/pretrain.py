@@ -17,7 +17,7 @@ from typing import Any
 from pirl.config import Config, ConfigError, override
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
-from pirl.retry import StorageError
+from pirl.retry import StorageError, StoreRefusedError
 from pirl.runs import Resume, Run, data_of, open_run, storage_at
 
 EXAMPLES = """
@@ -55,18 +55,22 @@ def main() -> int:
         run = open_run(request.storage, request.name, request.config, request.resume)
         if run.result is None:
             check_request(run, request.use_ray)
-
-        from jobs.launch import run_here, run_on_ray, show_result
-
-        if run.result is not None:
-            return show_result(run.folder, run.result, "was done before; --run NAME trains another one")
-        return run_on_ray(run) if request.use_ray else run_here(run)
-    except ConfigError as error:
+    except (ConfigError, StoreRefusedError, PermissionError) as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(RANK_0_S)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StorageError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+
+    from jobs.launch import run_here, run_on_ray, show_result
+
+    if run.result is not None:
+        return show_result(run.folder, run.result, "was done before; --run NAME trains another one")
+    try:
+        return run_on_ray(run) if request.use_ray else run_here(run)
+    except OSError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
 

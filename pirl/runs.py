@@ -90,6 +90,15 @@ def check_writable(storage: Folder) -> None:
         raise ConfigError(f"--storage {storage} cannot be written: {error}") from None
 
 
+def check_shared(storage: Folder, marker: str) -> None:
+    """Refuses a storage in which a file that another process wrote does not exist; raises ConfigError."""
+    if storage.find(marker) is None:
+        raise ConfigError(
+            f"--storage {storage} is not shared: a file that another process wrote there does not exist. Use a "
+            "folder that all nodes mount, or an object store"
+        )
+
+
 def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
     """Decides what a run name means; writes nothing.
 
