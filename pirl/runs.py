@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 from pirl.config import Config, ConfigError, from_json, leaves
 from pirl.folder import Folder
+from pirl.state import STATE, read_state
 
 Resume = Literal["auto", "never", "must"]
 
@@ -33,9 +34,6 @@ FREE = (
     *("data.storage_options", "data.deadline_s", "data.read_ahead_mb", "data.cache_", "data.max_skipped"),
 )
 """Settings that do not change what is learned: `--resume auto` takes the new ones."""
-
-STATE = "state.json"
-"""In a checkpoint: how far it is and which files it has; it comes last and goes first."""
 
 
 @dataclass(frozen=True)
@@ -155,16 +153,19 @@ def upload(checkpoint: Path, folder: Folder) -> None:
 def newest_checkpoint(folder: Folder) -> Folder | None:
     """The last complete checkpoint of a run folder."""
     found = _checkpoints(folder)
-    complete = (name for name in sorted(found, reverse=True) if _is_complete(folder / name, found[name]))
-    return next((folder / name for name in complete), None)
+    newest = next((name for name in reversed(found) if _is_complete(folder / name, found[name])), None)
+    return folder / newest if newest else None
 
 
 def prune_checkpoints(folder: Folder, keep: int) -> None:
     """Removes all checkpoints but the newest `keep` complete ones."""
     found = _checkpoints(folder)
-    complete = [name for name in sorted(found) if _is_complete(folder / name, found[name])]
-    for old in found.keys() - set(complete[-keep:]):
-        remove_checkpoint(folder / old)
+    complete = [name for name in found if _is_complete(folder / name, found[name])]
+    for name in found:
+        newer = name > max(complete, default="")
+        # What a run would go on from is looked at again: one listing may be wrong or old.
+        if name not in complete[-keep:] and not (newer and is_complete(folder / name)):
+            remove_checkpoint(folder / name)
 
 
 def remove_checkpoint(checkpoint: Folder) -> None:
@@ -179,12 +180,12 @@ def is_complete(checkpoint: Folder) -> bool:
 
 def steps_done(checkpoint: Folder | None) -> int:
     """Steps of training in a checkpoint; 0 without one."""
-    return int(json.loads(checkpoint.read(STATE))["step"]) if checkpoint else 0
+    return int(read_state(checkpoint)["step"]) if checkpoint else 0
 
 
 def data_of(checkpoint: Folder) -> int:
     """The fingerprint of the data set that a checkpoint belongs to."""
-    return int(json.loads(checkpoint.read(STATE))["data"])
+    return int(read_state(checkpoint)["data"])
 
 
 def write_failure(folder: Folder, error: str, step: int | None) -> None:
@@ -199,23 +200,24 @@ def last_failure(folder: Folder) -> dict[str, Any] | None:
 
 
 def _checkpoints(folder: Folder) -> dict[str, dict[str, int]]:
-    """Bytes of each file of each checkpoint, complete or not, by their names."""
+    """Bytes of each file of each checkpoint, complete or not, by their names; the newest comes last."""
     found: dict[str, dict[str, int]] = {}
     for path, size in folder.sizes().items():
         name, _, file = path.partition("/")
         if file and re.fullmatch(r"checkpoint_\d+", name):
             found.setdefault(name, {})[file] = size
-    return found
+    return dict(sorted(found.items()))
 
 
 def _is_complete(checkpoint: Folder, sizes: dict[str, int]) -> bool:
     if STATE not in sizes:
         return False
     try:
-        wanted = json.loads(checkpoint.read(STATE))["bytes"]
-    except json.JSONDecodeError:
+        state = read_state(checkpoint)
+        is_its_own = checkpoint.name == f"checkpoint_{state['step']:09d}"
+        return is_its_own and all(sizes.get(name) == size for name, size in state["bytes"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # whatever it holds, or held
         return False
-    return all(sizes.get(name) == size for name, size in wanted.items())
 
 
 def _config_of(folder: Folder) -> Config:
