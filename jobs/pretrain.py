@@ -55,7 +55,7 @@ def main() -> int:
         run = open_run(request.storage, request.name, request.config, request.resume)
         if run.result is None:
             check_request(run, request.use_ray)
-    except (ConfigError, StoreRefusedError, PermissionError) as error:
+    except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(RANK_0_S)
         print(f"error: {error}", file=sys.stderr)

@@ -169,8 +169,14 @@ def files_below(uri: str, options: Options = None) -> list[str]:
 
 
 def sizes_below(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> dict[str, int]:
-    """Bytes of each file in a folder and in the folders in it, by its path relative to it."""
+    """Bytes of each file in a folder and in the folders in it, by its path relative to it; none without a folder.
+
+    Raises:
+        OSError: A folder cannot be read: it is not taken for an empty one.
+    """
     fs, path = _locate(uri, options)
+    if isinstance(fs, LocalFileSystem):
+        return persistently(f"listing {uri}", lambda: _local_sizes(path), deadline_s)
     prefix = path.rstrip("/") + "/"
     found = _ask(fs, f"listing {uri}", "find", path, deadline_s=deadline_s, detail=True)
     return {name.removeprefix(prefix): int(info["size"]) for name, info in found.items()}
@@ -225,6 +231,22 @@ class _Remote(io.RawIOBase):
             buffer[:length] = read_bytes(self.uri, self.position, length, self.options)
         self.position += length
         return length
+
+
+def _local_sizes(root: str) -> dict[str, int]:
+    """`sizes_below` on a disk; fsspec would pass over what cannot be read."""
+
+    def stop(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # which another process removed meanwhile
+            raise error
+
+    found = {}
+    for folder, _, names in os.walk(root, onerror=stop):
+        for path in (os.path.join(folder, name) for name in names):
+            with suppress(FileNotFoundError):
+                status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nothing is a file too
+                found[os.path.relpath(path, root)] = status.st_size
+    return found
 
 
 def _ask(

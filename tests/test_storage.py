@@ -1,3 +1,4 @@
+import errno
 import gc
 import os
 import threading
@@ -80,6 +81,28 @@ def test_lists_finds_and_removes(tmp_path, scheme):
     assert not storage.exists(found[0])
     assert storage.exists(storage.join(root, "a", "c.txt"))
     assert storage.files_below(storage.join(root, "none")) == []
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("folder", ["", "a"])
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch, number, folder):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"12")
+    (tmp_path / "link").symlink_to("nothing")
+    assert storage.sizes_below(str(tmp_path)).keys() == {"a/b", "link"}
+    scandir, failures = os.scandir, [number, number]
+
+    def fail(path):
+        if os.path.join(tmp_path, folder).rstrip("/") == os.fspath(path) and failures:
+            raise OSError(failures.pop(), "on purpose", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    if number == errno.EACCES:
+        with pytest.raises(PermissionError):
+            storage.sizes_below(str(tmp_path))
+    else:  # an NFS server that comes back
+        assert storage.sizes_below(str(tmp_path)).keys() == {"a/b", "link"}
 
 
 def test_reading_is_seekable(tmp_path):
