@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     *("credentials", "config", "recipes"),
     *("dist", "order", "processes"),
-    *("retry", "storage", "folder", "cache", "shard_writer", "state", "digits", "shards"),
+    *("retry", "client", "upload", "storage", "folder", "cache", "shard_writer", "state", "digits", "shards"),
     *("labels", "scratch", "images", "parquet_source", "tar_source", "sources", "workers"),
     *("destination", "prepare", "inspection"),
     *("color", "transforms", "ahead", "loader"),
