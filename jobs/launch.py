@@ -80,7 +80,8 @@ def run_on_ray(run: Run) -> int:
     )
     with following(run.folder, "train.log"):
         failure = interruption(trainer.fit)
-    prune_checkpoints(run.folder, run.config.checkpoint.keep)
+    if not failure:
+        prune_checkpoints(run.folder, run.config.checkpoint.keep)
     return conclude(run, began, failure)
 
 
@@ -168,6 +169,15 @@ def run_here(run: Run) -> int:
 
 def conclude(run: Run, began: float, failure: str | None) -> int:
     """Writes `result.json` and shows what was reached, or says what went wrong; returns the exit code."""
+    try:
+        return _conclude(replace(run, folder=run.folder.hurried()) if failure else run, began, failure)
+    except OSError as error:
+        first = failure or f"error: {error}"
+        print(f"{first}\nto go on from the last checkpoint, type the same command again", file=sys.stderr)
+        return 1
+
+
+def _conclude(run: Run, began: float, failure: str | None) -> int:
     if lasting := last_failure(run.folder):
         failure = f"error: {lasting['error']}"
         if lasting["step"] is not None:  # the weights of this step gave the loss that is no number

@@ -4,13 +4,11 @@ import math
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-from pirl.folder import Folder
+from pirl.folder import HURRY_S, Folder
 
 EVERY_S = 5.0
-HURRY_S = 5.0
 BYTES_PER_S = 10**5
 """Objects are sent whole, so a file that grows is sent as much less often as it is longer: one of 10 MB every 100 s."""
 
@@ -49,7 +47,7 @@ class Mirror:
         if self._lock.acquire(timeout=HURRY_S):
             try:
                 with suppress(OSError):  # the failure before is what is told
-                    self._send(replace(self.folder, deadline_s=HURRY_S))
+                    self._send(self.folder.hurried())
             finally:
                 self._lock.release()
         self._end = "abandoned"

@@ -7,6 +7,7 @@
 import json
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -189,8 +190,12 @@ def data_of(checkpoint: Folder) -> int:
 
 
 def write_failure(folder: Folder, error: str, step: int | None) -> None:
-    """Writes down why a run cannot go on, and after how many steps if their weights are to blame."""
-    folder.write(FAILURE, json.dumps({"error": error, "step": step}))
+    """Writes down why a run cannot go on, and after how many steps if their weights are to blame.
+
+    Not for long where the folder cannot be written: the error is on its way to the user by itself.
+    """
+    with suppress(OSError):
+        folder.hurried().write(FAILURE, json.dumps({"error": error, "step": step}))
 
 
 def last_failure(folder: Folder) -> dict[str, Any] | None:

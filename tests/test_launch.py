@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from jobs.launch import conclude
+from pirl.config import Config
 from pirl.folder import Folder
-from pirl.runs import newest_checkpoint
+from pirl.runs import Run, newest_checkpoint, write_failure
+from tests.s3 import Store
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 240  # for a machine that is busy with other things; a run takes 10 s
@@ -76,3 +80,18 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert message in answer.stderr
     assert answer.stderr.count("error: ") == 1 or start
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_cause_is_told_soon_when_the_store_is_down_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pirl.folder.HURRY_S", 1.0)
+    folder = Folder(store.uri("runs", "a"), store.options, deadline_s=300)
+    for method in ("GET", "PUT"):
+        store.fail("slowdown", 10_000, method=method)
+    began = time.monotonic()
+    write_failure(folder, "the loss is nan", 10)
+    assert conclude(Run(folder, Config()), began, "error: the loss is nan") == 1
+    assert time.monotonic() - began < 30  # and not twice the deadline
+    err = capsys.readouterr().err
+    assert err == "error: the loss is nan\nto go on from the last checkpoint, type the same command again\n"

@@ -44,7 +44,7 @@ def test_what_has_changed_is_sent_from_time_to_time_and_a_longer_file_less_often
 def test_a_mirror_that_is_abandoned_while_it_sends_ends_without_a_word(store, local, monkeypatch):
     """Its folder is removed at once, as it is when a run fails; an exception of a thread would fail this test."""
     monkeypatch.setattr(mirror, "EVERY_S", 0.01)
-    monkeypatch.setattr(mirror, "HURRY_S", 0.2)
+    monkeypatch.setattr(mirror, "HURRY_S", 0.2)  # for the lock
     for n in range(20):
         (local / "events").write_bytes(b"x" * n)
         (local / "train.log").write_text("two\n" * n)
