@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from pirl.runs import (
     steps_done,
 )
 from pirl.storage import arrow_filesystem
+from pirl.temporary import temporary_folder
 
 STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
@@ -141,10 +141,12 @@ def run_here(run: Run) -> int:
         if td.is_initialized():
             td.destroy_process_group()
         return 2
+    # On the disk of the run, where there is one: it has room for checkpoints.
+    scratch = (run.folder.path or temporary_folder()) / ".scratch" / str(rank)
     if rank == 0:
         run.write_config()
         prune_checkpoints(run.folder, run.config.checkpoint.keep)
-    scratch = Path(tempfile.mkdtemp(prefix="pirl-checkpoints-"))
+        shutil.rmtree(scratch.parent, ignore_errors=True)  # what a killed run left
 
     def publish(_: dict[str, float], checkpoint: Path, send: Callable[[Path], None]) -> None:
         send(checkpoint)
@@ -158,6 +160,8 @@ def run_here(run: Run) -> int:
 
     failure = interruption(start)
     shutil.rmtree(scratch, ignore_errors=True)
+    with suppress(OSError):  # the others may have something in it
+        scratch.parent.rmdir()
     if td.is_initialized() and not failure:  # after a failure the others may never come to it
         td.destroy_process_group()
     if rank == 0:

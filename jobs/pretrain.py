@@ -66,6 +66,7 @@ def main() -> int:
 
     from jobs.launch import run_here, run_on_ray, show_result
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception: what is temporary is removed
     if run.result is not None:
         return show_result(run.folder, run.result, "was done before; --run NAME trains another one")
     try:

@@ -177,6 +177,8 @@ def _plainly() -> Iterator[None]:
             yield
     except CheckpointException as error:
         first = next(iter(error.failures.values()))[0]
+        if not isinstance(first, Exception):
+            raise first from None  # Ctrl-C
         raise RuntimeError(f"checkpoint: {first}") from first
 
 

@@ -14,6 +14,7 @@ from pirl.folder import Folder
 from pirl.meter import Metrics
 from pirl.mirror import Mirror
 from pirl.storage import write_text
+from pirl.temporary import temporary_folder
 
 
 class RunLog:
@@ -27,7 +28,7 @@ class RunLog:
 
     def __init__(self, folder: Folder, first_step: int, show: Callable[[str], None] | None) -> None:
         self.show = show
-        self.folder = folder.path or Path(tempfile.mkdtemp(prefix="pirl-log-"))
+        self.folder = folder.path or Path(tempfile.mkdtemp(dir=temporary_folder()))
         self.folder.mkdir(parents=True, exist_ok=True)
         if not folder.path:
             for name in ("metrics.jsonl", "train.log"):

@@ -17,6 +17,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pirl.client import PIECE, Options, ask, filesystem, locate
 from pirl.retry import DEADLINE_S, StorageError, http_status, persistently
+from pirl.temporary import temporary_folder
 from pirl.upload import send
 
 
@@ -60,7 +61,7 @@ def writing(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -
     """
     fs, path = locate(uri, options)
     if not isinstance(fs, LocalFileSystem):
-        with tempfile.NamedTemporaryFile(prefix="pirl-upload-") as whole:
+        with tempfile.NamedTemporaryFile(dir=temporary_folder()) as whole:
             yield cast(IO[bytes], whole)
             whole.flush()
             copy_in(whole.name, uri, options, deadline_s)

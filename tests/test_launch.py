@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -95,3 +96,42 @@ def test_the_first_cause_is_told_soon_when_the_store_is_down_too(
     assert time.monotonic() - began < 30  # and not twice the deadline
     err = capsys.readouterr().err
     assert err == "error: the loss is nan\nto go on from the last checkpoint, type the same command again\n"
+
+
+def begin(storage: Folder, *arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
+    """As `pretrain`, and does not wait for the end."""
+    command = [sys.executable, "jobs/pretrain.py", "digits", *SMALL, f"--storage={storage}", *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_a_run_that_is_ended_leaves_nothing_temporary_and_one_that_is_killed_until_the_next(
+    tmp_path: Path, store: Store, where: str
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    folder = Folder(str(tmp_path / "runs") if where == "disk" else store.uri("runs"), store.direct)
+    arguments = ["--no-ray", "--optim.epochs=50", "--checkpoint.every-steps=1", "--evaluation.enabled=false"]
+    env = {"TMPDIR": str(temporary), "AWS_ENDPOINT_URL": store.direct["endpoint_url"]}
+
+    def left() -> list[Path]:
+        found = [*temporary.glob("pirl-*/**/*"), *(tmp_path / "runs" / "digits").glob(".scratch/**/*")]
+        return [path for path in found if "checkpoint_" in str(path) or path.name == "train.log"]
+
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        before = newest_checkpoint(folder / "digits")
+        with begin(folder, *arguments, env=env) as process:
+            while newest_checkpoint(folder / "digits") == before or not left():
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=LIMIT_S)
+        if number == signal.SIGKILL:
+            assert left()
+    assert process.returncode == 1, out + err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not left()
+    assert not [path for path in temporary.glob("pirl-*") if path.is_dir()]
+    assert not (tmp_path / "runs" / "digits" / ".scratch").exists()
