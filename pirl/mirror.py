@@ -26,7 +26,6 @@ class Mirror:
         self._sent: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self._end = ""
         threading.Thread(target=self._keep_sending, name="pirl-mirror", daemon=True).start()
 
     def send(self) -> None:
@@ -35,11 +34,9 @@ class Mirror:
             self._send(self.folder)
 
     def close(self) -> None:
-        """Sends what is left, and ends; raises StorageError. `send` still answers."""
+        """Sends what is left, and ends; raises StorageError."""
         self._ending.set()
-        with self._lock:
-            self._send(self.folder)
-            self._end = "complete"
+        self.send()
 
     def abandon(self) -> None:
         """Ends, after a failure that is to be told soon, and sends what can be sent in some seconds."""
@@ -50,14 +47,9 @@ class Mirror:
                     self._send(self.folder.hurried())
             finally:
                 self._lock.release()
-        self._end = "abandoned"
 
     def _send(self, folder: Folder, rate: float = math.inf) -> None:
         """Sends each file that has changed, and not more than `rate` bytes a second of it since it was sent last."""
-        if self._end == "complete":
-            return
-        if self._end:
-            raise RuntimeError(f"what is written to {folder} ended early")
         for file in sorted(self.local.iterdir()):
             sent, sent_at = self._sent.get(file.name, (-1, -math.inf))
             size, now = file.stat().st_size, time.monotonic()

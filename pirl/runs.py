@@ -6,6 +6,7 @@
 
 import json
 import re
+import sys
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -167,6 +168,11 @@ def prune_checkpoints(folder: Folder, keep: int) -> None:
         # What a run would go on from is looked at again: one listing may be wrong or old.
         if name not in complete[-keep:] and not (newer and is_complete(folder / name)):
             remove_checkpoint(folder / name)
+
+
+def remove_incomplete(folder: Folder) -> None:
+    """Removes the checkpoints whose upload was cut off: files of another attempt could make them look complete."""
+    prune_checkpoints(folder, keep=sys.maxsize)
 
 
 def remove_checkpoint(checkpoint: Folder) -> None:

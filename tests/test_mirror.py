@@ -60,13 +60,10 @@ def test_a_mirror_that_is_abandoned_while_it_sends_ends_without_a_word(store, lo
     for thread in [thread for thread in threading.enumerate() if thread.name == "pirl-mirror"]:
         thread.join(20)
         assert not thread.is_alive()
-    with pytest.raises(RuntimeError, match="ended early"):
-        sender.send()
 
 
 def test_abandoning_gives_the_lock_back_when_the_disk_fails(store, local):
     sender = Mirror(local, Folder(store.uri("run"), store.options))
     shutil.rmtree(local)
     sender.abandon()
-    with pytest.raises(RuntimeError, match="ended early"):  # and it does not wait for ever
-        sender.send()
+    assert sender._lock.acquire(timeout=1)
