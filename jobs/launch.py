@@ -3,6 +3,7 @@
 What takes long to import is imported where it is needed, so that a wrong request is answered at once.
 """
 
+import codecs
 import importlib
 import json
 import logging
@@ -28,6 +29,7 @@ from pirl.runs import (
     newest_checkpoint,
     prune_checkpoints,
     remove_checkpoint,
+    reports_in,
     steps_done,
 )
 from pirl.storage import arrow_filesystem
@@ -190,8 +192,8 @@ def _conclude(run: Run, began: float, failure: str | None) -> int:
             return 1
     checkpoint = newest_checkpoint(run.folder)
     if not failure:
-        reports = [json.loads(line) for line in run.folder.read("metrics.jsonl").splitlines()]
-        if steps_done(checkpoint) < reports[-1]["step"]:
+        reports = reports_in(run.folder.read("metrics.jsonl"))
+        if not reports or steps_done(checkpoint) < reports[-1]["step"]:
             failure = f"error: the last checkpoint did not reach {run.folder}"
     if failure:
         what = f"go on from {checkpoint.name}" if checkpoint else "start again, as there is no checkpoint yet"
@@ -243,6 +245,7 @@ def following(folder: Folder, name: str) -> Iterator[None]:
     every_s = 0.5 if folder.path else 5.0
     hurried = replace(folder, deadline_s=every_s)  # what did not come is asked for again
     position = folder.sizes().get(name, 0)
+    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # a span may end within a character
     stop = threading.Event()
 
     def follow() -> None:
@@ -251,7 +254,7 @@ def following(folder: Folder, name: str) -> Iterator[None]:
             last = stop.is_set()
             with suppress(StorageError, FileNotFoundError):
                 new = hurried.read_bytes(name, position, 2**20)
-                print(new.decode(), end="", flush=True)
+                print(decode(new), end="", flush=True)
                 position += len(new)
             if last:
                 return

@@ -195,6 +195,17 @@ def data_of(checkpoint: Folder) -> int:
     return int(read_state(checkpoint)["data"])
 
 
+def reports_in(metrics: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, up to one that was cut off."""
+    reports = []
+    for line in metrics.splitlines():
+        try:
+            reports.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return reports
+
+
 def write_failure(folder: Folder, error: str, step: int | None) -> None:
     """Writes down why a run cannot go on, and after how many steps if their weights are to blame.
 

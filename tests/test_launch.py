@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launch import conclude
+from jobs.launch import conclude, following
 from pirl.config import Config
 from pirl.folder import Folder
 from pirl.runs import Run, newest_checkpoint, write_failure
@@ -96,6 +96,26 @@ def test_the_first_cause_is_told_soon_when_the_store_is_down_too(
     assert time.monotonic() - began < 30  # and not twice the deadline
     err = capsys.readouterr().err
     assert err == "error: the loss is nan\nto go on from the last checkpoint, type the same command again\n"
+
+
+def test_what_is_followed_may_be_cut_within_a_character(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "loss 5.7   τ 0.07\n".encode()
+    cut = line.index("τ".encode()) + 1
+    with following(Folder(str(tmp_path)), "train.log"):
+        for part in (line[:cut], line[cut:]):
+            with (tmp_path / "train.log").open("ab") as file:
+                file.write(part)
+            time.sleep(0.7)  # it is looked at every half second
+    assert capsys.readouterr().out == line.decode()
+
+
+@pytest.mark.parametrize("metrics", ["", '{"step": 10, "retries": 0, "skipped": 0}\n{"step": 20, "retr'])
+def test_numbers_that_were_cut_off_are_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metrics: str
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    assert conclude(Run(Folder(str(tmp_path)), Config()), 0.0, None) == 1
+    assert "the last checkpoint did not reach" in capsys.readouterr().err
 
 
 def begin(storage: Folder, *arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
