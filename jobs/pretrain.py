@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pirl.config import Config, ConfigError, override
+from pirl.credentials import refuse_user, refuse_user_in_environment
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
 from pirl.retry import StorageError, StoreRefusedError
@@ -168,6 +169,11 @@ def _value(text: str, word: str) -> Any:
 
 
 def _storage(given: str | None) -> str:
+    try:
+        refuse_user("--storage", given or "")
+        refuse_user_in_environment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if given and "://" in given and not given.startswith("file://"):
         if not given.partition("://")[2].strip("/"):
             raise ConfigError(f"--storage {given} names no bucket: type {given.partition('://')[0]}://bucket/runs")

@@ -14,6 +14,7 @@ from fsspec.core import url_to_fs
 from fsspec.exceptions import FSTimeoutError
 
 from pirl.config import ConfigError
+from pirl.credentials import refuse_user, refuse_user_in_environment
 from pirl.retry import DEADLINE_S, persistently
 
 Options = Mapping[str, Any] | None
@@ -66,8 +67,13 @@ def filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSystem
     """A new one, whose own client tries so often.
 
     Raises:
-        ConfigError: There is none for this URL.
+        ConfigError: There is none for this URL, or the URL or that of the endpoint holds a secret.
     """
+    try:
+        refuse_user("a URL", uri)
+        refuse_user_in_environment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     arguments = dict(options or {})
     is_s3 = uri.startswith(("s3://", "s3a://"))
     if is_s3:

@@ -173,6 +173,18 @@ def test_a_store_that_refuses_to_be_read_is_a_wrong_request(refused, store):
     assert "the store refused: PermissionError" in refused(*words, "--storage", store.uri("runs"))
 
 
+def test_urls_with_a_password_are_refused_and_not_repeated(refused, monkeypatch):
+    url = "s3://user:hidden@host/runs"
+    for words in (["--storage", url], ["--data.uri", url], ["--data.uri", url, "--storage", "s3://bucket/runs"]):
+        said = refused(*words)
+        assert "has a user name or a password before @" in said
+        assert "hidden" not in said
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://user:hidden@host:9000")
+    said = refused()
+    assert "AWS_ENDPOINT_URL has a user name or a password before @" in said
+    assert "hidden" not in said
+
+
 def test_a_disk_that_is_full_when_the_run_begins_is_told_in_a_line(monkeypatch, capsys, tmp_path):
     def full(run):
         raise OSError(errno.ENOSPC, "No space left on device", str(run.folder))
