@@ -6,6 +6,7 @@ checkpoint is written. So these are asked first.
 
 import math
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -13,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pirl.config import Config, ConfigError
 from pirl.folder import Folder
-from pirl.runs import check_writable
+from pirl.runs import check_shared, check_writable
 
 
 def check_cluster(config: Config, storage: Folder) -> None:
@@ -69,8 +70,8 @@ def check_nodes(config: Config, storage: Folder, nodes: dict[str, str]) -> None:
     """
     check_writable(storage)
     marker = f".probe-{uuid.uuid4().hex}"
-    storage.write(marker, "")
     try:
+        storage.write(marker, "")
         pending = {
             node: _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
                 config.data.uri, config.data.storage_options, storage, marker
@@ -80,8 +81,11 @@ def check_nodes(config: Config, storage: Folder, nodes: dict[str, str]) -> None:
         for node, address in nodes.items():  # two nodes of one machine have the same address
             if problem := ray.get(pending[node]):
                 raise ConfigError(f"node {address}: {problem}")
+    except OSError as error:
+        raise ConfigError(f"--storage {storage} cannot be written: {error}") from None
     finally:
-        storage.remove(marker)
+        with suppress(OSError):  # it is not what the user must hear
+            storage.remove(marker)
 
 
 @ray.remote(num_cpus=0)
@@ -96,11 +100,7 @@ def _probe(uri: str, storage_options: dict[str, Any], storage: Folder, marker: s
     except Exception as error:  # whatever it is, the user must see it with the node's address
         return f"data.uri {uri} cannot be read: {error}"
     try:
-        if storage.find(marker) is None:
-            return (
-                f"--storage {storage} is not shared: a file that the driver wrote there does not exist. Use a folder "
-                f"that all nodes mount, or an object store"
-            )
+        check_shared(storage, marker)
         check_writable(storage)
     except Exception as error:
         return str(error)

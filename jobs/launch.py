@@ -3,6 +3,7 @@
 What takes long to import is imported where it is needed, so that a wrong request is answered at once.
 """
 
+import codecs
 import importlib
 import json
 import logging
@@ -10,7 +11,6 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,14 +26,15 @@ from pirl.retry import StorageError
 from pirl.runs import (
     EVALUATION,
     Run,
-    check_writable,
     last_failure,
     newest_checkpoint,
     prune_checkpoints,
     remove_checkpoint,
+    reports_in,
     steps_done,
 )
 from pirl.storage import arrow_filesystem
+from pirl.temporary import temporary_folder
 
 STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
@@ -82,7 +83,8 @@ def run_on_ray(run: Run) -> int:
     )
     with following(run.folder, "train.log"), warnings_for_workers():
         failure = interruption(trainer.fit)
-    prune_checkpoints(run.folder, run.config.checkpoint.keep)
+    if not failure:
+        prune_checkpoints(run.folder, run.config.checkpoint.keep)
     return conclude(run, began, failure)
 
 
@@ -122,6 +124,7 @@ def run_here(run: Run) -> int:
     import torch
     import torch.distributed as td
 
+    from jobs.ranks import check_ranks
     from jobs.worker import work
     from pirl import dist
 
@@ -133,15 +136,20 @@ def run_here(run: Run) -> int:
         torch.cuda.set_device(device)
     if "WORLD_SIZE" in os.environ:
         td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
-    if rank == 0:
-        try:
-            check_writable(run.folder.parent)
-        except ConfigError as error:
+    try:
+        check_ranks(run.folder.parent)
+    except ConfigError as error:
+        if rank == 0:  # it speaks for all
             print(f"error: {error}", file=sys.stderr)
-            return 2
+        if td.is_initialized():
+            td.destroy_process_group()
+        return 2
+    # On the disk of the run, where there is one: it has room for checkpoints.
+    scratch = (run.folder.path or temporary_folder()) / ".scratch" / str(rank)
+    if rank == 0:
         run.write_config()
         prune_checkpoints(run.folder, run.config.checkpoint.keep)
-    scratch = Path(tempfile.mkdtemp(prefix="pirl-checkpoints-"))
+        shutil.rmtree(scratch.parent, ignore_errors=True)  # what a killed run left
 
     def publish(_: dict[str, float], checkpoint: Path, send: Callable[[Path], None]) -> None:
         send(checkpoint)
@@ -157,6 +165,8 @@ def run_here(run: Run) -> int:
 
         failure = interruption(start)
     shutil.rmtree(scratch, ignore_errors=True)
+    with suppress(OSError):  # the others may have something in it
+        scratch.parent.rmdir()
     if td.is_initialized() and not failure:  # after a failure the others may never come to it
         td.destroy_process_group()
     if rank == 0:
@@ -168,6 +178,15 @@ def run_here(run: Run) -> int:
 
 def conclude(run: Run, began: float, failure: str | None) -> int:
     """Writes `result.json` and shows what was reached, or says what went wrong; returns the exit code."""
+    try:
+        return _conclude(replace(run, folder=run.folder.hurried()) if failure else run, began, failure)
+    except OSError as error:
+        first = failure or f"error: {error}"
+        print(f"{first}\nto go on from the last checkpoint, type the same command again", file=sys.stderr)
+        return 1
+
+
+def _conclude(run: Run, began: float, failure: str | None) -> int:
     if lasting := last_failure(run.folder):
         failure = f"error: {lasting['error']}"
         if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
@@ -176,8 +195,8 @@ def conclude(run: Run, began: float, failure: str | None) -> int:
             return 1
     checkpoint = newest_checkpoint(run.folder)
     if not failure:
-        reports = [json.loads(line) for line in run.folder.read("metrics.jsonl").splitlines()]
-        if steps_done(checkpoint) < reports[-1]["step"]:
+        reports = reports_in(run.folder.read("metrics.jsonl"))
+        if not reports or steps_done(checkpoint) < reports[-1]["step"]:
             failure = f"error: the last checkpoint did not reach {run.folder}"
         elif reports[-1]["step"] < reports[-1]["last_step"]:
             failure = f"stopped after step {reports[-1]['step']:,}, as asked"
@@ -231,6 +250,7 @@ def following(folder: Folder, name: str) -> Iterator[None]:
     every_s = 0.5 if folder.path else 5.0
     hurried = replace(folder, deadline_s=every_s)  # what did not come is asked for again
     position = folder.sizes().get(name, 0)
+    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # a span may end within a character
     stop = threading.Event()
 
     def follow() -> None:
@@ -239,7 +259,7 @@ def following(folder: Folder, name: str) -> Iterator[None]:
             last = stop.is_set()
             with suppress(StorageError, FileNotFoundError):
                 new = hurried.read_bytes(name, position, 2**20)
-                print(new.decode(), end="", flush=True)
+                print(decode(new), end="", flush=True)
                 position += len(new)
             if last:
                 return

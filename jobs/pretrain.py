@@ -16,9 +16,10 @@ from typing import Any
 
 from clusters.profile import read_profile
 from pirl.config import Config, ConfigError, override
+from pirl.credentials import refuse_user, refuse_user_in_environment
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
-from pirl.retry import StorageError
+from pirl.retry import StorageError, StoreRefusedError
 from pirl.runs import Resume, Run, data_of, open_run, storage_at
 
 EXAMPLES = """
@@ -61,18 +62,23 @@ def main() -> int:
         if request.only_check:
             print(run.folder)
             return 0
-
-        from jobs.launch import run_here, run_on_ray, show_result
-
-        if run.result is not None:
-            return show_result(run.folder, run.result, "was done before; --run NAME trains another one")
-        return run_on_ray(run) if request.use_ray else run_here(run)
-    except ConfigError as error:
+    except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(RANK_0_S)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except StorageError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+
+    from jobs.launch import run_here, run_on_ray, show_result
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception: what is temporary is removed
+    if run.result is not None:
+        return show_result(run.folder, run.result, "was done before; --run NAME trains another one")
+    try:
+        return run_on_ray(run) if request.use_ray else run_here(run)
+    except OSError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
 
@@ -175,6 +181,11 @@ def _value(text: str, word: str) -> Any:
 
 
 def _storage(given: str | None) -> str:
+    try:
+        refuse_user("--storage", given or "")
+        refuse_user_in_environment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if given and "://" in given and not given.startswith("file://"):
         if not given.partition("://")[2].strip("/"):
             raise ConfigError(f"--storage {given} names no bucket: type {given.partition('://')[0]}://bucket/runs")

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,12 +19,21 @@ from pirl.meter import Metrics, TrainingDiverged, TrainingStopped
 from pirl.methods import PIRL
 from pirl.retry import StorageError
 from pirl.runlog import RunLog
-from pirl.runs import EVALUATION, last_failure, newest_checkpoint, steps_done, upload, write_failure
+from pirl.runs import (
+    EVALUATION,
+    last_failure,
+    newest_checkpoint,
+    remove_incomplete,
+    steps_done,
+    upload,
+    write_failure,
+)
 from pirl.shards import CorruptImage, open_data, test_uri
 from pirl.train import train
 
 Publish = Callable[[Metrics, Path, Callable[[Path], None]], None]
-"""Has a checkpoint's files, as this rank wrote them, sent by the function that it is given; called by every rank."""
+"""Has a checkpoint's files, as this rank wrote them, sent by the function that it is given, now or in a thread; called
+by every rank, and not again before they are sent."""
 
 
 def ray_worker(arguments: dict[str, Any]) -> None:
@@ -50,8 +60,8 @@ def ray_worker(arguments: dict[str, Any]) -> None:
             checkpoint_upload_fn=send_for_ray,
         )
 
-    # In the folder that Ray gave this worker, and not removed here: Ray does that to each checkpoint when it is
-    # uploaded, which it may not be when the work is done.
+    # In the folder that Ray gave this worker, and not removed here: Ray does that to each checkpoint when `send` has
+    # returned, which may be after the work.
     scratch = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=Path.cwd()))
     stop = warned() if ray.train.get_context().get_world_rank() == 0 else lambda: False
     try:
@@ -86,12 +96,18 @@ def work(
         StorageError: The same, where the data could not be read in time.
         OSError: The run folder cannot be written.
     """
+    if dist.rank() == 0:
+        remove_incomplete(folder)  # else files of an earlier attempt could complete a checkpoint of this one
     # As rank 0 sees it: a shared disk may show the others an older state.
     step = dist.all_gather_dicts({"step": steps_done(newest_checkpoint(folder))} if dist.rank() == 0 else {})["step"]
     resume = folder / f"checkpoint_{step:09d}" if step else None
     log = RunLog(folder, step, show) if dist.rank() == 0 else None
     if log and resume:
         log.line(f"going on from {resume.name}, with {dist.world_size()} workers")
+
+    idle = threading.Event()  # no checkpoint is on its way
+    idle.set()
+    has_waited = False
 
     def send(checkpoint: Path) -> None:
         try:
@@ -100,12 +116,24 @@ def work(
             upload(checkpoint, folder)
         except StorageError as error:
             raise OSError(f"the run folder cannot be written: {error}") from error
+        finally:
+            idle.set()
 
     def report(metrics: Metrics, checkpoint: Path | None) -> None:
+        nonlocal has_waited
         if log:
             log.add(metrics)
         if checkpoint:
-            publish(metrics, checkpoint, send)
+            if not has_waited and not idle.is_set() and log:
+                has_waited = True
+                log.line("waiting for the checkpoint before: the storage takes them more slowly than they come")
+            idle.wait()
+            idle.clear()
+            try:
+                publish(metrics, checkpoint, send)
+            except BaseException:
+                idle.set()  # it may not have come to `send`
+                raise
 
     say = log.line if log else lambda line: None
     with log or nullcontext():
@@ -122,6 +150,8 @@ def work(
         except (CorruptImage, StorageError) as error:
             write_failure(folder, str(error), None)
             raise
+        finally:
+            idle.wait()  # the end of this process would break it off
 
 
 def measure(config: Config, folder: Folder, network: PIRL, device: torch.device, log: RunLog | None) -> None:

@@ -5,7 +5,6 @@ Nothing random is saved because no draw has a state: orders, views, negatives an
 """
 
 import io
-import json
 import pickle
 import warnings
 import zipfile
@@ -35,8 +34,9 @@ from pirl.memory import MemoryBank
 from pirl.methods import PIRL
 from pirl.models import export_state_dict
 from pirl.retry import pause
+from pirl.shard_writer import sealed
+from pirl.state import STATE, VERSION, read_state
 
-VERSION = 2
 READS = 10
 """A span that came damaged is read again, in case that happened on its way."""
 LONGEST_PAUSE_S = 1.0
@@ -87,7 +87,7 @@ def save(folder: Path, config: Config, state: State, step: int, data: int) -> No
             sizes[name] = (folder / name).stat().st_size
         known = {"version": VERSION, "step": step, "rows": state.bank.rows, "data": data, "bytes": sizes}
         known["metadata_crc32"] = zlib.crc32((folder / ".metadata").read_bytes())
-        (folder / "state.json").write_text(json.dumps(known))
+        (folder / STATE).write_bytes(sealed(known))
 
 
 def load(folder: Folder, state: State) -> int:
@@ -103,7 +103,7 @@ def load(folder: Folder, state: State) -> int:
         RuntimeError: It cannot be read, or is damaged.
         OSError: The same, where that is known before its tensors are read.
     """
-    known = json.loads(folder.read("state.json"))
+    known = read_state(folder)
     if known["version"] != VERSION:
         raise ValueError(f"{folder} is a checkpoint of version {known['version']}; this is version {VERSION}")
     if known["rows"] != state.bank.rows:
@@ -133,7 +133,7 @@ class _Reader(FileSystemReader):
         self.fs = _Nothing()
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        checksum = json.loads(self.folder.read("state.json"))["metadata_crc32"]
+        checksum = read_state(self.folder)["metadata_crc32"]
         data = self._read(".metadata", 0, None, lambda data: zlib.crc32(data) == checksum)
         metadata: Metadata = pickle.loads(data)
         return metadata
@@ -177,6 +177,8 @@ def _plainly() -> Iterator[None]:
             yield
     except CheckpointException as error:
         first = next(iter(error.failures.values()))[0]
+        if not isinstance(first, Exception):
+            raise first from None  # Ctrl-C
         raise RuntimeError(f"checkpoint: {first}") from first
 
 

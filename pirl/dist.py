@@ -1,10 +1,13 @@
 """Collectives that also work with no process group; on gloo with CPU tensors, on nccl with CUDA tensors."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -71,10 +74,10 @@ def start_gather_parts(part: Tensor, sizes: Sequence[int]) -> Callable[[], Tenso
     return wait
 
 
-def all_gather_dicts(own: dict[str, int]) -> dict[str, int]:
-    """Joins the ranks' small dicts, whose keys differ."""
+def all_gather_dicts(own: dict[str, T]) -> dict[str, T]:
+    """Joins the ranks' small dicts, whose keys differ, in rank order."""
     if world_size() == 1:
         return own
-    gathered: list[dict[str, int]] = [{} for _ in range(world_size())]
+    gathered: list[dict[str, T]] = [{} for _ in range(world_size())]
     dist.all_gather_object(gathered, own)
     return {key: value for part in gathered for key, value in part.items()}

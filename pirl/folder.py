@@ -3,12 +3,15 @@
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pirl import storage
 from pirl.retry import DEADLINE_S
+
+HURRY_S = 15.0
+"""What is left to do after a failure may take: the failure is to be told."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Folder:
 
     def __str__(self) -> str:
         return self.uri
+
+    def hurried(self) -> "Folder":
+        """The same, for use after a failure: soon given up."""
+        return replace(self, deadline_s=min(self.deadline_s, HURRY_S))
 
     @property
     def name(self) -> str:

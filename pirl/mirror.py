@@ -1,15 +1,16 @@
 """Keeps a folder in an object store, where files cannot be appended to, as a growing local one is."""
 
+import math
 import threading
+import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-from pirl.folder import Folder
-from pirl.retry import StorageError
+from pirl.folder import HURRY_S, Folder
 
 EVERY_S = 5.0
-HURRY_S = 5.0
+BYTES_PER_S = 10**5
+"""Objects are sent whole, so a file that grows is sent as much less often as it is longer: one of 10 MB every 100 s."""
 
 
 class Mirror:
@@ -22,11 +23,10 @@ class Mirror:
 
     def __init__(self, local: Path, folder: Folder) -> None:
         self.local, self.folder = local, folder
-        self._sent: dict[str, int] = {}
+        self._sent: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self._end = ""
-        threading.Thread(target=self._keep_sending, daemon=True).start()
+        threading.Thread(target=self._keep_sending, name="pirl-mirror", daemon=True).start()
 
     def send(self) -> None:
         """Returns when all that was written before is sent; raises StorageError."""
@@ -34,33 +34,32 @@ class Mirror:
             self._send(self.folder)
 
     def close(self) -> None:
-        """Sends what is left, and ends; raises StorageError. `send` still answers."""
+        """Sends what is left, and ends; raises StorageError."""
         self._ending.set()
-        with self._lock:
-            self._send(self.folder)
-            self._end = "complete"
+        self.send()
 
     def abandon(self) -> None:
         """Ends, after a failure that is to be told soon, and sends what can be sent in some seconds."""
         self._ending.set()
         if self._lock.acquire(timeout=HURRY_S):
-            with suppress(StorageError):
-                self._send(replace(self.folder, deadline_s=HURRY_S))
-            self._lock.release()
-        self._end = "abandoned"
+            try:
+                with suppress(OSError):  # the failure before is what is told
+                    self._send(self.folder.hurried())
+            finally:
+                self._lock.release()
 
-    def _send(self, folder: Folder) -> None:
-        if self._end == "complete":
-            return
-        if self._end:
-            raise RuntimeError(f"what is written to {folder} ended early")
+    def _send(self, folder: Folder, rate: float = math.inf) -> None:
+        """Sends each file that has changed, and not more than `rate` bytes a second of it since it was sent last."""
         for file in sorted(self.local.iterdir()):
-            size = file.stat().st_size
-            if self._sent.get(file.name) != size:
+            sent, sent_at = self._sent.get(file.name, (-1, -math.inf))
+            size, now = file.stat().st_size, time.monotonic()
+            if size != sent and size <= rate * (now - sent_at):
                 folder.write(file.name, file.read_bytes())
-                self._sent[file.name] = size
+                self._sent[file.name] = size, now
 
     def _keep_sending(self) -> None:
         while not self._ending.wait(EVERY_S):
-            with suppress(StorageError):  # it is sent the next time, or who needs it sent is told
-                self.send()
+            with suppress(OSError), self._lock:  # it is sent the next time, or who needs it sent is told
+                if self._ending.is_set():
+                    return  # the folder may be gone
+                self._send(self.folder, BYTES_PER_S)

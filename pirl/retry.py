@@ -42,6 +42,10 @@ class StorageError(OSError):
     """A store did not do what it was asked for; says what, how often it was tried, and the last cause."""
 
 
+class StoreRefusedError(StorageError):
+    """A store does not do what it was asked for, and would not later: forbidden, or a wrong request."""
+
+
 def persistently(what: str, attempt: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
     """Calls `attempt` until it goes well.
 
@@ -51,7 +55,7 @@ def persistently(what: str, attempt: Callable[[], T], deadline_s: float = DEADLI
         deadline_s: No try begins later than this.
 
     Raises:
-        StorageError: The deadline is over, or the store refused.
+        StorageError: The deadline is over; StoreRefusedError where the store refused.
         Exception: What `attempt` raises, where it is not about a store, or says that a name exists or does not.
     """
     began = time.monotonic()
@@ -65,7 +69,7 @@ def persistently(what: str, attempt: Callable[[], T], deadline_s: float = DEADLI
             if not is_passing(error):
                 if _is_about_a_name(error) or not _is_of_a_store(error):
                     raise
-                raise StorageError(f"{what}: the store refused: {cause}") from error
+                raise StoreRefusedError(f"{what}: the store refused: {cause}") from error
             left = began + deadline_s - time.monotonic()
             if left <= 0:
                 raise StorageError(

@@ -13,7 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from pirl.folder import Folder
 from pirl.meter import Metrics
 from pirl.mirror import Mirror
+from pirl.runs import reports_in
 from pirl.storage import write_text
+from pirl.temporary import temporary_folder
 
 
 class RunLog:
@@ -27,7 +29,7 @@ class RunLog:
 
     def __init__(self, folder: Folder, first_step: int, show: Callable[[str], None] | None) -> None:
         self.show = show
-        self.folder = folder.path or Path(tempfile.mkdtemp(prefix="pirl-log-"))
+        self.folder = folder.path or Path(tempfile.mkdtemp(dir=temporary_folder()))
         self.folder.mkdir(parents=True, exist_ok=True)
         if not folder.path:
             for name in ("metrics.jsonl", "train.log"):
@@ -75,15 +77,8 @@ def keep_until(path: Path, step: int) -> None:
     """Drops the lines of a metrics file that were written after `step`, and a last line that was cut off."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            metrics = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if metrics["step"] <= step:
-            kept.append(line + "\n")
-    write_text(str(path), "".join(kept))
+    kept = [report for report in reports_in(path.read_text(errors="replace")) if report["step"] <= step]
+    write_text(str(path), "".join(json.dumps(report) + "\n" for report in kept))
 
 
 def progress_line(metrics: Metrics) -> str:

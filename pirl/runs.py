@@ -6,13 +6,16 @@
 
 import json
 import re
+import sys
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from pirl.config import Config, ConfigError, from_json, leaves
 from pirl.folder import Folder
+from pirl.state import STATE, read_state
 
 Resume = Literal["auto", "never", "must"]
 
@@ -33,9 +36,6 @@ FREE = (
     *("data.storage_options", "data.deadline_s", "data.read_ahead_mb", "data.cache_", "data.max_skipped"),
 )
 """Settings that do not change what is learned: `--resume auto` takes the new ones."""
-
-STATE = "state.json"
-"""In a checkpoint: how far it is and which files it has; it comes last and goes first."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,15 @@ def check_writable(storage: Folder) -> None:
         storage.remove(probe)
     except OSError as error:
         raise ConfigError(f"--storage {storage} cannot be written: {error}") from None
+
+
+def check_shared(storage: Folder, marker: str) -> None:
+    """Refuses a storage in which a file that another process wrote does not exist; raises ConfigError."""
+    if storage.find(marker) is None:
+        raise ConfigError(
+            f"--storage {storage} is not shared: a file that another process wrote there does not exist. Use a "
+            "folder that all nodes mount, or an object store"
+        )
 
 
 def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
@@ -146,16 +155,24 @@ def upload(checkpoint: Path, folder: Folder) -> None:
 def newest_checkpoint(folder: Folder) -> Folder | None:
     """The last complete checkpoint of a run folder."""
     found = _checkpoints(folder)
-    complete = (name for name in sorted(found, reverse=True) if _is_complete(folder / name, found[name]))
-    return next((folder / name for name in complete), None)
+    newest = next((name for name in reversed(found) if _is_complete(folder / name, found[name])), None)
+    return folder / newest if newest else None
 
 
 def prune_checkpoints(folder: Folder, keep: int) -> None:
     """Removes all checkpoints but the newest `keep` complete ones."""
     found = _checkpoints(folder)
-    complete = [name for name in sorted(found) if _is_complete(folder / name, found[name])]
-    for old in found.keys() - set(complete[-keep:]):
-        remove_checkpoint(folder / old)
+    complete = [name for name in found if _is_complete(folder / name, found[name])]
+    for name in found:
+        newer = name > max(complete, default="")
+        # What a run would go on from is looked at again: one listing may be wrong or old.
+        if name not in complete[-keep:] and not (newer and is_complete(folder / name)):
+            remove_checkpoint(folder / name)
+
+
+def remove_incomplete(folder: Folder) -> None:
+    """Removes the checkpoints whose upload was cut off: files of another attempt could make them look complete."""
+    prune_checkpoints(folder, keep=sys.maxsize)
 
 
 def remove_checkpoint(checkpoint: Folder) -> None:
@@ -170,17 +187,32 @@ def is_complete(checkpoint: Folder) -> bool:
 
 def steps_done(checkpoint: Folder | None) -> int:
     """Steps of training in a checkpoint; 0 without one."""
-    return int(json.loads(checkpoint.read(STATE))["step"]) if checkpoint else 0
+    return int(read_state(checkpoint)["step"]) if checkpoint else 0
 
 
 def data_of(checkpoint: Folder) -> int:
     """The fingerprint of the data set that a checkpoint belongs to."""
-    return int(json.loads(checkpoint.read(STATE))["data"])
+    return int(read_state(checkpoint)["data"])
+
+
+def reports_in(metrics: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, up to one that was cut off."""
+    reports = []
+    for line in metrics.splitlines():
+        try:
+            reports.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return reports
 
 
 def write_failure(folder: Folder, error: str, step: int | None) -> None:
-    """Writes down why a run cannot go on, and after how many steps if their weights are to blame."""
-    folder.write(FAILURE, json.dumps({"error": error, "step": step}))
+    """Writes down why a run cannot go on, and after how many steps if their weights are to blame.
+
+    Not for long where the folder cannot be written: the error is on its way to the user by itself.
+    """
+    with suppress(OSError):
+        folder.hurried().write(FAILURE, json.dumps({"error": error, "step": step}))
 
 
 def last_failure(folder: Folder) -> dict[str, Any] | None:
@@ -190,23 +222,24 @@ def last_failure(folder: Folder) -> dict[str, Any] | None:
 
 
 def _checkpoints(folder: Folder) -> dict[str, dict[str, int]]:
-    """Bytes of each file of each checkpoint, complete or not, by their names."""
+    """Bytes of each file of each checkpoint, complete or not, by their names; the newest comes last."""
     found: dict[str, dict[str, int]] = {}
     for path, size in folder.sizes().items():
         name, _, file = path.partition("/")
         if file and re.fullmatch(r"checkpoint_\d+", name):
             found.setdefault(name, {})[file] = size
-    return found
+    return dict(sorted(found.items()))
 
 
 def _is_complete(checkpoint: Folder, sizes: dict[str, int]) -> bool:
     if STATE not in sizes:
         return False
     try:
-        wanted = json.loads(checkpoint.read(STATE))["bytes"]
-    except json.JSONDecodeError:
+        state = read_state(checkpoint)
+        is_its_own = checkpoint.name == f"checkpoint_{state['step']:09d}"
+        return is_its_own and all(sizes.get(name) == size for name, size in state["bytes"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # whatever it holds, or held
         return False
-    return all(sizes.get(name) == size for name, size in wanted.items())
 
 
 def _config_of(folder: Folder) -> Config:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pirl import storage
+from pirl.client import Options
 from pirl.config import ConfigError
 
 VERSION = 2
@@ -79,7 +80,7 @@ class ShardWriter:
         classes: Sequence[str] | None,
         seed: int,
         source: str,
-        storage_options: storage.Options = None,
+        storage_options: Options = None,
         shard_bytes: int = SHARD_BYTES,
         resume: bool = False,
     ) -> None:
@@ -226,7 +227,7 @@ def _shard_name(number: int) -> str:
 class _Shard:
     """A Parquet file that is being written."""
 
-    def __init__(self, name: str, uri: str, storage_options: storage.Options) -> None:
+    def __init__(self, name: str, uri: str, storage_options: Options) -> None:
         self.name = name
         self.files = ExitStack()
         self.file: IO[bytes] = self.files.enter_context(storage.writing(uri, storage_options))

@@ -60,6 +60,7 @@ class Dataset:
         rows: Number of images; their ids are 0 to rows - 1.
         starts: int64 (G+1,), the first row of each row group, then `rows`.
         labels: Names of the classes 0, 1, ..., or None if the images have no labels.
+        class_rows: Images of each class, or None where an older manifest does not say.
         shards: Names of the S files.
         shard_bytes: int64 (S,), their sizes.
         first_groups: int64 (S+1,), the first row group of each shard, then G.
@@ -75,6 +76,7 @@ class Dataset:
     rows: int
     starts: Ints
     labels: list[str] | None
+    class_rows: list[int] | None
     shards: list[str]
     shard_bytes: Ints
     first_groups: Ints
@@ -266,6 +268,7 @@ def _from_manifest(
         rows=manifest["rows"],
         starts=np.concatenate([[0], np.cumsum(groups[:, 2])]),
         labels=manifest["classes"],
+        class_rows=manifest.get("class_rows"),
         shards=[shard["path"] for shard in shards],
         shard_bytes=np.array([shard["bytes"] for shard in shards], np.int64),
         first_groups=np.array([0, *accumulate(len(shard["groups"]) for shard in shards)]),

@@ -249,16 +249,35 @@ def test_leaves_name_every_setting_once():
         {"client_kwargs": {"aws_access_key_id": "hidden", "region_name": "x"}},
         {"connection_string": "hidden"},
         {"s3_additional_kwargs": {"SSECustomerKey": "hidden"}},
+        {"endpoint_url": "https://user:hidden@here:9000"},
+        {"client_kwargs": {"endpoint_url": "https://hidden@here"}},
     ],
 )
 def test_secrets_are_refused_by_name_and_not_repeated(options):
     message = refuse({"data.storage_options": options})
     assert "hidden" not in message
-    assert next(iter(options)) in message or "aws_access_key_id" in message or "SSECustomerKey" in message
+    assert (
+        next(iter(options)) in message
+        or "aws_access_key_id" in message
+        or "SSECustomerKey" in message
+        or ("endpoint_url" in message)
+    )
     assert "AWS_ACCESS_KEY_ID" in message
     with pytest.raises(ValidationError) as refusal:
         Config.model_validate({"data": {"storage_options": options}})
     assert "hidden" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("url", ["s3://user:hidden@host/a", "simplecache::https://hidden@host/a", "az://a:hidden@b"])
+def test_a_url_with_a_user_or_a_password_is_refused_and_not_repeated(url):
+    message = refuse({"data.uri": url})
+    assert message.startswith("data.uri has a user name or a password before @")
+    assert "hidden" not in message
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a@b", "abfs://container@account.dfs.core.windows.net/a", "/a:b@c/d"])
+def test_other_names_with_an_at_are_no_secrets(url):
+    assert override(Config(), {"data.uri": url}).data.uri == url
 
 
 def test_endpoint_region_and_profile_are_no_secrets():

@@ -292,3 +292,17 @@ def test_why_not_names_what_is_missing(splits: tuple[Dataset, Dataset], tmp_path
         assert reason is not None
         assert bare.uri in reason
         assert "labels" in reason
+
+
+@pytest.mark.parametrize(("classes", "label"), [(["dark", "bright"], 1), (["bright", "dark"], 0), (["dark"], None)])
+def test_why_not_says_that_no_held_out_class_occurs_in_training(
+    tmp_path: Path, classes: list[str], label: int | None
+) -> None:
+    """All measures would be 0 %; what is numbered otherwise is another class, and none is one as well."""
+    for folder, label_there, names in ((tmp_path, 0, ["dark", "bright"]), (tmp_path / "test", label, classes)):
+        with ShardWriter(str(folder), classes=names, seed=0, source="a test") as writer:
+            for _ in range(3):
+                writer.add(b"", label_there)
+    train, test = open_dataset(str(tmp_path)), open_dataset(str(tmp_path / "test"))
+    assert f"no class of the images of {test.uri} is one of {train.uri}" in (why_not(train, test) or "")
+    assert why_not(train, train) is None

@@ -2,14 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from jobs.launch import conclude, following
+from pirl.config import Config
 from pirl.folder import Folder
-from pirl.runs import newest_checkpoint
+from pirl.runs import Run, newest_checkpoint, write_failure
+from tests.s3 import Store
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 240  # for a machine that is busy with other things; a run takes 10 s
@@ -76,3 +81,77 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert message in answer.stderr
     assert answer.stderr.count("error: ") == 1 or start
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_cause_is_told_soon_when_the_store_is_down_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pirl.folder.HURRY_S", 1.0)
+    folder = Folder(store.uri("runs", "a"), store.options, deadline_s=300)
+    for method in ("GET", "PUT"):
+        store.fail("slowdown", 10_000, method=method)
+    began = time.monotonic()
+    write_failure(folder, "the loss is nan", 10)
+    assert conclude(Run(folder, Config()), began, "error: the loss is nan") == 1
+    assert time.monotonic() - began < 30  # and not twice the deadline
+    err = capsys.readouterr().err
+    assert err == "error: the loss is nan\nto go on from the last checkpoint, type the same command again\n"
+
+
+def test_what_is_followed_may_be_cut_within_a_character(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "loss 5.7   τ 0.07\n".encode()
+    cut = line.index("τ".encode()) + 1
+    with following(Folder(str(tmp_path)), "train.log"):
+        for part in (line[:cut], line[cut:]):
+            with (tmp_path / "train.log").open("ab") as file:
+                file.write(part)
+            time.sleep(0.7)  # it is looked at every half second
+    assert capsys.readouterr().out == line.decode()
+
+
+@pytest.mark.parametrize("metrics", ["", '{"step": 10, "retries": 0, "skipped": 0}\n{"step": 20, "retr'])
+def test_numbers_that_were_cut_off_are_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metrics: str
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text(metrics)
+    assert conclude(Run(Folder(str(tmp_path)), Config()), 0.0, None) == 1
+    assert "the last checkpoint did not reach" in capsys.readouterr().err
+
+
+def begin(storage: Folder, *arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
+    """As `pretrain`, and does not wait for the end."""
+    command = [sys.executable, "jobs/pretrain.py", "digits", *SMALL, f"--storage={storage}", *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_a_run_that_is_ended_leaves_nothing_temporary_and_one_that_is_killed_until_the_next(
+    tmp_path: Path, store: Store, where: str
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    folder = Folder(str(tmp_path / "runs") if where == "disk" else store.uri("runs"), store.direct)
+    arguments = ["--no-ray", "--optim.epochs=50", "--checkpoint.every-steps=1", "--evaluation.enabled=false"]
+    env = {"TMPDIR": str(temporary), "AWS_ENDPOINT_URL": store.direct["endpoint_url"]}
+
+    def left() -> list[Path]:
+        found = [*temporary.glob("pirl-*/**/*"), *(tmp_path / "runs" / "digits").glob(".scratch/**/*")]
+        return [path for path in found if "checkpoint_" in str(path) or path.name == "train.log"]
+
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        before = newest_checkpoint(folder / "digits")
+        with begin(folder, *arguments, env=env) as process:
+            while newest_checkpoint(folder / "digits") == before or not left():
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=LIMIT_S)
+        if number == signal.SIGKILL:
+            assert left()
+    assert process.returncode == 1, out + err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not left()
+    assert not [path for path in temporary.glob("pirl-*") if path.is_dir()]
+    assert not (tmp_path / "runs" / "digits" / ".scratch").exists()

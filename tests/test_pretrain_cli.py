@@ -1,3 +1,5 @@
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pirl.config import ConfigError, leaves
 from pirl.digits import ensure_digits
 from pirl.folder import Folder
 from pirl.recipes import RECIPES, cifar10, digits
+from pirl.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +30,8 @@ def refused(monkeypatch, capsys, tmp_path):
     def run(*words):
         storage = tmp_path / "runs"
         before = sorted(tmp_path.rglob("*"))
-        monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, words), "--storage", str(storage)])
+        given = [] if "--storage" in words else ["--storage", storage]
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, words), *map(str, given)])
         try:
             code = main()
         except SystemExit as left:
@@ -159,6 +163,36 @@ def test_a_run_name_that_other_settings_have_is_refused(refused, tmp_path):
 def test_a_data_folder_that_is_damaged_is_refused(refused, tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     assert "manifest.json cannot be read" in refused("--data.uri", tmp_path)
+
+
+def test_a_store_that_refuses_to_be_read_is_a_wrong_request(refused, store):
+    options = json.dumps(store.options)
+    words = ["--data.uri", store.uri("data"), "--data.storage-options", options]
+    store.fail("refused", 9)
+    assert "the store refused: PermissionError" in refused(*words)
+    assert "the store refused: PermissionError" in refused(*words, "--storage", store.uri("runs"))
+
+
+def test_urls_with_a_password_are_refused_and_not_repeated(refused, monkeypatch):
+    url = "s3://user:hidden@host/runs"
+    for words in (["--storage", url], ["--data.uri", url], ["--data.uri", url, "--storage", "s3://bucket/runs"]):
+        said = refused(*words)
+        assert "has a user name or a password before @" in said
+        assert "hidden" not in said
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://user:hidden@host:9000")
+    said = refused()
+    assert "AWS_ENDPOINT_URL has a user name or a password before @" in said
+    assert "hidden" not in said
+
+
+def test_a_disk_that_is_full_when_the_run_begins_is_told_in_a_line(monkeypatch, capsys, tmp_path):
+    def full(run):
+        raise OSError(errno.ENOSPC, "No space left on device", str(run.folder))
+
+    monkeypatch.setattr(Run, "write_config", full)
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--no-ray", "--storage", str(tmp_path)])
+    assert main() == 1
+    assert capsys.readouterr().err == f"failed: [Errno 28] No space left on device: '{tmp_path}/digits'\n"
 
 
 def test_the_exit_code_of_the_process_is_2_and_stderr_says_why(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -14,6 +15,8 @@ from pirl.runs import (
     storage_at,
     upload,
 )
+from pirl.shard_writer import sealed
+from pirl.state import VERSION, read_state
 
 CONFIG = Config()
 
@@ -25,7 +28,7 @@ def write_checkpoint(folder, step, files=("rank 0", "rank 1")):
     for name, text in written.items():
         checkpoint.write(name, text)
     sizes = {name: len(text) for name, text in written.items()}
-    checkpoint.write("state.json", json.dumps({"step": step, "bytes": sizes}))
+    checkpoint.write("state.json", sealed({"version": VERSION, "step": step, "bytes": sizes}))
     return checkpoint
 
 
@@ -172,6 +175,7 @@ def test_a_half_uploaded_checkpoint_is_not_taken(storage):
     cut(13).remove(".metadata")
     cut(14).remove("state.json")
     cut(15).write("state.json", '{"step": 15, "by')
+    cut(16).write("state.json", (storage / "a" / "checkpoint_000000010").read("state.json"))  # of another one
     assert newest_checkpoint(storage / "a") == good
     assert open_run(storage, "a", CONFIG, "auto").checkpoint == good
     assert newest_checkpoint(storage) is None
@@ -207,6 +211,62 @@ def test_pruning_keeps_the_newest_complete_checkpoints(storage):
     write_checkpoint(storage / "a", 8)
     prune_checkpoints(storage / "a", 2)
     assert checkpoints(storage / "a") == {"checkpoint_000000009", "checkpoint_000000010"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: re.sub(rb'"__0_0.distcp": 6', b'"__0_0.distcp": 7', state),
+        lambda state: state.replace(b"distcp", b"d\xffstcp"),
+        lambda state: b"[]",
+        lambda state: b'"bytes"',
+        lambda state: sealed({"step": 11, "bytes": [1]}),
+        lambda state: sealed({"step": "11", "bytes": {}}),
+        lambda state: sealed({"step": 11}),
+    ],
+)
+def test_a_state_that_is_damaged_is_no_complete_checkpoint_and_no_traceback(tmp_path, damage):
+    folder = Folder(str(tmp_path))
+    checkpoint = write_checkpoint(folder, 11)
+    assert newest_checkpoint(folder) == checkpoint
+    checkpoint.write("state.json", damage(checkpoint.read_bytes("state.json")))
+    assert newest_checkpoint(folder) is None
+
+
+def test_a_state_that_changed_on_its_way_is_read_again(store):
+    folder = Folder(store.uri("runs"), store.options)
+    checkpoint = write_checkpoint(folder, 11)
+    store.fail("flip", 3, pattern="state.json")
+    prune_checkpoints(folder, 1)
+    assert newest_checkpoint(folder) == checkpoint
+    assert [entry["fault"] for entry in store.log()].count("flip") == 3
+
+
+def test_a_checkpoint_of_an_older_version_is_there_and_not_removed(storage):
+    old = write_checkpoint(storage / "a", 11)
+    state = read_state(old) | {"version": 2}
+    del state["crc32"]
+    old.write("state.json", json.dumps(state))
+    prune_checkpoints(storage / "a", 1)
+    assert newest_checkpoint(storage / "a") == old
+
+
+def test_pruning_looks_twice_at_what_is_newer_than_the_newest_complete_checkpoint(storage, monkeypatch):
+    """One listing of a shared disk or a store may lack a file that was just written."""
+    write_checkpoint(storage / "a", 11)
+    whole = Folder.sizes
+    looks = []
+
+    def late(folder):
+        looks.append(folder)
+        sizes = whole(folder)
+        if len(looks) == 1:
+            del sizes["checkpoint_000000011/__1_0.distcp"]
+        return sizes
+
+    monkeypatch.setattr(Folder, "sizes", late)
+    prune_checkpoints(storage / "a", 2)
+    assert newest_checkpoint(storage / "a") == storage / "a" / "checkpoint_000000011"
 
 
 def checkpoints(folder):

@@ -1,5 +1,7 @@
+import errno
 import gc
 import os
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -8,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import fsspec
 import pytest
 
-from pirl import storage
+from pirl import client, storage, upload
 from pirl.config import ConfigError
 from pirl.retry import StorageError, take_count
 
@@ -80,6 +82,28 @@ def test_lists_finds_and_removes(tmp_path, scheme):
     assert not storage.exists(found[0])
     assert storage.exists(storage.join(root, "a", "c.txt"))
     assert storage.files_below(storage.join(root, "none")) == []
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("folder", ["", "a"])
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path, monkeypatch, number, folder):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"12")
+    (tmp_path / "link").symlink_to("nothing")
+    assert storage.sizes_below(str(tmp_path)).keys() == {"a/b", "link"}
+    scandir, failures = os.scandir, [number, number]
+
+    def fail(path):
+        if os.path.join(tmp_path, folder).rstrip("/") == os.fspath(path) and failures:
+            raise OSError(failures.pop(), "on purpose", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    if number == errno.EACCES:
+        with pytest.raises(PermissionError):
+            storage.sizes_below(str(tmp_path))
+    else:  # an NFS server that comes back
+        assert storage.sizes_below(str(tmp_path)).keys() == {"a/b", "link"}
 
 
 def test_reading_is_seekable(tmp_path):
@@ -192,7 +216,7 @@ def test_threads_share_one_filesystem_and_its_connections(store, remote):
     with ThreadPoolExecutor(8) as pool:
         spans = list(pool.map(lambda n: storage.read_bytes(remote, n, 10, store.options), range(32)))
     assert spans == [DATA[n : n + 10] for n in range(32)]
-    found = {id(fs) for (_, uri, _), fs in storage._filesystems.items() if store.bucket in uri}
+    found = {id(fs) for (_, uri, _), fs in client._filesystems.items() if store.bucket in uri}
     assert len(found) == 2  # past the proxy, and through it
 
 
@@ -231,3 +255,62 @@ def test_what_changes_on_its_way_to_the_store_is_sent_again(store, fault):
     with storage.writing(store.uri("new"), store.options, SHORT) as file:
         file.write(DATA)
     assert storage.read_all(store.uri("new"), store.direct) == DATA
+
+
+LONG = random.Random(0).randbytes(5 * 2**20 + 1)
+"""Two parts: a part that is not the last has 5 MB at least."""
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(storage, "PIECE", 5 * 2**20)
+    monkeypatch.setattr(upload, "PIECE", 5 * 2**20)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("pattern", ["partNumber=2", ""])
+def test_of_a_long_file_only_the_part_that_failed_is_sent_again(store, pattern):
+    store.fail("reset", 3, method="PUT", pattern=pattern)
+    store.fail("slowdown", 3, method="PUT", pattern=pattern)
+    store.fail("unavailable", 2, pattern="new")
+    store.fail("error", 2, method="POST", pattern="uploadId")
+    with storage.writing(store.uri("new"), store.options, SHORT) as file:
+        file.write(LONG)
+    good = [entry["method"] for entry in store.log() if not entry["fault"]]
+    assert good == ["POST", "PUT", "PUT", "POST", "GET", "GET"]  # no part twice, and each piece read back once
+    assert storage.read_all(store.uri("new"), store.direct) == LONG
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_long_file_is_read_in_pieces_that_are_tried_again(store):
+    with storage.writing(store.uri("long"), store.direct) as file:
+        file.write(LONG)
+    store.fail("truncate", 2)
+    assert storage.read_all(store.uri("long"), store.options, SHORT) == LONG
+    store.fail("truncate", 2)
+    assert storage.read_bytes(store.uri("long"), 1, 2 * len(LONG), store.options, SHORT) == LONG[1:]
+    spans = [entry["range"] for entry in store.log() if not entry["fault"]]
+    middle = 5 * 2**20
+    assert spans[:2] == [f"bytes=0-{middle - 1}", f"bytes={middle}-{2 * middle - 1}"]
+    assert spans[2:] == [f"bytes=1-{middle}", f"bytes={middle + 1}-{2 * middle}"]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_upload_that_fails_leaves_no_parts_and_no_object(store, tmp_path):
+    (tmp_path / "long").write_bytes(LONG)
+    store.fail("slowdown", 10_000, method="PUT", pattern="partNumber=2")
+    with pytest.raises(StorageError, match=r"writing part 2 of .*: gave up after"):
+        storage.copy_in(str(tmp_path / "long"), store.uri("new"), store.options, 2)
+    assert [entry["method"] for entry in store.log()][-1] == "DELETE"
+    assert not storage.exists(store.uri("new"), store.direct)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_each_piece_of_a_long_file_has_a_deadline_of_its_own(store, tmp_path):
+    """Three slow answers, together longer than the deadline of 2 s."""
+    (tmp_path / "long").write_bytes(LONG)
+    for method, pattern in (("PUT", "partNumber=1"), ("PUT", "partNumber=2"), ("GET", "new")):
+        store.fail("latency", 1, method=method, pattern=pattern, seconds=1.2)
+        store.fail("reset", 1, method=method, pattern=pattern)
+    storage.copy_in(str(tmp_path / "long"), store.uri("new"), store.options, deadline_s=2)
+    assert storage.read_all(store.uri("new"), store.direct) == LONG

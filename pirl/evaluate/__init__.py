@@ -23,6 +23,8 @@ def why_not(dataset: Dataset, test: Dataset | None) -> str | None:
     for split in (dataset, test):
         if split.labels is None:
             return f"no evaluation: the images of {split.uri} have no labels ({remedy})"
+    if not _classes(dataset) & _classes(test):
+        return f"no evaluation: no class of the images of {test.uri} is one of {dataset.uri}, so none can be recognised"
     return None
 
 
@@ -63,6 +65,12 @@ def table(report: dict[str, Any]) -> str:
     for name, before, after in pairs:
         lines.append(f"{name:<22}{100 * before:>9.1f}{100 * after:>9.1f}{100 * (after - before):>+9.1f}")
     return "\n".join(lines)
+
+
+def _classes(dataset: Dataset) -> set[tuple[int, str]]:
+    """Numbers and names of the classes that have images."""
+    rows = dataset.class_rows
+    return {(number, name) for number, name in enumerate(dataset.labels or []) if rows is None or rows[number]}
 
 
 def _measure(trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device) -> dict[str, Any]:
