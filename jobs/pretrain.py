@@ -113,8 +113,8 @@ def parse(argv: list[str]) -> Request:
         sys.exit(0)
     config = override(RECIPES[name](), changes)
     return Request(
-        config=_absolute(config),
-        storage=storage_at(_storage(known.storage), config),
+        config=absolute(config),
+        storage=storage_at(storage_uri(known.storage), config),
         name=known.run or name,
         resume=known.resume,
         use_ray=not (known.no_ray or "TORCHELASTIC_RUN_ID" in os.environ),
@@ -162,7 +162,12 @@ def _value(text: str, word: str) -> Any:
         raise ConfigError(f"{word} {text}: not a JSON object: {error}") from None
 
 
-def _storage(given: str | None) -> str:
+def storage_uri(given: str | None) -> str:
+    """What `--storage` means: an absolute path or a URL.
+
+    Raises:
+        ConfigError: A URL without a bucket.
+    """
     if given and "://" in given and not given.startswith("file://"):
         if not given.partition("://")[2].strip("/"):
             raise ConfigError(f"--storage {given} names no bucket: type {given.partition('://')[0]}://bucket/runs")
@@ -221,7 +226,7 @@ def check_gpus(gpus_per_worker: float) -> None:
         )
 
 
-def _absolute(config: Config) -> Config:
+def absolute(config: Config) -> Config:
     """Makes a local data folder absolute: the workers run in other folders."""
     uri = config.data.uri
     if uri == "digits" or "://" in uri:
