@@ -60,6 +60,7 @@ def fit(run: Run) -> None:
     Raises:
         ray.train.TrainingFailedError: They failed more often than `cluster.max_failures`.
     """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell us nothing
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -101,7 +102,6 @@ def connect() -> None:
     if address == "local":
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell us nothing
     # What follows needs this, and importing it takes as long as starting Ray, which is mostly waiting.
     threading.Thread(target=importlib.import_module, args=["ray.train.torch"], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported

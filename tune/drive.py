@@ -40,7 +40,8 @@ def drive(
         metric: What is measured.
         grace: Epochs that ASHA gives each trial; None trains all to their end.
         reduction: Of ASHA.
-        at_once: Trials at once, at most.
+        at_once: Trials at once, by their processes. Where that is one more than there is room for, it starts while
+            the others train, and Ray gives it its workers, all together, when one of them has ended.
         changed: Called after each change of a row, with its state before.
     """
     os.environ |= QUIET

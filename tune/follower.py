@@ -27,10 +27,10 @@ class Follower(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its process runs, and starts the workers."""
+        """Its process runs, and starts the workers when there is room."""
         row = self.rows[trial.config["trial"]["name"]]
         row.began = time.monotonic()
-        self.turn(row, "running")
+        self.turn(row, "starting")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -13,7 +13,15 @@ from tune.measured import Metric
 from tune.results import Row, groups_of
 from tune.space import short_names
 
-COLORS = {"waiting": "dim", "running": "cyan", "done": "green", "stopped": "yellow", "failed": "red"}
+COLORS = {
+    "waiting": "dim",
+    "starting": "cyan",
+    "running": "cyan",
+    "done": "green",
+    "stopped": "yellow",
+    "failed": "red",
+}
+"""Of the states, in the order in which a trial may have them."""
 
 
 @contextmanager
@@ -94,6 +102,6 @@ def shown(value: float, metric: Metric) -> str:
 def elapsed(row: Row) -> str:
     """How long a trial has been running, or for how long it was trained."""
     seconds = row.last.train_s if row.last else 0.0
-    if row.state == "running":
+    if row.state in ("starting", "running"):
         seconds = time.monotonic() - row.began
     return str(timedelta(seconds=round(seconds)))

@@ -12,8 +12,9 @@ from pirl.folder import Folder
 from tune.measured import Metric, Point
 from tune.space import Trial, group_name
 
-State = Literal["waiting", "running", "done", "stopped", "failed"]
-"""`stopped`: by the scheduler, before its end. What is cut off with the sweep is `waiting` again."""
+State = Literal["waiting", "starting", "running", "done", "stopped", "failed"]
+"""`running` from the first measurement on; `stopped` by the scheduler, before the end. What is cut off with the sweep
+is `waiting` again."""
 
 SWEEP = "sweep.json"
 

@@ -176,7 +176,8 @@ def run(request: Request, rows: list[Row]) -> int:
         connect()
         from tune.drive import concurrency, drive  # only now: it imports ray
 
-        at_once = min(concurrency(request.folder, rows), request.max_concurrent or len(rows))
+        room = concurrency(request.folder, rows)
+        at_once = request.max_concurrent if request.max_concurrent and request.max_concurrent <= room else room + 1
         with showing(console, rows, request.metric) as show:
 
             def changed(row: Row, before: str) -> None:
@@ -197,7 +198,7 @@ def conclude(request: Request, rows: list[Row], console: Any) -> int:
     from tune.picture import png_of
 
     for row in rows:
-        if row.state == "running":  # cut off
+        if row.state in ("starting", "running"):  # cut off
             row.state = "waiting"
     write(request.folder, rows, request.metric, request.command)
     request.folder.write("sweep.png", png_of(rows, request.metric, request.folder.name))

@@ -4,6 +4,7 @@ The run folder is all the memory that there is. What was measured before a sweep
 again, in the same order, and the run goes on from its newest checkpoint; nothing of Tune's own is restored.
 """
 
+import os
 import threading
 import time
 from collections import deque
@@ -18,6 +19,12 @@ from pirl.retry import StorageError
 from pirl.runs import open_run
 from tune.measured import Metric, Point, curve_of
 
+ENVIRONMENT = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a trial that is ready waits for the one before it
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # after which the end of the workers is seen; 2 by default
+}
+"""Passed on by Ray Train to those that run the trial."""
+
 
 class RunTrial(tune.Trainable):
     """A run on Ray Train's workers, which this process starts and watches."""
@@ -28,6 +35,7 @@ class RunTrial(tune.Trainable):
         Args:
             config: `{"trial": {"storage": Folder, "name", "config": JSON, "metric"}}`
         """
+        os.environ |= ENVIRONMENT
         asked = config["trial"]
         self.metric: Metric = asked["metric"]
         self.run = open_run(asked["storage"], asked["name"], from_json(asked["config"]), "auto")
