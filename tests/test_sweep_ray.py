@@ -13,7 +13,7 @@ import pytest
 
 from tests.ray_cluster import LIMIT_S, ROOT, SMALL, Cluster, finish, lines, train_workers, wait_for
 
-TINY = [*(word for word in SMALL if "epochs" not in word), "--checkpoint.every-steps=6"]
+TINY = [*(word for word in SMALL if "epochs" not in word), "--checkpoint.every-steps=6", "--cluster.workers=1"]
 LEFT = """
 import ray
 ray.init(logging_level="ERROR")
@@ -25,7 +25,7 @@ def command(storage: Path, *arguments: str) -> list[str]:
     return ["tune/sweep.py", "digits", *TINY, f"--storage={storage}", "--name=sweep", *arguments]
 
 
-LEARNING_RATES = ["--set", "optim.lr", "0.03", "1e30", "0.01", "--optim.warmup-epochs=1", "--optim.epochs=4"]
+LEARNING_RATES = ["--set", "optim.lr", "0.03", "1e30", "0.01", "--optim.warmup-epochs=1", "--optim.epochs=3"]
 
 
 def start(cluster: Cluster, storage: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -76,7 +76,7 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> P
             break
         time.sleep(1)
     assert answer.returncode == 1, answer.stdout + answer.stderr
-    assert "lr-1e+30_seed-0" in answer.stdout
+    assert "lr-1e30_seed-0" in answer.stdout
     return storage
 
 
@@ -84,14 +84,14 @@ def test_a_trial_that_fails_is_shown_with_its_error_and_the_others_go_on(undistu
     content = json.loads((undisturbed / "sweep" / "sweep.json").read_text())
     good, bad, other = content["trials"]
     assert [trial["state"] for trial in (good, bad, other)] == ["done", "failed", "done"]
-    assert "learning rate 1e+30" in bad["error"]
-    assert [epoch for epoch, _, _ in good["curve"]] == [1, 2, 3, 4]
+    assert "learning rate" in bad["error"]
+    assert [epoch for epoch, _, _ in good["curve"]] == [1, 2, 3]
     assert content["best"]["name"] in (good["name"], other["name"])
     for trial in (good, other):
         run = Path(trial["folder"])
         result = json.loads((run / "result.json").read_text())
         assert result["metrics"]["linear_res5"] == trial["metric"]
-        assert Path(result["checkpoint"]).name == "checkpoint_000000048"
+        assert Path(result["checkpoint"]).name == "checkpoint_000000036"
     assert (undisturbed / "sweep" / "sweep.png").stat().st_size > 10_000
 
 
@@ -125,8 +125,8 @@ def test_a_trial_that_asha_stops_leaves_its_room_to_the_next(cluster: Cluster, t
     nothing_is_left(cluster)
 
     began = time.monotonic()
-    code, again, err = finish(start(cluster, tmp_path, *arguments, "--scheduler=asha", "--max-concurrent=1"))
-    assert code == 0, err
+    code, out, err = finish(start(cluster, tmp_path, *arguments, "--scheduler=asha", "--max-concurrent=1"))
+    assert code == 0, out + err
     assert time.monotonic() - began < 30, "nothing is trained again, not even what was stopped"
     assert [row["state"] for row in table(tmp_path)] == [good["state"], "stopped", third["state"]]
 

@@ -13,16 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from tune.live import label
 from tune.measured import Metric
 from tune.results import Group, Row, groups_of
-from tune.space import short_names, text_of
+from tune.space import group_name, short_names, text_of
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 """Okabe and Ito's, which people with any kind of colour vision tell apart."""
 
 ENDS = {"done": "o", "stopped": "X", "failed": "s"}
 """Marks at the ends of curves."""
+
+MEASURED = {
+    "linear_res5": "accuracy of a linear probe of res5, %",
+    "knn": "accuracy of kNN on res5, %",
+    "loss": "loss",
+}
 
 Line = tuple[tuple[str, Any], ...]
 """The settings that the points of a line have in common."""
@@ -52,18 +57,19 @@ def draw(rows: list[Row], metric: Metric, name: str) -> Figure:
         title = ", ".join(f"{text_of(value)} {short[setting]}" for setting, value in line)
         draw_means(left, members, across, metric, colors[line], title)
     for row in rows:
-        draw_curve(right, row, across, metric, colors[line_of(row.trial.values, across)])
+        draw_curve(right, row, metric, colors[line_of(row.trial.values, across)])
+    name_ends(right, rows, across, metric)
     seeds = max(group.of for group in groups)
     left.set_title("after training" + (f": mean and standard deviation over {seeds} seeds" if seeds > 1 else ""))
-    left.set_xlabel(short[across])
+    left.set_xlabel(across)
     mark_values(left, [group.values[across] for group in groups])
     if lines != [()]:
         left.legend()
-    right.set_title(f"during training, each trial, at its end its {short[across]}")
+    right.set_title(f"each trial during training; the numbers are {short[across]}")
     right.set_xlabel("seconds of training")
     explain_ends(right, {row.state for row in rows})
     for axes in (left, right):
-        axes.set_ylabel(label(metric))
+        axes.set_ylabel(MEASURED[metric])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(name, fontweight="bold")
@@ -95,7 +101,7 @@ def draw_means(axes: Axes, groups: list[Group], across: str, metric: Metric, col
     axes.errorbar(x, y, yerr=spread, color=color, label=title, marker="o", capsize=4, linewidth=1.8)
 
 
-def draw_curve(axes: Axes, row: Row, across: str, metric: Metric, color: str) -> None:
+def draw_curve(axes: Axes, row: Row, metric: Metric, color: str) -> None:
     """One trial; its end is marked by what became of it."""
     if row.last is None:
         return
@@ -103,9 +109,20 @@ def draw_curve(axes: Axes, row: Row, across: str, metric: Metric, color: str) ->
     y = [in_unit(point.metric, metric) for point in row.curve]
     axes.plot(x, y, color=color, linewidth=1.1, alpha=0.7)
     face = color if row.state == "done" else "white"
-    axes.plot(x[-1], y[-1], ENDS.get(row.state, "<"), color=color, markerfacecolor=face, markersize=7)
-    value = text_of(row.trial.values[across])
-    axes.annotate(value, (x[-1], y[-1]), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.plot(x[-1], y[-1], ENDS.get(row.state, "<"), color=color, markerfacecolor=face, markersize=6)
+
+
+def name_ends(axes: Axes, rows: list[Row], across: str, metric: Metric) -> None:
+    """Writes the setting that goes across beside the trials' ends, once for those that differ in the seed alone."""
+    ends: dict[str, Row] = {}
+    for row in rows:
+        last = ends.get(group_name(row.trial))
+        if row.last and (last is None or last.last is None or row.last.metric > last.last.metric):
+            ends[group_name(row.trial)] = row
+    for row in ends.values():
+        end = (row.curve[-1].train_s, in_unit(row.curve[-1].metric, metric))
+        value = text_of(row.trial.values[across])
+        axes.annotate(value, end, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
 
 
 def explain_ends(axes: Axes, states: set[str]) -> None:
@@ -140,5 +157,5 @@ def place(value: Any) -> Any:
 
 
 def in_unit(value: float, metric: Metric) -> float:
-    """A value in the unit of `label`."""
+    """A value in the unit of `MEASURED`."""
     return value if metric == "loss" else 100 * value
