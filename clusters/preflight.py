@@ -43,9 +43,7 @@ def check_resources(config: Config, nodes: list[dict[str, float]]) -> None:
     Raises:
         ConfigError: What was asked, what there is, and what to type.
     """
-    cluster = config.cluster
-    need = {"CPU": float(cluster.cpus_per_worker), "GPU": cluster.gpus_per_worker}
-    room = sum(min(math.floor(node.get(kind, 0) / n) for kind, n in need.items() if n) for node in nodes)
+    cluster, room = config.cluster, room_for(config, nodes)
     if room < cluster.workers:
         has = ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
         least = (
@@ -55,6 +53,12 @@ def check_resources(config: Config, nodes: list[dict[str, float]]) -> None:
             f"cluster.workers {cluster.workers} with {cluster.cpus_per_worker} CPUs and {cluster.gpus_per_worker:g} "
             f"GPUs each do not fit: the cluster's nodes have {has}, room for {room}. Use {least}"
         )
+
+
+def room_for(config: Config, nodes: list[dict[str, float]]) -> int:
+    """How many workers of a run the nodes have room for, busy or not."""
+    need = {"CPU": float(config.cluster.cpus_per_worker), "GPU": config.cluster.gpus_per_worker}
+    return sum(min(math.floor(node.get(kind, 0) / n) for kind, n in need.items() if n) for node in nodes)
 
 
 def check_nodes(config: Config, storage: Folder, nodes: dict[str, str]) -> None:

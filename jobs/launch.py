@@ -41,25 +41,31 @@ STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "A
 
 
 def run_on_ray(run: Run) -> int:
-    """Trains on the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code."""
-    try:
-        connect()
-    except (ConnectionError, RuntimeError) as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine")
-        print(f"error: no Ray at {address}: {error}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH", file=sys.stderr)
-        return 2
+    """Trains on the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code.
+
+    Raises:
+        ConfigError: There is no such cluster, or it cannot carry the run.
+    """
+    connect()
+    from clusters.preflight import check_cluster
+
+    check_cluster(run.config, run.folder.parent)
+    began = time.time()
+    with following(run.folder, "train.log"):
+        failure = interruption(lambda: fit(run))
+    return conclude(run, began, failure)
+
+
+def fit(run: Run) -> None:
+    """Trains on the cluster that this process is connected to, on Ray Train's workers.
+
+    Raises:
+        ray.train.TrainingFailedError: They failed more often than `cluster.max_failures`.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell us nothing
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from clusters.preflight import check_cluster
-
-    try:
-        check_cluster(run.config, run.folder.parent)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-    began = time.time()
     run.write_config()
     # Ray's own memory of checkpoints knows nothing of those that were written or removed without it.
     run.folder.remove("checkpoint_manager_snapshot.json")
@@ -81,21 +87,22 @@ def run_on_ray(run: Run) -> int:
             checkpoint_config=CheckpointConfig(num_to_keep=run.config.checkpoint.keep),
         ),
     )
-    with following(run.folder, "train.log"), warnings_for_workers():
-        failure = interruption(trainer.fit)
-    if not failure:
-        prune_checkpoints(run.folder, run.config.checkpoint.keep)
-    return conclude(run, began, failure)
+    with warnings_for_workers():
+        trainer.fit()
+    prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
 
 def connect() -> None:
-    """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach."""
+    """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach.
+
+    Raises:
+        ConfigError: There is none at that address.
+    """
     # "local" and not None: Ray must not pick up a cluster that somebody else left on this machine.
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell us nothing
     # What follows needs this, and importing it takes as long as starting Ray, which is mostly waiting.
     threading.Thread(target=importlib.import_module, args=["ray.train.torch"], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
@@ -103,13 +110,17 @@ def connect() -> None:
     dashboard = None if address != "local" else False
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
     here = {name: os.environ[name] for name in STORE_ENVIRONMENT if name in os.environ and name not in given}
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        include_dashboard=dashboard,
-        runtime_env={"env_vars": here} if here else None,
-    )
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            include_dashboard=dashboard,
+            runtime_env={"env_vars": here} if here else None,
+        )
+    except (ConnectionError, RuntimeError) as error:
+        where = "this machine" if address == "local" else address
+        raise ConfigError(f"no Ray at {where}: {error}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
 
 
 def in_worker(arguments: dict[str, Any]) -> None:
@@ -176,23 +187,41 @@ def run_here(run: Run) -> int:
     return 1 if failure else 0
 
 
+class RunFailed(RuntimeError):  # noqa: N818 (as TrainingDiverged: what happened, not a mistake of the program)
+    """A run that ended before its end; the message says why and what to do."""
+
+
 def conclude(run: Run, began: float, failure: str | None) -> int:
     """Writes `result.json` and shows what was reached, or says what went wrong; returns the exit code."""
     try:
-        return _conclude(replace(run, folder=run.folder.hurried()) if failure else run, began, failure)
+        result = settle(replace(run, folder=run.folder.hurried()) if failure else run, began, failure)
+    except RunFailed as error:
+        print(error, file=sys.stderr)
+        return 1
     except OSError as error:
         first = failure or f"error: {error}"
         print(f"{first}\nto go on from the last checkpoint, type the same command again", file=sys.stderr)
         return 1
+    return show_result(run.folder, result, f"done in {result['wall_s']:.0f} s")
 
 
-def _conclude(run: Run, began: float, failure: str | None) -> int:
+def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
+    """Writes `result.json` of a run that is done, and returns what it holds.
+
+    Args:
+        run: The run that was started.
+        began: When, as `time.time()` tells it.
+        failure: What `interruption` said.
+
+    Raises:
+        RunFailed: It is not done.
+        OSError: The run folder cannot be read or written.
+    """
     if lasting := last_failure(run.folder):
         failure = f"error: {lasting['error']}"
         if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
             remove_checkpoint(run.folder / f"checkpoint_{lasting['step']:09d}")
-            print(failure, file=sys.stderr)
-            return 1
+            raise RunFailed(failure)
     checkpoint = newest_checkpoint(run.folder)
     if not failure:
         reports = reports_in(run.folder.read("metrics.jsonl"))
@@ -202,8 +231,7 @@ def _conclude(run: Run, began: float, failure: str | None) -> int:
             failure = f"stopped after step {reports[-1]['step']:,}, as asked"
     if failure:
         what = f"go on from {checkpoint.name}" if checkpoint else "start again, as there is no checkpoint yet"
-        print(f"{failure}\nto {what}, type the same command again", file=sys.stderr)
-        return 1
+        raise RunFailed(f"{failure}\nto {what}, type the same command again")
     result = {
         "metrics": reports[-1],
         "retries": sum(report["retries"] for report in reports),
@@ -213,7 +241,7 @@ def _conclude(run: Run, began: float, failure: str | None) -> int:
         "wall_s": round(time.time() - began, 1),
     }
     run.folder.write("result.json", json.dumps(result, indent=2) + "\n")
-    return show_result(run.folder, result, f"done in {result['wall_s']:.0f} s")
+    return result
 
 
 def show_result(folder: Folder, result: dict[str, Any], state: str) -> int:

@@ -130,8 +130,8 @@ def parse(argv: list[str]) -> Request:
     profile = read_profile(known.cluster) if known.cluster else None
     config = override(RECIPES[name](), {**(profile.settings() if profile else {}), **changes})
     return Request(
-        config=_absolute(config),
-        storage=storage_at(_storage(known.storage or (profile.storage if profile else None)), config),
+        config=absolute(config),
+        storage=storage_at(storage_uri(known.storage or (profile.storage if profile else None)), config),
         name=known.run or name,
         resume=known.resume,
         use_ray=not (known.no_ray or "TORCHELASTIC_RUN_ID" in os.environ),
@@ -180,7 +180,12 @@ def _value(text: str, word: str) -> Any:
         raise ConfigError(f"{word} {text}: not a JSON object: {error}") from None
 
 
-def _storage(given: str | None) -> str:
+def storage_uri(given: str | None) -> str:
+    """What `--storage` means: an absolute path or a URL.
+
+    Raises:
+        ConfigError: A URL without a bucket, or with a user or a password.
+    """
     try:
         refuse_user("--storage", given or "")
         refuse_user_in_environment()
@@ -244,7 +249,7 @@ def check_gpus(gpus_per_worker: float) -> None:
         )
 
 
-def _absolute(config: Config) -> Config:
+def absolute(config: Config) -> Config:
     """Makes a local data folder absolute: the workers run in other folders."""
     uri = config.data.uri
     if uri == "digits" or "://" in uri:

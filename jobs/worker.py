@@ -13,7 +13,7 @@ import torch
 from jobs.warning import warned
 from pirl import dist
 from pirl.config import Config, from_json
-from pirl.evaluate import evaluate, why_not
+from pirl.evaluate import evaluate, evaluate_res5, why_not
 from pirl.folder import Folder
 from pirl.meter import Metrics, TrainingDiverged, TrainingStopped
 from pirl.methods import PIRL
@@ -28,8 +28,8 @@ from pirl.runs import (
     upload,
     write_failure,
 )
-from pirl.shards import CorruptImage, open_data, test_uri
-from pirl.train import train
+from pirl.shards import CorruptImage, Dataset, open_data, test_uri
+from pirl.train import Measure, train
 
 Publish = Callable[[Metrics, Path, Callable[[Path], None]], None]
 """Has a checkpoint's files, as this rank wrote them, sent by the function that it is given, now or in a thread; called
@@ -138,7 +138,16 @@ def work(
     say = log.line if log else lambda line: None
     with log or nullcontext():
         try:
-            network = train(config, report=report, scratch=scratch, resume=resume, device=device, say=say, stop=stop)
+            network = train(
+                config,
+                report=report,
+                scratch=scratch,
+                resume=resume,
+                device=device,
+                say=say,
+                stop=stop,
+                measure=probe(config, device, say) if config.evaluation.every_epochs else None,
+            )
             if config.evaluation.enabled:
                 measure(config, folder, network, device, log)
         except TrainingStopped as error:
@@ -154,11 +163,19 @@ def work(
             idle.wait()  # the end of this process would break it off
 
 
+def probe(config: Config, device: torch.device, say: Callable[[str], None]) -> Measure | None:
+    """What is measured during training; None on data without labels."""
+    known, asked = splits(config)
+    if reason := why_not(known, asked):
+        say(reason)
+        return None
+    assert asked is not None
+    return lambda network: dict(evaluate_res5(network.trunk, known, asked, config, device))
+
+
 def measure(config: Config, folder: Folder, network: PIRL, device: torch.device, log: RunLog | None) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
-    held_out = test_uri(config.data.uri, config.data.storage_options)
-    known = open_data(config.data)
-    asked = open_data(config.data, held_out) if held_out else None
+    known, asked = splits(config)
     if reason := why_not(known, asked):
         if log:
             log.line(reason)
@@ -171,3 +188,9 @@ def measure(config: Config, folder: Folder, network: PIRL, device: torch.device,
     report = evaluate(network.trunk, untrained, known, asked, config, device)
     if log:
         folder.write(EVALUATION, json.dumps(report, indent=2) + "\n")
+
+
+def splits(config: Config) -> tuple[Dataset, Dataset | None]:
+    """The data set, and the test split beside it."""
+    held_out = test_uri(config.data.uri, config.data.storage_options)
+    return open_data(config.data), open_data(config.data, held_out) if held_out else None

@@ -169,9 +169,12 @@ class Checkpoint(Section):
 
 
 class Evaluation(Section):
-    """What is measured after training, on data with labels."""
+    """What is measured after training, and during it, on data with labels."""
 
     enabled: bool = True
+    every_epochs: Count | None = None
+    """Epochs between measurements of res5 during training: `linear_res5` and `knn` in metrics.jsonl; none by
+    default."""
     knn_k: Count = 20
     knn_temperature: Positive = 0.07
 

@@ -30,6 +30,9 @@ from pirl.transforms import Views
 Report = Callable[[Metrics, Path | None], None]
 """Called by every rank equally often, with the numbers since the last call and a checkpoint folder or None."""
 
+Measure = Callable[[PIRL], Metrics]
+"""Called by every rank with the network; gives numbers that are reported beside those of training."""
+
 
 def train(
     config: Config,
@@ -40,6 +43,7 @@ def train(
     device: torch.device | None = None,
     say: Callable[[str], None] = lambda line: None,
     stop: Callable[[], bool] = lambda: False,
+    measure: Measure | None = None,
 ) -> PIRL:
     """Trains until `config.optim.epochs` are done.
 
@@ -51,6 +55,8 @@ def train(
         device: Of the network and the bank; the CPU by default.
         say: Takes lines about what is done before the first step.
         stop: Asked after each step; where it is true on any rank, all save a checkpoint and stop.
+        measure: Looks at the network each `evaluation.every_epochs`; at the last step only where
+            `evaluation.enabled` is off, as what follows training measures it then.
 
     Returns:
         The trained network.
@@ -118,15 +124,29 @@ def train(
 
         save_now = meter.done % (config.checkpoint.every_steps or order.steps_per_epoch) == 0
         save_now |= meter.done == last_step or stops > 0
-        if save_now or meter.done % config.checkpoint.log_every_steps == 0:
+        measure_now = measure is not None and is_measured(config, meter.done, order.steps_per_epoch)
+        if save_now or measure_now or meter.done % config.checkpoint.log_every_steps == 0:
+            metrics = meter.metrics(device)
             folder = scratch / f"checkpoint_{meter.done:09d}" if save_now else None
-            if folder:
+            if save_now or measure_now:
                 broadcast_buffers(network)
+            if measure and measure_now:
+                metrics |= measure(network)
+                meter.restart()
+            if folder:
                 checkpoint.save(folder, config, state, meter.done, dataset.fingerprint)
-            report(meter.metrics(device), folder)
+            report(metrics, folder)
         if stops and meter.done < last_step:
             raise TrainingStopped(meter.done)
     return network
+
+
+def is_measured(config: Config, step: int, steps_per_epoch: int) -> bool:
+    """Whether the network is looked at after so many steps."""
+    every = config.evaluation.every_epochs
+    if step == config.optim.epochs * steps_per_epoch:
+        return every is not None and not config.evaluation.enabled
+    return every is not None and step % (every * steps_per_epoch) == 0
 
 
 def data_order(config: Config, dataset: Dataset) -> Order:

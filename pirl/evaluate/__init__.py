@@ -48,8 +48,20 @@ def evaluate(
         `{"train_images", "test_images", "knn": {"accuracy", "k", "temperature"}, "linear": {tap: accuracy},
         "random": {"knn", "linear"}}`; accuracies are shares of 1.
     """
-    measured = [_measure(each, train, test, config, device) for each in (trunk, random_trunk)]
+    measured = [_measure(each, train, test, config, device, TAPS) for each in (trunk, random_trunk)]
     return {**measured[0], "random": {name: measured[1][name] for name in ("knn", "linear")}}
+
+
+def evaluate_res5(
+    trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device
+) -> dict[str, float]:
+    """The two numbers of `evaluate` that tell how far training is; called by every rank.
+
+    Returns:
+        `{"linear_res5", "knn"}`, shares of 1, by `evaluate`'s protocol and equal to its numbers.
+    """
+    measured = _measure(trunk, train, test, config, device, ("res5",))
+    return {"linear_res5": measured["linear"]["res5"], "knn": measured["knn"]["accuracy"]}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -73,16 +85,18 @@ def _classes(dataset: Dataset) -> set[tuple[int, str]]:
     return {(number, name) for number, name in enumerate(dataset.labels or []) if rows is None or rows[number]}
 
 
-def _measure(trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device) -> dict[str, Any]:
+def _measure(
+    trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device, probed: tuple[str, ...]
+) -> dict[str, Any]:
     size, voting = config.data.image_size, config.evaluation
     skip = config.data.on_error == "skip"
     known, asked = (_labelled(extract(trunk, each, size, device, MAX_IMAGES, skip=skip)) for each in (train, test))
     # The probes are dealt over the ranks, each of which has all features.
-    shares = torch.zeros(len(TAPS) + 1, dtype=torch.float64, device=device)
+    shares = torch.zeros(len(probed) + 1, dtype=torch.float64, device=device)
     for probe in range(dist.rank(), len(shares), dist.world_size()):
-        tap = TAPS[probe] if probe < len(TAPS) else "res5"
+        tap = probed[probe] if probe < len(probed) else "res5"
         rows = known.taps[tap], known.labels, asked.taps[tap], asked.labels
-        if probe < len(TAPS):
+        if probe < len(probed):
             shares[probe] = linear.accuracy(*rows)
         else:
             shares[probe] = knn.accuracy(*rows, voting.knn_k, voting.knn_temperature)
@@ -91,7 +105,7 @@ def _measure(trunk: Trunk, train: Dataset, test: Dataset, config: Config, device
         "train_images": len(known.labels),
         "test_images": len(asked.labels),
         "knn": {"accuracy": votes, "k": voting.knn_k, "temperature": voting.knn_temperature},
-        "linear": dict(zip(TAPS, by_tap, strict=True)),
+        "linear": dict(zip(probed, by_tap, strict=True)),
     }
 
 

@@ -1,0 +1,156 @@
+"""Sweeps on a real Ray cluster: submitted as a job, killed and gone on with, stopped early, interrupted."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ray_cluster import LIMIT_S, ROOT, SMALL, Cluster, finish, lines, train_workers, wait_for
+
+TINY = [*(word for word in SMALL if "epochs" not in word), "--checkpoint.every-steps=6", "--cluster.workers=1"]
+LEFT = """
+import ray
+ray.init(logging_level="ERROR")
+print([group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"])
+"""
+
+
+def command(storage: Path, *arguments: str) -> list[str]:
+    return ["tune/sweep.py", "digits", *TINY, f"--storage={storage}", "--name=sweep", *arguments]
+
+
+LEARNING_RATES = ["--set", "optim.lr", "0.03", "1e30", "0.01", "--optim.warmup-epochs=1", "--optim.epochs=3"]
+
+
+def start(cluster: Cluster, storage: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command(storage, *arguments)],
+        cwd=ROOT,
+        env={**cluster.env, "RAY_ADDRESS": cluster.gcs},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def table(storage: Path) -> list[dict[str, str]]:
+    """`sweep.csv` without the times."""
+    with (storage / "sweep" / "sweep.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "train_s"} for row in csv.DictReader(file)]
+
+
+def nothing_is_left(cluster: Cluster) -> None:
+    """No worker, and no resources that are held for one: a stopped trial has left none behind."""
+    env = {**cluster.env, "RAY_ADDRESS": cluster.gcs}
+    wait_for(lambda: not train_workers(cluster), "workers stay")
+    asked = [sys.executable, "-c", LEFT]
+    wait_for(
+        lambda: subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout.strip() == "[]",
+        "placement groups stay",
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a sweep that was submitted as README says; the second of its trials cannot go well."""
+    storage = tmp_path_factory.mktemp("sweep")
+    job = ["ray", "job", "submit", f"--address={cluster.dashboard}", "--working-dir=.", "--", "python"]
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        answer = subprocess.run(
+            [*job, *command(storage, *LEARNING_RATES)],
+            cwd=ROOT,
+            env=cluster.env,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        # A cluster that has just started takes no jobs for some seconds.
+        if "No available agent" not in answer.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert answer.returncode == 1, answer.stdout + answer.stderr
+    assert "lr-1e30_seed-0" in answer.stdout
+    return storage
+
+
+def test_a_trial_that_fails_is_shown_with_its_error_and_the_others_go_on(undisturbed: Path) -> None:
+    content = json.loads((undisturbed / "sweep" / "sweep.json").read_text())
+    good, bad, other = content["trials"]
+    assert [trial["state"] for trial in (good, bad, other)] == ["done", "failed", "done"]
+    assert "learning rate" in bad["error"]
+    assert [epoch for epoch, _, _ in good["curve"]] == [1, 2, 3]
+    assert content["best"]["name"] in (good["name"], other["name"])
+    for trial in (good, other):
+        run = Path(trial["folder"])
+        result = json.loads((run / "result.json").read_text())
+        assert result["metrics"]["linear_res5"] == trial["metric"]
+        assert Path(result["checkpoint"]).name == "checkpoint_000000036"
+    assert (undisturbed / "sweep" / "sweep.png").stat().st_size > 10_000
+
+
+def test_after_kill_9_the_same_command_gives_the_same_table(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Also of numbers, to the last digit: what was cut off goes on from its checkpoint, what is done stays."""
+    process = start(cluster, tmp_path, *LEARNING_RATES, "--max-concurrent=1")
+    first, last = (tmp_path / "sweep" / f"lr-{rate}_seed-0" for rate in ("0.03", "0.01"))
+    wait_for(lambda: len(lines(last)) > 14 or process.poll() is not None, "no progress")
+    process.kill()
+    process.communicate()
+    before = (first / "result.json").stat().st_mtime_ns
+    code, out, err = finish(start(cluster, tmp_path, *LEARNING_RATES, "--max-concurrent=1"))
+    assert code == 1, out + err
+    assert table(tmp_path) == table(undisturbed)
+    assert (first / "result.json").stat().st_mtime_ns == before
+    assert "going on from checkpoint_" in (last / "train.log").read_text()
+    nothing_is_left(cluster)
+
+
+def test_a_trial_that_asha_stops_leaves_its_room_to_the_next(cluster: Cluster, tmp_path: Path) -> None:
+    arguments = ["--set", "optim.lr", "0.03", "0.00004", "0.05", "--optim.epochs=3", "--metric=loss"]
+    code, out, err = finish(start(cluster, tmp_path, *arguments, "--scheduler=asha", "--max-concurrent=1"))
+    assert code == 0, out + err
+    good, slow, third = table(tmp_path)
+    assert (good["state"], good["epoch"]) == ("done", "3")
+    assert (slow["state"], slow["epoch"]) == ("stopped", "1")
+    assert third["state"] in ("done", "stopped")
+    assert not (tmp_path / "sweep" / slow["trial"] / "result.json").exists()
+    nothing_is_left(cluster)
+
+    began = time.monotonic()
+    code, out, err = finish(start(cluster, tmp_path, *arguments, "--scheduler=asha", "--max-concurrent=1"))
+    assert code == 0, out + err
+    assert time.monotonic() - began < 30, "nothing is trained again, not even what was stopped"
+    assert [row["state"] for row in table(tmp_path)] == [good["state"], "stopped", third["state"]]
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
+    process = start(cluster, tmp_path, "--epochs", "30", "40")
+    runs = tmp_path / "sweep"
+    wait_for(lambda: any(lines(run) for run in runs.glob("epochs-*")) or process.poll() is not None, "no progress")
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert time.monotonic() - began < 60
+    assert code == 1, out + err
+    assert "to go on, type the same command again" in err
+    assert "Traceback" not in err
+    assert {row["state"] for row in table(tmp_path)} == {"waiting"}
+    nothing_is_left(cluster)
+
+
+def test_what_the_cluster_can_never_carry_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    """In the trial that asks for it, wherever it comes."""
+    process = start(cluster, tmp_path, "--set", "cluster.workers", "1", "4", "--cluster.cpus-per-worker=2")
+    code, out, err = finish(process)
+    assert code == 2, out + err
+    assert "--cluster.workers 2" in err
+    assert not (tmp_path / "sweep").exists() or not any((tmp_path / "sweep").iterdir())
+    assert os.listdir(tmp_path) in ([], ["sweep"])

@@ -1,0 +1,110 @@
+"""The trials of a sweep: their names, what is refused before anything starts, and what the command line means."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pirl.config import ConfigError
+from pirl.recipes import digits
+from tune.space import LONGEST_NAME, group_name, some_of, trials_of
+from tune.sweep import parse
+
+ROOT = Path(__file__).parents[1]
+
+
+def names(**axes: list[object]) -> list[str]:
+    return [trial.name for trial in trials_of(digits(), {k.replace("__", "."): v for k, v in axes.items()}, 1)]
+
+
+def test_trials_are_all_points_of_the_grid_with_each_seed():
+    trials = trials_of(digits(), {"loss.num_negatives": ["64", "128"], "optim.epochs": ["5", "10"]}, seeds=2)
+    assert [trial.name for trial in trials[:3]] == [
+        "num_negatives-64_epochs-5_seed-0",
+        "num_negatives-64_epochs-5_seed-1",
+        "num_negatives-64_epochs-10_seed-0",
+    ]
+    points = {(t.config.loss.num_negatives, t.config.optim.epochs, t.config.seed) for t in trials}
+    assert points == {(n, e, s) for n in (64, 128) for e in (5, 10) for s in (0, 1)}
+    assert len({group_name(trial) for trial in trials}) == 4
+
+
+def test_a_name_is_a_function_of_the_values_and_not_of_how_they_are_written():
+    assert names(optim__lr=["0.10"]) == names(optim__lr=["1e-1"]) == ["lr-0.1_seed-0"]
+    assert names(optim__clip_norm=[None, "1"]) == ["clip_norm-None_seed-0", "clip_norm-1_seed-0"]
+
+
+def test_names_that_would_be_the_same_or_too_long_are_told_apart():
+    both = names(pretext__crop_min=["0.5"], augment__crop_min=["0.25", "0.5"])
+    assert both[0] == "pretext.crop_min-0.5_augment.crop_min-0.25_seed-0"
+    folders = names(data__cache_folder=["/a/b", "/a-b", "/a" + 90 * "b", "/a" + 91 * "b"])
+    assert len(set(folders)) == 4
+    assert all(len(name) <= LONGEST_NAME and "/" not in name for name in folders)
+
+
+def test_a_random_choice_keeps_what_a_smaller_one_has_and_all_seeds_of_a_point():
+    trials = trials_of(digits(), {"loss.num_negatives": [2**n for n in range(1, 10)]}, seeds=2)
+    few, more = some_of(trials, 3), some_of(trials, 5)
+    assert (len(few), len(more)) == (6, 10)
+    assert {trial.name for trial in few} < {trial.name for trial in more}
+    assert few == some_of(trials, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--set loss.temprature 0.1", "did you mean loss.temperature"),
+        ("--epochs 1 2 3 4 5 6 7 8 9 nine", "optim.epochs 'nine'"),
+        ("--epochs 5 5", "given twice"),
+        ("--epochs 5 --optim.epochs 6", "optim.epochs is given twice"),
+        ("--epochs 5 --set optim.epochs 6", "optim.epochs is given twice"),
+        ("--set optim.warmup-epochs 1 4 --epochs 3 5", "optim.warmup_epochs"),
+        ("--set loss.temperature", "needs values"),
+        ("--set seed 1 2", "--seeds 3"),
+        ("", "nothing to compare"),
+        ("--epochs 5 --search random", "--num-samples"),
+        ("--epochs 5 --search optuna", "Use grid or random"),
+        ("--epochs 5 --scheduler pbt", "weights"),
+        ("--num-negatives 64 128 --metric loss", "--metric linear_res5 or knn"),
+        ("--set loss.pretext-weight 0 1 --metric loss", "--metric linear_res5 or knn"),
+        ("--epochs 5 --storage s3://", "names no bucket"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: str, message: str):
+    with pytest.raises(ConfigError) as refusal:
+        parse(["digits", *arguments.split()])
+    assert message in str(refusal.value)
+
+
+def test_settings_that_are_fixed_hold_in_all_trials_and_the_name_says_what_is_swept():
+    request = parse(["digits", "--epochs", "1", "2", "--model.width", "4", "--set", "loss.temperature", "0.05", "0.1"])
+    assert [trial.config.model.width for trial in request.trials] == [4] * 4
+    assert request.folder.name == "digits-epochs-temperature"
+    assert request.grace is None
+    assert all(trial.config.evaluation.every_epochs == 1 for trial in request.trials)
+
+
+def test_losses_of_one_kind_are_compared_without_any_evaluation_during_training():
+    request = parse(["digits", "--set", "optim.lr", "0.01", "0.1", "--metric", "loss"])
+    assert all(trial.config.evaluation.every_epochs is None for trial in request.trials)
+
+
+def test_a_wrong_value_in_the_last_trial_is_refused_without_importing_ray(tmp_path: Path):
+    """What takes long is not even imported, so that the answer comes in the first second or two."""
+    arguments = ["digits", "--num-negatives", *map(str, range(2, 12)), "100000", f"--storage={tmp_path}"]
+    check = "import sys; from tune import sweep; sys.argv[0] = ''; code = sweep.main(); "
+    check += "print(code, [m for m in ('ray', 'torch', 'matplotlib') if m in sys.modules])"
+    command = [sys.executable, "-c", check, *arguments]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert answer.stdout.strip() == "2 []", answer.stderr
+    assert "num_negatives-100000" in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_says_how_many_trials_there_are_and_starts_nothing(tmp_path: Path):
+    command = [sys.executable, "tune/sweep.py", "digits", "--epochs", "1", "2", "--seeds", "3", "--check"]
+    answer = subprocess.run([*command, f"--storage={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert f"{tmp_path}/digits-epochs: 6 trials, 6 of them to be trained" in answer.stdout
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,114 @@
+"""Run the trials of a sweep on the connected Ray, as many at once as there is room for."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+
+from clusters.preflight import check_nodes, check_resources, room_for
+from pirl.folder import Folder
+from tune.measured import Metric
+from tune.results import Row
+
+LOST = 3
+"""How often the process that watches a trial may be lost; what its workers survive is `cluster.max_failures`."""
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has none
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # what Tune writes down is not needed again
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+"""Read by ray.tune when it is imported."""
+
+
+def drive(
+    storage: Folder,
+    rows: Sequence[Row],
+    metric: Metric,
+    grace: int | None,
+    reduction: int,
+    at_once: int,
+    changed: Callable[[Row, str], None],
+) -> None:
+    """Trains what waits; returns when nothing does, or at Ctrl-C.
+
+    Args:
+        storage: The sweep's folder.
+        rows: All trials. Their states, curves and errors are kept up to date.
+        metric: What is measured.
+        grace: Epochs that ASHA gives each trial; None trains all to their end.
+        reduction: Of ASHA.
+        at_once: Trials at once, by their processes. Where that is one more than there is room for, it starts while
+            the others train, and Ray gives it its workers, all together, when one of them has ended.
+        changed: Called after each change of a row, with its state before.
+    """
+    os.environ |= QUIET
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
+
+    from tune.follower import Follower
+    from tune.schedule import ByLength
+    from tune.trial import RunTrial
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the table
+    waiting = [row for row in rows if row.state == "waiting"]
+    scheduler = FIFOScheduler()  # type: ignore[no-untyped-call]
+    if grace:
+        scheduler = ByLength((row.trial.config.optim.epochs for row in rows), metric, grace, reduction)
+        for row in rows:
+            if row.state in ("done", "stopped"):
+                scheduler.remember(row)
+    asked = [
+        {
+            "storage": storage,
+            "name": row.trial.name,
+            "config": row.trial.config.model_dump_json(),
+            "epochs": row.trial.config.optim.epochs,
+            "metric": metric,
+        }
+        for row in waiting
+    ]
+    here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    with tempfile.TemporaryDirectory(prefix="pirl-sweep-") as scratch:
+        tune.Tuner(
+            # No CPU: it would be missing for the workers. On this node: where Tune's own files are.
+            tune.with_resources(RunTrial, {"CPU": 0, f"node:{here}": 0.001}),
+            param_space={"trial": tune.grid_search(asked)},
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler,
+                max_concurrent_trials=at_once,
+                trial_name_creator=lambda trial: trial.config["trial"]["name"],
+                trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
+                reuse_actors=False,  # the end of a trial's process is what ends its workers
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=LOST),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[Follower(waiting, changed)],
+            ),
+        ).fit()
+
+
+def concurrency(storage: Folder, rows: Sequence[Row]) -> int:
+    """How many trials fit on the connected cluster at once, so that all of them have all of their workers.
+
+    Raises:
+        ConfigError: One does not fit alone, or a node cannot read the data or write the storage.
+    """
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in alive]
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in alive}
+    configs = [row.trial.config for row in rows]
+    for config in configs:
+        check_resources(config, nodes)
+    for config in {config.data.model_dump_json(): config for config in configs}.values():
+        check_nodes(config, storage, addresses)
+    return min(room_for(config, nodes) // config.cluster.workers for config in configs)

@@ -1,0 +1,64 @@
+"""What was measured of a run so far, from the files of its folder: the same now, later, and after a kill."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from pirl.config import Config
+from pirl.folder import Folder
+from pirl.runs import EVALUATION
+
+Metric = Literal["linear_res5", "knn", "loss"]
+
+
+class Point(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        epoch: Epochs that are done.
+        metric: Share of 1, or the mean loss since the last measurement.
+        train_s: Seconds of training until then, without start and measurements.
+    """
+
+    epoch: int
+    metric: float
+    train_s: float
+
+
+def curve_of(folder: Folder, config: Config, metric: Metric) -> list[Point]:
+    """All measurements of a run, in order; the last one is what its evaluation found, if it is done."""
+    points = list(_points(folder, config, metric))
+    evaluation = json.loads(folder.find(EVALUATION) or "null") if metric != "loss" else None
+    if evaluation:
+        final = evaluation["linear"]["res5"] if metric == "linear_res5" else evaluation["knn"]["accuracy"]
+        *_, (line, train_s) = _timed(folder, config)
+        points.append(Point(round(line["epoch"]), final, train_s))
+    return points
+
+
+def _points(folder: Folder, config: Config, metric: Metric) -> Iterator[Point]:
+    every = config.evaluation.every_epochs or config.optim.epochs
+    step, passed, losses = 0, 0, 0.0
+    measured_step = 0
+    for line, train_s in _timed(folder, config):
+        losses += (line["step"] - step) * line["loss"]
+        step = line["step"]
+        if metric in line and metric != "loss":
+            yield Point(round(line["epoch"]), line[metric], train_s)
+        elif metric == "loss" and line["epoch"] // every > passed:
+            passed = int(line["epoch"] // every)
+            yield Point(passed * every, losses / (step - measured_step), train_s)
+            losses, measured_step = 0.0, step
+
+
+def _timed(folder: Folder, config: Config) -> Iterator[tuple[dict[str, Any], float]]:
+    """The lines of `metrics.jsonl`, each with the seconds of training that it and those before it took."""
+    step, train_s = 0, 0.0
+    for text in (folder.find("metrics.jsonl") or "").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # it is being written
+            return
+        train_s += (line["step"] - step) * config.data.batch_size / line["samples_per_s"]
+        step = line["step"]
+        yield line, train_s

@@ -1,0 +1,303 @@
+"""Train PIRL with several values of settings, on Ray Tune, and show what they change."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import shlex
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.pretrain import absolute, check_request, default_storage, pairs, storage_uri
+from pirl.config import Config, ConfigError, override
+from pirl.folder import Folder
+from pirl.recipes import RECIPES
+from pirl.retry import StorageError
+from pirl.runs import open_run, storage_at
+from tune.measured import Metric, curve_of
+from tune.results import Row, best_of, stopped_before, write
+from tune.space import Trial, short_names, some_of, trials_of
+
+EXAMPLES = """
+  python tune/sweep.py digits --num-negatives 256 512 1024 --epochs 5 10 --seeds 3
+  python tune/sweep.py cifar10 --set loss.pretext_weight 0 0.25 0.5 0.75 1 --optim.epochs 4 --name lambda
+  python tune/sweep.py digits --set optim.lr 0.01 0.03 0.1 --set loss.temperature 0.05 0.07 0.1 \\
+      --search random --num-samples 4 --scheduler asha
+  ray job submit --working-dir . -- python tune/sweep.py digits --num-negatives 256 1024 --storage /shared/runs
+"""
+
+NO_PBT = (
+    "--scheduler pbt is not there: population based training copies the weights of one trial into another, and with "
+    "them the memory bank, the optimizer and the place in the schedule; runs here only go on from checkpoints of "
+    "their own. Use asha or none"
+)
+NO_OPTUNA = (
+    "--search optuna is not there: it is not among the requirements, and what it would try next depends on the order "
+    "in which trials end, so that a sweep could not be gone on with by the same command. Use grid or random"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    trials: list[Trial]
+    folder: Folder
+    metric: Metric
+    grace: int | None
+    """Epochs that ASHA gives each trial; None without it."""
+    reduction: int
+    max_concurrent: int | None
+    check: bool
+    command: str
+
+
+def main() -> int:
+    """Runs the sweep.
+
+    Returns:
+        The exit code: 0 done, 1 interrupted or a trial failed, 2 the request is wrong and nothing was started.
+    """
+    try:
+        request = parse(sys.argv[1:])
+        rows = known_rows(request)
+        if request.check:
+            waiting = sum(row.state == "waiting" for row in rows)
+            print(f"{request.folder}: {len(rows)} trials, {waiting} of them to be trained")
+            return 0
+        return run(request, rows)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StorageError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+
+
+def parse(argv: list[str]) -> Request:
+    """Reads the command line.
+
+    Raises:
+        ConfigError: A recipe, setting or value that is not allowed, in whichever trial.
+    """
+    parser = _parser()
+    given, rest = parser.parse_known_args(argv)
+    recipe, fixed = pairs(rest)
+    if given.help:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without a word
+        parser.print_help()
+        sys.exit(0)
+    name = (recipe or "digits").replace("-", "_")
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {recipe!r}: use one of {', '.join(RECIPES)}")
+    for choice, message in ((given.scheduler == "pbt", NO_PBT), (given.search == "optuna", NO_OPTUNA)):
+        if choice:
+            raise ConfigError(message)
+    axes = _axes(given, fixed)
+    refuse_unlike_losses(given.metric, axes)
+    measured = {} if given.metric == "loss" else {"evaluation.every_epochs": given.evaluate_every}
+    base = absolute(override(RECIPES[name](), {**measured, **fixed}))
+    trials = trials_of(base, axes, given.seeds)
+    if given.search == "random":
+        if given.num_samples is None:
+            raise ConfigError("--search random needs --num-samples: how many points of the grid are tried")
+        trials = some_of(trials, given.num_samples)
+    sweep = given.name or "-".join([name, *short_names([*axes]).values()])
+    return Request(
+        trials=trials,
+        folder=storage_at(storage_uri(given.storage), base) / sweep,
+        metric=given.metric,
+        grace=given.grace if given.scheduler == "asha" else None,
+        reduction=given.reduction,
+        max_concurrent=given.max_concurrent,
+        check=given.check,
+        command=shlex.join(["python", "tune/sweep.py", *(word for word in argv if word != "--check")]),
+    )
+
+
+def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
+    """Refuses to compare losses that are not on one scale.
+
+    Raises:
+        ConfigError: A setting of the sweep changes what the loss is.
+    """
+    unlike = [name for name in axes if name.startswith(("loss.", "pretext.", "data.", "augment."))]
+    if metric == "loss" and unlike:
+        raise ConfigError(
+            f"--metric loss cannot compare trials with other {', '.join(unlike)}: it changes what the loss is, not "
+            "only what is learned. Use --metric linear_res5 or knn"
+        )
+
+
+def known_rows(request: Request) -> list[Row]:
+    """The trials with what is known of them already; refuses those that cannot be trained. Writes nothing.
+
+    Raises:
+        ConfigError: Which trial cannot be, and why.
+        StorageError: The store did not answer.
+    """
+    if request.metric != "loss":
+        refuse_unlabelled(request.trials[0].config, request.metric)
+    stopped = stopped_before(request.folder, request.metric) if request.grace else {}
+    return [_known_row(request, trial, stopped.get(trial.name)) for trial in request.trials]
+
+
+def refuse_unlabelled(config: Config, metric: Metric) -> None:
+    """Refuses a metric that cannot be measured on this data.
+
+    Raises:
+        ConfigError: It has no labels, or no test split.
+    """
+    from pirl.shards import open_data, test_uri
+
+    held_out = test_uri(config.data.uri, config.data.storage_options)
+    splits = [open_data(config.data), open_data(config.data, held_out)] if held_out else []
+    if not splits or any(split.labels is None for split in splits):
+        raise ConfigError(
+            f"--metric {metric} needs labels and a test split, which {config.data.uri} lacks: python jobs/prepare.py "
+            "writes them from class folders; or use --metric loss"
+        )
+
+
+def run(request: Request, rows: list[Row]) -> int:
+    """Trains what is to be trained, and shows what came out; returns the exit code."""
+    from rich.console import Console
+
+    from tune.live import showing
+
+    console = Console()
+    if any(row.state == "waiting" for row in rows):
+        from jobs.launch import connect, interruption
+
+        connect()
+        from tune.drive import concurrency, drive  # only now: it imports ray
+
+        room = concurrency(request.folder, rows)
+        at_once = request.max_concurrent if request.max_concurrent and request.max_concurrent <= room else room + 1
+        with showing(console, rows, request.metric) as show:
+
+            def changed(row: Row, before: str) -> None:
+                write(request.folder, rows, request.metric, request.command)
+                show(row, before)
+
+            failure = interruption(
+                lambda: drive(request.folder, rows, request.metric, request.grace, request.reduction, at_once, changed)
+            )
+        if failure not in (None, "interrupted"):
+            print(failure, file=sys.stderr)
+    return conclude(request, rows, console)
+
+
+def conclude(request: Request, rows: list[Row], console: Any) -> int:
+    """Writes the tables and the picture, and shows them; returns the exit code."""
+    from tune.live import groups_table, label, shown, trials_table
+    from tune.picture import png_of
+
+    for row in rows:
+        if row.state in ("starting", "running"):  # cut off
+            row.state = "waiting"
+    write(request.folder, rows, request.metric, request.command)
+    request.folder.write("sweep.png", png_of(rows, request.metric, request.folder.name))
+    if not console.is_terminal:
+        console.print(trials_table(rows, request.metric))
+    console.print(groups_table(rows, request.metric))
+    lines = [f"{request.folder.name}: sweep.json, sweep.csv and sweep.png in {request.folder}"]
+    if best := best_of(rows, request.metric):
+        reached = f"{label(request.metric)} {shown(best.curve[-1].metric, request.metric)}"
+        lines.append(f"  best        {request.folder / best.trial.name}   {reached}")
+    lines.append(f"  again       {request.command}")
+    print("\n".join(lines), flush=True)
+    for row in rows:
+        if row.state == "failed":
+            print(f"failed: {row.trial.name}: {row.error}", file=sys.stderr)
+    waiting = sum(row.state == "waiting" for row in rows)
+    if waiting:
+        print(f"interrupted with {waiting} trials to go; to go on, type the same command again", file=sys.stderr)
+    return int(waiting > 0 or any(row.state == "failed" for row in rows))
+
+
+def _known_row(request: Request, trial: Trial, stopped_at: int | None) -> Row:
+    try:
+        run = open_run(request.folder, trial.name, trial.config, "auto")
+        if run.result is None:
+            check_request(run, use_ray=True)
+    except ConfigError as error:
+        raise ConfigError(f"trial {trial.name}: {error}") from None
+    if run.result is None and stopped_at is None:
+        return Row(trial)
+    curve = curve_of(run.folder, trial.config, request.metric)
+    if run.result is None:
+        return Row(trial, "stopped", [point for point in curve if point.epoch <= (stopped_at or 0)])
+    return Row(trial, "done", curve)
+
+
+def _axes(given: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, list[str]]:
+    listed = [["loss.num_negatives", *given.num_negatives], ["optim.epochs", *given.epochs], *given.set]
+    axes: dict[str, list[str]] = {}
+    for name, *values in listed:
+        name = name.replace("-", "_")
+        if not values:
+            if name not in ("loss.num_negatives", "optim.epochs"):
+                raise ConfigError(f"--set {name} needs values: --set {name} VALUE VALUE ...")
+            continue
+        if name in axes or name in {known.replace("-", "_") for known in fixed}:
+            raise ConfigError(f"{name} is given twice")
+        if name == "seed":
+            raise ConfigError("seeds are given by number: --seeds 3, from --seed on")
+        axes[name] = values
+    if not axes:
+        raise ConfigError("nothing to compare: give --num-negatives, --epochs or --set NAME with values")
+    return axes
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python tune/sweep.py",
+        usage="%(prog)s [RECIPE] [--num-negatives N ...] [--epochs N ...] [--set NAME VALUE ...] "
+        "[--section.field VALUE ...] ...",
+        description=__doc__,
+        epilog=f"recipes: {', '.join(RECIPES)} (default: digits)\nexamples:{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = parser.add_argument
+    add("--num-negatives", nargs="+", default=[], metavar="N", help="values of loss.num_negatives")
+    add("--epochs", nargs="+", default=[], metavar="N", help="values of optim.epochs")
+    add("--set", nargs="+", action="append", default=[], metavar="NAME VALUE", help="values of any other setting")
+    add("--seeds", type=_count, default=1, metavar="N", help="trials for each point, with seeds from --seed on")
+    add("--search", choices=["grid", "random", "optuna"], default="grid", help="all points (default), or some")
+    add("--num-samples", type=_count, metavar="N", help="points that --search random tries")
+    add("--metric", choices=["linear_res5", "knn", "loss"], default="linear_res5", help="default: linear_res5")
+    add("--evaluate-every", type=_count, default=1, metavar="EPOCHS", help="between measurements (default: 1)")
+    add("--scheduler", choices=["none", "asha", "pbt"], default="none", help="asha stops trials that are behind")
+    add("--grace", type=_count, default=1, metavar="EPOCHS", help="that asha gives each trial (default: 1)")
+    add(
+        "--reduction",
+        type=int,
+        choices=range(2, 100),
+        default=3,
+        metavar="N",
+        help="one in N goes on (default: 3)",
+    )
+    add("--max-concurrent", type=_count, metavar="N", help="trials at once (default: as many as there is room for)")
+    add("--name", help="of the sweep and its folder (default: the recipe's and those of the settings)")
+    add("--storage", metavar="URI", help=f"where its folder lies, a folder or s3://… (default: {default_storage()})")
+    add("--check", action="store_true", help="say what would be trained, and start nothing")
+    add("-h", "--help", action="store_true", help="this text")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

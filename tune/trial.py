@@ -1,0 +1,84 @@
+"""One trial, as Ray Tune sees it: a run of Ray Train, and what is measured of it, read from its run folder.
+
+The run folder is all the memory that there is. What was measured before a sweep was cut off is told to the scheduler
+again, in the same order, and the run goes on from its newest checkpoint; nothing of Tune's own is restored.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+from ray import tune
+
+from jobs.launch import RunFailed, fit, interruption, settle
+from pirl.config import from_json
+from pirl.retry import StorageError
+from pirl.runs import open_run
+from tune.measured import Metric, Point, curve_of
+
+ENVIRONMENT = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a trial that is ready waits for the one before it
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # after which the end of the workers is seen; 2 by default
+}
+"""Passed on by Ray Train to those that run the trial."""
+
+
+class RunTrial(tune.Trainable):
+    """A run on Ray Train's workers, which this process starts and watches."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Goes on with the run, in a thread.
+
+        Args:
+            config: `{"trial": {"storage": Folder, "name", "config": JSON, "metric"}}`
+        """
+        os.environ |= ENVIRONMENT
+        asked = config["trial"]
+        self.metric: Metric = asked["metric"]
+        self.run = open_run(asked["storage"], asked["name"], from_json(asked["config"]), "auto")
+        self.told = 0
+        self.ready: deque[Point] = deque()
+        self.error: str | None = None
+        # A daemon: the end of this process ends the run and its workers, whatever the thread does.
+        self.training = threading.Thread(target=self.carry_out, daemon=True)
+        self.training.start()
+
+    def step(self) -> dict[str, Any]:
+        """Waits for the next measurement, or for the end of the run, which is told with the last one."""
+        every_s = 0.25 if self.run.folder.path else 10.0
+        while True:
+            running = self.training.is_alive()
+            began = time.monotonic()
+            self.look()
+            if self.ready:
+                return {**self.ready.popleft()._asdict(), "done": False}
+            if not running:
+                return self.end()
+            self.training.join(max(every_s, 10 * (time.monotonic() - began)))
+
+    def look(self) -> None:
+        """Takes what was measured since the last time; the last measurement waits for the end."""
+        with suppress(StorageError):  # asked again the next time
+            for point in curve_of(self.run.folder, self.run.config, self.metric):
+                if self.told < point.epoch < self.run.config.optim.epochs:
+                    self.told = point.epoch
+                    self.ready.append(point)
+
+    def end(self) -> dict[str, Any]:
+        """How the run ended."""
+        if self.error:
+            return {"done": True, "error": self.error}
+        return {**curve_of(self.run.folder, self.run.config, self.metric)[-1]._asdict(), "done": True}
+
+    def carry_out(self) -> None:
+        """Trains until the run is done or cannot go on."""
+        if self.run.result is not None:  # the process before this one was lost after the end
+            return
+        began = time.time()
+        try:
+            settle(self.run, began, interruption(lambda: fit(self.run)))
+        except (RunFailed, OSError) as error:
+            self.error = str(error).removeprefix("error: ")
