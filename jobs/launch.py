@@ -19,19 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.outcome import conclude
 from jobs.warning import warnings_for_workers, warnings_heard
 from pirl.config import ConfigError
 from pirl.folder import Folder
 from pirl.retry import StorageError
 from pirl.runs import (
-    EVALUATION,
     Run,
-    last_failure,
-    newest_checkpoint,
     prune_checkpoints,
-    remove_checkpoint,
-    reports_in,
-    steps_done,
 )
 from pirl.storage import arrow_filesystem
 from pirl.temporary import temporary_folder
@@ -51,7 +46,7 @@ def run_on_ray(run: Run) -> int:
 
     check_cluster(run.config, run.folder.parent)
     began = time.time()
-    with following(run.folder, "train.log"):
+    with following(run.folder, "train.log"), warnings_for_workers():
         failure = interruption(lambda: fit(run))
     return conclude(run, began, failure)
 
@@ -87,8 +82,7 @@ def fit(run: Run) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=run.config.checkpoint.keep),
         ),
     )
-    with warnings_for_workers():
-        trainer.fit()
+    trainer.fit()
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
 
@@ -185,79 +179,6 @@ def run_here(run: Run) -> int:
     if failure:
         print(f"rank {rank}: {failure}", file=sys.stderr)
     return 1 if failure else 0
-
-
-class RunFailed(RuntimeError):  # noqa: N818 (as TrainingDiverged: what happened, not a mistake of the program)
-    """A run that ended before its end; the message says why and what to do."""
-
-
-def conclude(run: Run, began: float, failure: str | None) -> int:
-    """Writes `result.json` and shows what was reached, or says what went wrong; returns the exit code."""
-    try:
-        result = settle(replace(run, folder=run.folder.hurried()) if failure else run, began, failure)
-    except RunFailed as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        first = failure or f"error: {error}"
-        print(f"{first}\nto go on from the last checkpoint, type the same command again", file=sys.stderr)
-        return 1
-    return show_result(run.folder, result, f"done in {result['wall_s']:.0f} s")
-
-
-def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
-    """Writes `result.json` of a run that is done, and returns what it holds.
-
-    Args:
-        run: The run that was started.
-        began: When, as `time.time()` tells it.
-        failure: What `interruption` said.
-
-    Raises:
-        RunFailed: It is not done.
-        OSError: The run folder cannot be read or written.
-    """
-    if lasting := last_failure(run.folder):
-        failure = f"error: {lasting['error']}"
-        if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
-            remove_checkpoint(run.folder / f"checkpoint_{lasting['step']:09d}")
-            raise RunFailed(failure)
-    checkpoint = newest_checkpoint(run.folder)
-    if not failure:
-        reports = reports_in(run.folder.read("metrics.jsonl"))
-        if not reports or steps_done(checkpoint) < reports[-1]["step"]:
-            failure = f"error: the last checkpoint did not reach {run.folder}"
-        elif reports[-1]["step"] < reports[-1]["last_step"]:
-            failure = f"stopped after step {reports[-1]['step']:,}, as asked"
-    if failure:
-        what = f"go on from {checkpoint.name}" if checkpoint else "start again, as there is no checkpoint yet"
-        raise RunFailed(f"{failure}\nto {what}, type the same command again")
-    result = {
-        "metrics": reports[-1],
-        "retries": sum(report["retries"] for report in reports),
-        "skipped": sum(report["skipped"] for report in reports),
-        "evaluation": json.loads(run.folder.find(EVALUATION) or "null"),
-        "checkpoint": str(checkpoint),
-        "wall_s": round(time.time() - began, 1),
-    }
-    run.folder.write("result.json", json.dumps(result, indent=2) + "\n")
-    return result
-
-
-def show_result(folder: Folder, result: dict[str, Any], state: str) -> int:
-    """Prints the table of a finished run and where everything lies; returns the exit code."""
-    if result["evaluation"]:
-        from pirl.evaluate import table
-
-        print("\n" + table(result["evaluation"]))
-    print(
-        f"\n{folder.name}: {state}\n"
-        f"  numbers     {folder / 'result.json'}, metrics.jsonl, train.log\n"
-        f"  trunk       {result['checkpoint']}/trunk.safetensors (names as in torchvision)\n"
-        f"  checkpoint  {result['checkpoint']}\n"
-        f"  curves      tensorboard --logdir {folder}"
-    )
-    return 0
 
 
 def interruption(start: Callable[[], object]) -> str | None:

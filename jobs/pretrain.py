@@ -71,7 +71,8 @@ def main() -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
 
-    from jobs.launch import run_here, run_on_ray, show_result
+    from jobs.launch import run_here, run_on_ray
+    from jobs.outcome import show_result
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception: what is temporary is removed
     if run.result is not None:

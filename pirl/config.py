@@ -210,9 +210,7 @@ class Config(Section):
                 f"one reader: use at most {data.streams} workers or --data.streams {workers}"
             )
         if self.pretext.name == "none" and self.loss.pretext_weight > 0:
-            raise ValueError(
-                "pretext.name none has no second view to weigh: add --loss.pretext_weight 0 (which is NPID)"
-            )
+            raise ValueError("pretext.name none has no second view to weigh: add --loss.pretext_weight 0 (NPID)")
         if self.optim.final_lr > self.optim.lr:
             raise ValueError(f"optim.final_lr {self.optim.final_lr} is above optim.lr {self.optim.lr}")
         if self.optim.warmup_epochs >= self.optim.epochs:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.launch import conclude, following
+from jobs.launch import following
+from jobs.outcome import conclude
 from pirl.config import Config
 from pirl.folder import Folder
 from pirl.runs import Run, newest_checkpoint, write_failure

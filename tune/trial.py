@@ -13,7 +13,8 @@ from typing import Any
 
 from ray import tune
 
-from jobs.launch import RunFailed, fit, interruption, settle
+from jobs.launch import fit, interruption
+from jobs.outcome import RunFailed, settle
 from pirl.config import from_json
 from pirl.retry import StorageError
 from pirl.runs import open_run
