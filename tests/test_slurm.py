@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,12 +90,14 @@ class User:
     def wait_until_done(self, *jobs: Submitted) -> None:
         """Returns when jobs have ended well; spares those that were requeued the wait that SLURM lets pass."""
         for job in jobs:
-            wait_for(lambda job=job: self._is_over(job), f"job {job.id} does not end")
+            hastened = [0.0]
+            wait_for(lambda job=job, at=hastened: self._is_over(job, at), f"job {job.id} does not end")
             assert self.slurm.state(job.id) == "COMPLETED", job.log[-3000:]
 
-    def _is_over(self, job: Submitted) -> bool:
+    def _is_over(self, job: Submitted, hastened: list[float]) -> bool:
         state = self.slurm.state(job.id)
-        if state == "PENDING":
+        if state == "PENDING" and job.log and time.monotonic() > hastened[0] + 8:
+            hastened[0] = time.monotonic()  # not again and again: each time it is 2 s from now
             command = ["scontrol", "update", f"JobId={job.id}", "StartTime=now+2"]
             subprocess.run(command, env=self.slurm.env, capture_output=True, check=False)
         return state not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
