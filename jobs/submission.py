@@ -110,6 +110,8 @@ class Submission:
             "qos": profile.qos,
             "constraint": profile.constraint,
             "gpus_per_node": profile.gpus_per_node or None,
+            # Not with a range of nodes, of which SLURM would give the fewest.
+            "ntasks_per_node": None if "no-kill" in more else 1,
             "mem": f"{round(profile.memory_gb_per_node * 1024)}M" if profile.memory_gb_per_node else None,
         }
         exports = [f"export {name}={shlex.quote(value)}" for name, value in self._environment().items()]
@@ -118,7 +120,6 @@ class Submission:
         return {name: value for name, value in given.items() if value} | {
             "job_name": self.name,
             "nodes": profile.nodes.max,
-            "ntasks_per_node": 1,
             "cpus_per_task": profile.cpus_per_node,
             "time": profile.time,
             "signal_delay_s": profile.warning_s,
@@ -128,7 +129,8 @@ class Submission:
             "setup": [*exports, *profile.setup],
             # A task that ends must not end the others, which may go on without it.
             "srun_args": [
-                *("--kill-on-bad-exit=0", "--wait=0", f"--cpus-per-task={profile.cpus_per_node}"),
+                *("--kill-on-bad-exit=0", "--wait=0", "--ntasks-per-node=1"),
+                f"--cpus-per-task={profile.cpus_per_node}",
                 *(["--no-kill"] if "no-kill" in more else []),
                 *profile.srun_args,
             ],
