@@ -93,7 +93,8 @@ def save(folder: Path, config: Config, state: State, step: int, data: int) -> No
 def load(folder: Folder, state: State) -> int:
     """Fills `state` in place from `folder`; a collective.
 
-    The number of workers may differ from the one that saved. Each reads its own rows of the bank alone.
+    The number of workers may differ from the one that saved. Each reads the parts of the bank, as they were
+    written, that its own rows lie in.
 
     Returns:
         Steps done.

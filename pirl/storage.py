@@ -20,6 +20,9 @@ from pirl.retry import DEADLINE_S, StorageError, http_status, persistently
 from pirl.temporary import temporary_folder
 from pirl.upload import send
 
+FIRST_PIECE = 2**16
+"""Bytes that are asked for first where it is not known how long a file is."""
+
 
 def read_bytes(uri: str, offset: int, length: int, options: Options = None, deadline_s: float = DEADLINE_S) -> bytes:
     """Reads one span of a file: one request, or more where it is long. Shorter than `length` only where the file ends.
@@ -222,7 +225,8 @@ def _read(uri: str, start: int, end: int | None, options: Options, deadline_s: f
         return cast(bytes, ask(fs, f"reading {uri}", "cat_file", path, deadline_s=deadline_s))
     pieces = []
     while end is None or start < end:
-        stop = start + PIECE if end is None else min(start + PIECE, end)
+        # Of a file of unknown length as much again as is here: a try may take as long as so many bytes do.
+        stop = start + min(max(start, FIRST_PIECE), PIECE) if end is None else min(start + PIECE, end)
         what = f"reading bytes {start} to {stop} of {uri}"
         try:
             piece = ask(fs, what, "cat_file", path, deadline_s=deadline_s, size=stop - start, start=start, end=stop)

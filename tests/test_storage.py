@@ -3,9 +3,11 @@ import gc
 import os
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import fsspec
 import pytest
@@ -290,9 +292,16 @@ def test_a_long_file_is_read_in_pieces_that_are_tried_again(store):
     store.fail("truncate", 2)
     assert storage.read_bytes(store.uri("long"), 1, 2 * len(LONG), store.options, SHORT) == LONG[1:]
     spans = [entry["range"] for entry in store.log() if not entry["fault"]]
-    middle = 5 * 2**20
-    assert spans[:2] == [f"bytes=0-{middle - 1}", f"bytes={middle}-{2 * middle - 1}"]
-    assert spans[2:] == [f"bytes=1-{middle}", f"bytes={middle + 1}-{2 * middle}"]
+    starts = [0, *(2**n for n in range(16, 24))]
+    assert spans[:8] == [f"bytes={a}-{b - 1}" for a, b in pairwise(starts)]
+    assert spans[8:] == [f"bytes=1-{5 * 2**20}", f"bytes={5 * 2**20 + 1}-{10 * 2**20}"]
+
+
+def test_a_stall_is_broken_off_soon_where_the_length_is_not_known(store, remote):
+    store.fail("stall", 3)
+    began = time.monotonic()
+    assert storage.read_all(remote, store.options, SHORT) == DATA
+    assert time.monotonic() - began < SHORT  # 2 s a try; for a whole piece it were more than two minutes
 
 
 @pytest.mark.usefixtures("small_pieces")
