@@ -48,6 +48,8 @@ class Request:
     trials: list[Trial]
     folder: Folder
     metric: Metric
+    every: int
+    """Epochs between measurements."""
     grace: int | None
     """Epochs that ASHA gives each trial; None without it."""
     reduction: int
@@ -107,10 +109,13 @@ def parse(argv: list[str]) -> Request:
             raise ConfigError("--search random needs --num-samples: how many points of the grid are tried")
         trials = some_of(trials, given.num_samples)
     sweep = given.name or "-".join([name, *short_names([*axes]).values()])
+    if sweep.startswith(".") or "/" in sweep:
+        raise ConfigError(f"--name {sweep!r} is not a name for a folder: use letters, digits, - and _")
     return Request(
         trials=trials,
         folder=storage_at(storage_uri(given.storage), base) / sweep,
         metric=given.metric,
+        every=given.evaluate_every,
         grace=given.grace if given.scheduler == "asha" else None,
         reduction=given.reduction,
         max_concurrent=given.max_concurrent,
@@ -140,6 +145,8 @@ def known_rows(request: Request) -> list[Row]:
         ConfigError: Which trial cannot be, and why.
         StorageError: The store did not answer.
     """
+    if request.folder.find("config.json") is not None:
+        raise ConfigError(f"{request.folder} is a run: choose another --name for the sweep")
     if request.metric != "loss":
         refuse_unlabelled(request.trials[0].config, request.metric)
     stopped = stopped_before(request.folder, request.metric) if request.grace else {}
@@ -184,8 +191,9 @@ def run(request: Request, rows: list[Row]) -> int:
                 write(request.folder, rows, request.metric, request.command)
                 show(row, before)
 
+            asha = (request.grace, request.reduction) if request.grace else None
             failure = interruption(
-                lambda: drive(request.folder, rows, request.metric, request.grace, request.reduction, at_once, changed)
+                lambda: drive(request.folder, rows, request.metric, request.every, asha, at_once, changed)
             )
         if failure not in (None, "interrupted"):
             print(failure, file=sys.stderr)
@@ -223,13 +231,16 @@ def conclude(request: Request, rows: list[Row], console: Any) -> int:
 def _known_row(request: Request, trial: Trial, stopped_at: int | None) -> Row:
     try:
         run = open_run(request.folder, trial.name, trial.config, "auto")
+    except ConfigError as error:
+        raise ConfigError(f"trial {trial.name}: {error}\nfor a sweep: choose another --name") from None
+    try:
         if run.result is None:
             check_request(run, use_ray=True)
     except ConfigError as error:
         raise ConfigError(f"trial {trial.name}: {error}") from None
     if run.result is None and stopped_at is None:
         return Row(trial)
-    curve = curve_of(run.folder, trial.config, request.metric)
+    curve = curve_of(run.folder, trial.config, request.metric, request.every)
     if run.result is None:
         return Row(trial, "stopped", [point for point in curve if point.epoch <= (stopped_at or 0)])
     return Row(trial, "done", curve)
