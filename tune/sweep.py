@@ -176,7 +176,7 @@ def run(request: Request, rows: list[Row]) -> int:
 
     from tune.live import showing
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     if any(row.state == "waiting" for row in rows):
         from jobs.launch import connect, interruption
 

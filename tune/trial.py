@@ -75,8 +75,8 @@ class RunTrial(tune.Trainable):
     def end(self) -> dict[str, Any]:
         """How the run ended."""
         if self.error:
-            return {"done": True, "error": self.error}
-        return {**self.curve()[-1]._asdict(), "done": True}
+            return {"done": True, "ended": True, "error": self.error}
+        return {**self.curve()[-1]._asdict(), "done": True, "ended": True}
 
     def carry_out(self) -> None:
         """Trains until the run is done or cannot go on."""
