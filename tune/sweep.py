@@ -12,23 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.pretrain import absolute, check_request, default_storage, pairs, storage_uri
+from jobs.pretrain import absolute, check_request, pairs, storage_uri
 from pirl.config import Config, ConfigError, override
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
 from pirl.retry import StorageError
 from pirl.runs import open_run, storage_at
 from tune.measured import Metric, curve_of
+from tune.options import options
 from tune.results import Row, best_of, stopped_before, write
 from tune.space import Trial, short_names, some_of, trials_of
-
-EXAMPLES = """
-  python tune/sweep.py digits --num-negatives 256 512 1024 --epochs 5 10 --seeds 3
-  python tune/sweep.py cifar10 --set loss.pretext_weight 0 0.25 0.5 0.75 1 --optim.epochs 4 --name lambda
-  python tune/sweep.py digits --set optim.lr 0.01 0.03 0.1 --set loss.temperature 0.05 0.07 0.1 \\
-      --search random --num-samples 4 --scheduler asha
-  ray job submit --working-dir . -- python tune/sweep.py digits --num-negatives 256 1024 --storage /shared/runs
-"""
 
 NO_PBT = (
     "--scheduler pbt is not there: population based training copies the weights of one trial into another, and with "
@@ -86,7 +79,7 @@ def parse(argv: list[str]) -> Request:
     Raises:
         ConfigError: A recipe, setting or value that is not allowed, in whichever trial.
     """
-    parser = _parser()
+    parser = options(__doc__)
     given, rest = parser.parse_known_args(argv)
     recipe, fixed = pairs(rest)
     if given.help:
@@ -263,51 +256,6 @@ def _axes(given: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, list
     if not axes:
         raise ConfigError("nothing to compare: give --num-negatives, --epochs or --set NAME with values")
     return axes
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python tune/sweep.py",
-        usage="%(prog)s [RECIPE] [--num-negatives N ...] [--epochs N ...] [--set NAME VALUE ...] "
-        "[--section.field VALUE ...] ...",
-        description=__doc__,
-        epilog=f"recipes: {', '.join(RECIPES)} (default: digits)\nexamples:{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    add = parser.add_argument
-    add("--num-negatives", nargs="+", default=[], metavar="N", help="values of loss.num_negatives")
-    add("--epochs", nargs="+", default=[], metavar="N", help="values of optim.epochs")
-    add("--set", nargs="+", action="append", default=[], metavar="NAME VALUE", help="values of any other setting")
-    add("--seeds", type=_count, default=1, metavar="N", help="trials for each point, with seeds from --seed on")
-    add("--search", choices=["grid", "random", "optuna"], default="grid", help="all points (default), or some")
-    add("--num-samples", type=_count, metavar="N", help="points that --search random tries")
-    add("--metric", choices=["linear_res5", "knn", "loss"], default="linear_res5", help="default: linear_res5")
-    add("--evaluate-every", type=_count, default=1, metavar="EPOCHS", help="between measurements (default: 1)")
-    add("--scheduler", choices=["none", "asha", "pbt"], default="none", help="asha stops trials that are behind")
-    add("--grace", type=_count, default=1, metavar="EPOCHS", help="that asha gives each trial (default: 1)")
-    add(
-        "--reduction",
-        type=int,
-        choices=range(2, 100),
-        default=3,
-        metavar="N",
-        help="one in N goes on (default: 3)",
-    )
-    add("--max-concurrent", type=_count, metavar="N", help="trials at once (default: as many as there is room for)")
-    add("--name", help="of the sweep and its folder (default: the recipe's and those of the settings)")
-    add("--storage", metavar="URI", help=f"where its folder lies, a folder or s3://… (default: {default_storage()})")
-    add("--check", action="store_true", help="say what would be trained, and start nothing")
-    add("-h", "--help", action="store_true", help="this text")
-    return parser
 
 
 if __name__ == "__main__":
