@@ -173,8 +173,7 @@ class Evaluation(Section):
 
     enabled: bool = True
     every_epochs: Count | None = None
-    """Epochs between measurements of res5 during training: `linear_res5` and `knn` in metrics.jsonl; none by
-    default."""
+    """Epochs between measurements of res5 during training, in metrics.jsonl; none by default."""
     knn_k: Count = 20
     knn_temperature: Positive = 0.07
 

@@ -148,9 +148,9 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_behind(cluster: Cluster, tm
 
 def test_what_the_cluster_can_never_carry_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     """In the trial that asks for it, wherever it comes."""
-    process = start(cluster, tmp_path, "--set", "cluster.workers", "1", "4", "--cluster.cpus-per-worker=2")
+    process = start(cluster, tmp_path, "--set", "cluster.cpus-per-worker", "1", "3")
     code, out, err = finish(process)
     assert code == 2, out + err
-    assert "--cluster.workers 2" in err
+    assert "smaller --cluster.cpus-per-worker" in err
     assert not (tmp_path / "sweep").exists() or not any((tmp_path / "sweep").iterdir())
     assert os.listdir(tmp_path) in ([], ["sweep"])

@@ -24,7 +24,7 @@ def write_run(folder: Folder, measured: dict[int, float], evaluation: float | No
     """Two steps an epoch, 50 samples/s: 4 s an epoch; a loss of 8, 7, 6 ..."""
     lines = []
     for step in range(1, 9):
-        line = {"step": step, "epoch": step / 2, "loss": 9.0 - step, "samples_per_s": 50.0}
+        line = {"step": step, "epoch": step / 2, "loss": 9.0 - step, "samples_per_s": 50.0, "last_step": 8}
         if step in measured:
             line |= {"linear_res5": measured[step], "knn": measured[step] / 2}
         lines.append(json.dumps(line))
@@ -53,16 +53,17 @@ VALUES = {(64, 2): [0.4, 0.6], (512, 2): [0.5, 0.7], (64, 4): [0.6, 0.8], (512, 
 def test_a_curve_has_what_was_measured_during_training_and_after_it(tmp_path: Path, metric):
     folder, scale = Folder(str(tmp_path)), {"linear_res5": 1, "knn": 0.5}[metric]
     write_run(folder, {4: 0.4}, evaluation=0.6)
-    assert curve_of(folder, CONFIG, metric) == [Point(2, 0.4 * scale, 8.0), Point(4, 0.6 * scale, 16.0)]
+    assert curve_of(folder, CONFIG, metric, 2) == [Point(2, 0.4 * scale, 8.0), Point(4, 0.6 * scale, 16.0)]
 
 
 def test_a_loss_is_the_mean_since_the_measurement_before(tmp_path: Path):
     write_run(Folder(str(tmp_path)), {}, evaluation=None)
-    assert curve_of(Folder(str(tmp_path)), CONFIG, "loss") == [Point(2, 6.5, 8.0), Point(4, 2.5, 16.0)]
+    assert curve_of(Folder(str(tmp_path)), CONFIG, "loss", 2) == [Point(2, 6.5, 8.0), Point(4, 2.5, 16.0)]
+    assert curve_of(Folder(str(tmp_path)), CONFIG, "loss", 3) == [Point(3, 5.5, 12.0), Point(4, 1.5, 16.0)]
 
 
 def test_a_run_that_has_not_begun_has_no_curve(tmp_path: Path):
-    assert curve_of(Folder(str(tmp_path)), CONFIG, "linear_res5") == []
+    assert curve_of(Folder(str(tmp_path)), CONFIG, "linear_res5", 2) == []
 
 
 def test_mean_and_deviation_are_over_the_seeds_that_were_trained_to_their_end():

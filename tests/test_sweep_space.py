@@ -8,8 +8,9 @@ import pytest
 
 from pirl.config import ConfigError
 from pirl.recipes import digits
+from tests.digits import write_digits_to
 from tune.space import LONGEST_NAME, group_name, some_of, trials_of
-from tune.sweep import parse
+from tune.sweep import known_rows, parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,6 +70,7 @@ def test_a_random_choice_keeps_what_a_smaller_one_has_and_all_seeds_of_a_point()
         ("--num-negatives 64 128 --metric loss", "--metric linear_res5 or knn"),
         ("--set loss.pretext-weight 0 1 --metric loss", "--metric linear_res5 or knn"),
         ("--epochs 5 --storage s3://", "names no bucket"),
+        ("--epochs 5 --name a/b", "letters, digits"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: str, message: str):
@@ -108,3 +110,28 @@ def test_check_says_how_many_trials_there_are_and_starts_nothing(tmp_path: Path)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert f"{tmp_path}/digits-epochs: 6 trials, 6 of them to be trained" in answer.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_something_else_is_refused(tmp_path: Path):
+    """A run of that name, and trials of that name with other settings."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(digits().model_dump_json())
+    with pytest.raises(ConfigError, match="is a run: choose another --name"):
+        known_rows(parse(["--epochs", "5", f"--storage={tmp_path}", "--name=run"]))
+    request = parse(["--epochs", "5", "6", f"--storage={tmp_path}", "--name=sweep"])
+    run = tmp_path / "sweep" / request.trials[1].name
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(request.trials[0].config.model_dump_json())
+    with pytest.raises(ConfigError, match=r"(?s)trial epochs-6_seed-0: .*optim.epochs: 5 -> 6.*another --name"):
+        known_rows(request)
+
+
+def test_accuracies_of_data_without_labels_are_refused(tmp_path: Path):
+    alone = write_digits_to(str(tmp_path / "set"), {})
+    for arguments, refused in (([], True), (["--metric=loss"], False)):
+        request = parse(["--epochs", "5", "6", f"--data.uri={alone}", f"--storage={tmp_path}", *arguments])
+        if refused:
+            with pytest.raises(ConfigError, match="needs labels and a test split"):
+                known_rows(request)
+        else:
+            assert [row.state for row in known_rows(request)] == ["waiting", "waiting"]

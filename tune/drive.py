@@ -27,8 +27,8 @@ def drive(
     storage: Folder,
     rows: Sequence[Row],
     metric: Metric,
-    grace: int | None,
-    reduction: int,
+    every: int,
+    asha: tuple[int, int] | None,
     at_once: int,
     changed: Callable[[Row, str], None],
 ) -> None:
@@ -38,8 +38,8 @@ def drive(
         storage: The sweep's folder.
         rows: All trials. Their states, curves and errors are kept up to date.
         metric: What is measured.
-        grace: Epochs that ASHA gives each trial; None trains all to their end.
-        reduction: Of ASHA.
+        every: Epochs between measurements.
+        asha: Epochs that it gives each trial, and one in how many goes on; None trains all to their end.
         at_once: Trials at once, by their processes. Where that is one more than there is room for, it starts while
             the others train, and Ray gives it its workers, all together, when one of them has ended.
         changed: Called after each change of a row, with its state before.
@@ -56,8 +56,8 @@ def drive(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the table
     waiting = [row for row in rows if row.state == "waiting"]
     scheduler = FIFOScheduler()  # type: ignore[no-untyped-call]
-    if grace:
-        scheduler = ByLength((row.trial.config.optim.epochs for row in rows), metric, grace, reduction)
+    if asha:
+        scheduler = ByLength((row.trial.config.optim.epochs for row in rows), metric, *asha)
         for row in rows:
             if row.state in ("done", "stopped"):
                 scheduler.remember(row)
@@ -68,6 +68,7 @@ def drive(
             "config": row.trial.config.model_dump_json(),
             "epochs": row.trial.config.optim.epochs,
             "metric": metric,
+            "every": every,
         }
         for row in waiting
     ]

@@ -41,7 +41,8 @@ class Follower(tune.Callback):
             row.curve.append(Point(result["epoch"], result["metric"], result["train_s"]))
         row.error = result.get("error")
         ended: State = "failed" if row.error else "done"
-        self.turn(row, ended if result["done"] else "running")
+        # Not "done", which Tune also says of a trial that the scheduler stops.
+        self.turn(row, ended if result.get("ended") else "running")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It ended, or the scheduler stopped it."""

@@ -25,9 +25,16 @@ class Point(NamedTuple):
     train_s: float
 
 
-def curve_of(folder: Folder, config: Config, metric: Metric) -> list[Point]:
-    """All measurements of a run, in order; the last one is what its evaluation found, if it is done."""
-    points = list(_points(folder, config, metric))
+def curve_of(folder: Folder, config: Config, metric: Metric, every: int) -> list[Point]:
+    """All measurements of a run, in order; the last one is what its evaluation found, if it is done.
+
+    Args:
+        folder: Of the run.
+        config: Of the run.
+        metric: What is asked for.
+        every: Epochs that a loss is averaged over; accuracies are those that the run measured.
+    """
+    points = list(_points(folder, config, metric, every))
     evaluation = json.loads(folder.find(EVALUATION) or "null") if metric != "loss" else None
     if evaluation:
         final = evaluation["linear"]["res5"] if metric == "linear_res5" else evaluation["knn"]["accuracy"]
@@ -36,18 +43,16 @@ def curve_of(folder: Folder, config: Config, metric: Metric) -> list[Point]:
     return points
 
 
-def _points(folder: Folder, config: Config, metric: Metric) -> Iterator[Point]:
-    every = config.evaluation.every_epochs or config.optim.epochs
-    step, passed, losses = 0, 0, 0.0
-    measured_step = 0
+def _points(folder: Folder, config: Config, metric: Metric, every: int) -> Iterator[Point]:
+    step, measured_step, passed, losses = 0, 0, 0, 0.0
     for line, train_s in _timed(folder, config):
         losses += (line["step"] - step) * line["loss"]
         step = line["step"]
         if metric in line and metric != "loss":
             yield Point(round(line["epoch"]), line[metric], train_s)
-        elif metric == "loss" and line["epoch"] // every > passed:
+        elif metric == "loss" and (line["epoch"] // every > passed or step == line["last_step"]):
             passed = int(line["epoch"] // every)
-            yield Point(passed * every, losses / (step - measured_step), train_s)
+            yield Point(int(line["epoch"]), losses / (step - measured_step), train_s)
             losses, measured_step = 0.0, step
 
 

@@ -12,23 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.pretrain import absolute, check_request, default_storage, pairs, storage_uri
+from jobs.pretrain import absolute, check_request, pairs, storage_uri
 from pirl.config import Config, ConfigError, override
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
 from pirl.retry import StorageError
 from pirl.runs import open_run, storage_at
 from tune.measured import Metric, curve_of
+from tune.options import options
 from tune.results import Row, best_of, stopped_before, write
 from tune.space import Trial, short_names, some_of, trials_of
-
-EXAMPLES = """
-  python tune/sweep.py digits --num-negatives 256 512 1024 --epochs 5 10 --seeds 3
-  python tune/sweep.py cifar10 --set loss.pretext_weight 0 0.25 0.5 0.75 1 --optim.epochs 4 --name lambda
-  python tune/sweep.py digits --set optim.lr 0.01 0.03 0.1 --set loss.temperature 0.05 0.07 0.1 \\
-      --search random --num-samples 4 --scheduler asha
-  ray job submit --working-dir . -- python tune/sweep.py digits --num-negatives 256 1024 --storage /shared/runs
-"""
 
 NO_PBT = (
     "--scheduler pbt is not there: population based training copies the weights of one trial into another, and with "
@@ -48,6 +41,8 @@ class Request:
     trials: list[Trial]
     folder: Folder
     metric: Metric
+    every: int
+    """Epochs between measurements."""
     grace: int | None
     """Epochs that ASHA gives each trial; None without it."""
     reduction: int
@@ -84,7 +79,7 @@ def parse(argv: list[str]) -> Request:
     Raises:
         ConfigError: A recipe, setting or value that is not allowed, in whichever trial.
     """
-    parser = _parser()
+    parser = options(__doc__)
     given, rest = parser.parse_known_args(argv)
     recipe, fixed = pairs(rest)
     if given.help:
@@ -107,10 +102,13 @@ def parse(argv: list[str]) -> Request:
             raise ConfigError("--search random needs --num-samples: how many points of the grid are tried")
         trials = some_of(trials, given.num_samples)
     sweep = given.name or "-".join([name, *short_names([*axes]).values()])
+    if sweep.startswith(".") or "/" in sweep:
+        raise ConfigError(f"--name {sweep!r} is not a name for a folder: use letters, digits, - and _")
     return Request(
         trials=trials,
         folder=storage_at(storage_uri(given.storage), base) / sweep,
         metric=given.metric,
+        every=given.evaluate_every,
         grace=given.grace if given.scheduler == "asha" else None,
         reduction=given.reduction,
         max_concurrent=given.max_concurrent,
@@ -140,6 +138,8 @@ def known_rows(request: Request) -> list[Row]:
         ConfigError: Which trial cannot be, and why.
         StorageError: The store did not answer.
     """
+    if request.folder.find("config.json") is not None:
+        raise ConfigError(f"{request.folder} is a run: choose another --name for the sweep")
     if request.metric != "loss":
         refuse_unlabelled(request.trials[0].config, request.metric)
     stopped = stopped_before(request.folder, request.metric) if request.grace else {}
@@ -169,7 +169,7 @@ def run(request: Request, rows: list[Row]) -> int:
 
     from tune.live import showing
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     if any(row.state == "waiting" for row in rows):
         from jobs.launch import connect, interruption
 
@@ -184,8 +184,9 @@ def run(request: Request, rows: list[Row]) -> int:
                 write(request.folder, rows, request.metric, request.command)
                 show(row, before)
 
+            asha = (request.grace, request.reduction) if request.grace else None
             failure = interruption(
-                lambda: drive(request.folder, rows, request.metric, request.grace, request.reduction, at_once, changed)
+                lambda: drive(request.folder, rows, request.metric, request.every, asha, at_once, changed)
             )
         if failure not in (None, "interrupted"):
             print(failure, file=sys.stderr)
@@ -223,13 +224,16 @@ def conclude(request: Request, rows: list[Row], console: Any) -> int:
 def _known_row(request: Request, trial: Trial, stopped_at: int | None) -> Row:
     try:
         run = open_run(request.folder, trial.name, trial.config, "auto")
+    except ConfigError as error:
+        raise ConfigError(f"trial {trial.name}: {error}\nfor a sweep: choose another --name") from None
+    try:
         if run.result is None:
             check_request(run, use_ray=True)
     except ConfigError as error:
         raise ConfigError(f"trial {trial.name}: {error}") from None
     if run.result is None and stopped_at is None:
         return Row(trial)
-    curve = curve_of(run.folder, trial.config, request.metric)
+    curve = curve_of(run.folder, trial.config, request.metric, request.every)
     if run.result is None:
         return Row(trial, "stopped", [point for point in curve if point.epoch <= (stopped_at or 0)])
     return Row(trial, "done", curve)
@@ -252,51 +256,6 @@ def _axes(given: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, list
     if not axes:
         raise ConfigError("nothing to compare: give --num-negatives, --epochs or --set NAME with values")
     return axes
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python tune/sweep.py",
-        usage="%(prog)s [RECIPE] [--num-negatives N ...] [--epochs N ...] [--set NAME VALUE ...] "
-        "[--section.field VALUE ...] ...",
-        description=__doc__,
-        epilog=f"recipes: {', '.join(RECIPES)} (default: digits)\nexamples:{EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    add = parser.add_argument
-    add("--num-negatives", nargs="+", default=[], metavar="N", help="values of loss.num_negatives")
-    add("--epochs", nargs="+", default=[], metavar="N", help="values of optim.epochs")
-    add("--set", nargs="+", action="append", default=[], metavar="NAME VALUE", help="values of any other setting")
-    add("--seeds", type=_count, default=1, metavar="N", help="trials for each point, with seeds from --seed on")
-    add("--search", choices=["grid", "random", "optuna"], default="grid", help="all points (default), or some")
-    add("--num-samples", type=_count, metavar="N", help="points that --search random tries")
-    add("--metric", choices=["linear_res5", "knn", "loss"], default="linear_res5", help="default: linear_res5")
-    add("--evaluate-every", type=_count, default=1, metavar="EPOCHS", help="between measurements (default: 1)")
-    add("--scheduler", choices=["none", "asha", "pbt"], default="none", help="asha stops trials that are behind")
-    add("--grace", type=_count, default=1, metavar="EPOCHS", help="that asha gives each trial (default: 1)")
-    add(
-        "--reduction",
-        type=int,
-        choices=range(2, 100),
-        default=3,
-        metavar="N",
-        help="one in N goes on (default: 3)",
-    )
-    add("--max-concurrent", type=_count, metavar="N", help="trials at once (default: as many as there is room for)")
-    add("--name", help="of the sweep and its folder (default: the recipe's and those of the settings)")
-    add("--storage", metavar="URI", help=f"where its folder lies, a folder or s3://… (default: {default_storage()})")
-    add("--check", action="store_true", help="say what would be trained, and start nothing")
-    add("-h", "--help", action="store_true", help="this text")
-    return parser
 
 
 if __name__ == "__main__":

@@ -34,11 +34,12 @@ class RunTrial(tune.Trainable):
         """Goes on with the run, in a thread.
 
         Args:
-            config: `{"trial": {"storage": Folder, "name", "config": JSON, "metric"}}`
+            config: `{"trial": {"storage": Folder, "name", "config": JSON, "metric", "every"}}`
         """
         os.environ |= ENVIRONMENT
         asked = config["trial"]
         self.metric: Metric = asked["metric"]
+        self.every: int = asked["every"]
         self.run = open_run(asked["storage"], asked["name"], from_json(asked["config"]), "auto")
         self.told = 0
         self.ready: deque[Point] = deque()
@@ -63,16 +64,20 @@ class RunTrial(tune.Trainable):
     def look(self) -> None:
         """Takes what was measured since the last time; the last measurement waits for the end."""
         with suppress(StorageError):  # asked again the next time
-            for point in curve_of(self.run.folder, self.run.config, self.metric):
+            for point in self.curve():
                 if self.told < point.epoch < self.run.config.optim.epochs:
                     self.told = point.epoch
                     self.ready.append(point)
 
+    def curve(self) -> list[Point]:
+        """What was measured until now."""
+        return curve_of(self.run.folder, self.run.config, self.metric, self.every)
+
     def end(self) -> dict[str, Any]:
         """How the run ended."""
         if self.error:
-            return {"done": True, "error": self.error}
-        return {**curve_of(self.run.folder, self.run.config, self.metric)[-1]._asdict(), "done": True}
+            return {"done": True, "ended": True, "error": self.error}
+        return {**self.curve()[-1]._asdict(), "done": True, "ended": True}
 
     def carry_out(self) -> None:
         """Trains until the run is done or cannot go on."""
