@@ -4,12 +4,14 @@ What takes long to import is imported where it is needed, so that a wrong reques
 """
 
 import codecs
+import contextlib
 import importlib
 import json
 import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -30,6 +32,8 @@ from pirl.runs import (
 )
 from pirl.storage import arrow_filesystem
 from pirl.temporary import temporary_folder
+
+ROOT = Path(__file__).resolve().parents[1]
 
 STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
@@ -94,6 +98,8 @@ def connect() -> None:
     """
     # "local" and not None: Ray must not pick up a cluster that somebody else left on this machine.
     address = os.environ.get("RAY_ADDRESS", "local")
+    if address not in ("local", "auto"):
+        refuse_silent(address)
     if address == "local":
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
@@ -105,16 +111,33 @@ def connect() -> None:
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
     here = {name: os.environ[name] for name in STORE_ENVIRONMENT if name in os.environ and name not in given}
     try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            include_dashboard=dashboard,
-            runtime_env={"env_vars": here} if here else None,
-        )
-    except (ConnectionError, RuntimeError) as error:
+        # The workers look for code where the driver was started: it is to be that of this file, whatever lies there.
+        with contextlib.chdir(ROOT):
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                include_dashboard=dashboard,
+                runtime_env={"env_vars": here} if here else None,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
         where = "this machine" if address == "local" else address
         raise ConfigError(f"no Ray at {where}: {error}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
+
+
+def refuse_silent(address: str) -> None:
+    """Refuses an address at which nobody listens, for which Ray would wait for minutes.
+
+    Raises:
+        ConfigError: It is none, or nobody answers within some seconds.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray at RAY_ADDRESS {address}: {error}. It is host:port, as ray start prints it"
+        ) from None
 
 
 def in_worker(arguments: dict[str, Any]) -> None:

@@ -79,6 +79,9 @@ def main() -> int:
         return show_result(run.folder, run.result, "was done before; --run NAME trains another one")
     try:
         return run_on_ray(run) if request.use_ray else run_here(run)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
