@@ -9,114 +9,138 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from clusters import meeting, verdict
-from clusters.drive import LOOK_S, Drive, Signals
+from clusters.drive import LOOK_S, Drive, NotStarted, Signals
 from clusters.janitor import Janitor
-from clusters.job_state import Phase, enter, read_state
+from clusters.job_state import Head, Phase, enter, read_state
 from clusters.place import JobFile, Place
 from clusters.profile import Profile
-from clusters.ray_node import RayNode, StartError, alive_nodes, candidates, start_ray
-
-
-class NotStarted(RuntimeError):  # noqa: N818 - what it is, not that it is an error
-    """The nodes did not come up; the job goes back to the queue."""
+from clusters.ray_node import RayNode, StartError, candidates, start_ray
 
 
 def run(job: JobFile, profile: Profile, place: Place) -> None:
     """Runs this node's part of a job; on the first node it ends with the job's exit code."""
     signals = Signals()
-    name = f"pirl-job-{place.job_id}-{place.rank}"
-    janitor = Janitor(Path(profile.temp_dir) / name, f"{place.job_id}.{place.rank}")
+    if place.rank:
+        follow(job, profile, place, signals)
+        return
     try:
-        if place.rank:
-            follow(job, profile, place, janitor)
-            return
-        phase, reason, code = lead(job, profile, place, janitor, signals)
+        phase, reason, code = lead(job, profile, place, signals)
     except SystemExit as end:
-        if not place.rank:
-            enter(job.folder, place.job_id, "cancelled", "ended by a signal", exit_code=end.code)
+        enter(job.folder, place.job_id, "cancelled", "ended by a signal", exit_code=end.code)
         raise
     except Exception as error:
-        if not place.rank:
-            enter(job.folder, place.job_id, "failed", repr(error), exit_code=1)
+        enter(job.folder, place.job_id, "failed", repr(error), exit_code=1)
         raise
-    finally:
-        janitor.clean()
     enter(job.folder, place.job_id, phase, reason, exit_code=code)
     print(f"{phase}: {reason}" if reason else phase, flush=True)
     if code:
         sys.exit(code)
 
 
-def lead(job: JobFile, profile: Profile, place: Place, janitor: Janitor, signals: Signals) -> tuple[Phase, str, int]:
-    """The first node's part; returns how the job ended, why, and its exit code."""
-    enter(job.folder, place.job_id, "starting", restarts=place.restarts, nodes=[], head=None, pid=os.getpid())
-    token = secrets.token_hex(32)
-    environment = {**janitor.environment, **ray_environment(write_token(job.folder, place.job_id, token))}
+@contextmanager
+def looked_after(profile: Profile, place: Place) -> Iterator[Janitor]:
+    """A folder for this node's part of the job; at the end of the block nothing is left of it."""
+    folder = Path(profile.temp_dir) / f"pirl-j{place.job_id}-{place.rank}"
+    janitor = Janitor(folder, f"{place.job_id}.{place.rank}")
     try:
-        ray = start(profile, place, janitor, environment, None)
-    except StartError as error:
-        return "requeue", f"{place.host}: {error}", 1
-    with meeting.Head(place.ip, ray.ports["meeting"], token) as head:
-        at = {"host": place.host, "ip": place.ip, "meeting_port": ray.ports["meeting"]}
-        at |= {"gcs_port": ray.ports["gcs"], "dashboard_port": ray.ports["dashboard"]}
-        enter(job.folder, place.job_id, "starting", head=at)
+        yield janitor
+    finally:
+        janitor.clean()
+
+
+def lead(job: JobFile, profile: Profile, place: Place, signals: Signals) -> tuple[Phase, str, int]:
+    """The first node's part; returns how the job ended, why, and its exit code."""
+    before = read_state(job.folder, place.job_id)
+    history = before.get("history", [])
+    if before and before["phase"] != "requeue" and before["restarts"] < place.restarts:
+        history = [*history, f"ended by SLURM while {before['phase']}"]
+    enter(job.folder, place.job_id, "starting", restarts=place.restarts, nodes=[], head=None, history=history)
+    if place.restarts > profile.max_requeues:
+        return "failed", f"requeued {place.restarts} times, and max_requeues is {profile.max_requeues}", 1
+    token = secrets.token_hex(32)
+    secret = ray_environment(write_token(job.folder, place.job_id, token))
+    with looked_after(profile, place) as janitor:
+        environment = janitor.environment | secret
+        enter(job.folder, place.job_id, "starting", pid=os.getpid())
         try:
-            wait_for_nodes(head, profile, place, signals, lambda: alive_nodes(ray.ports["dashboard"], token))
+            ray = start(profile, place, janitor, environment, None, lambda: signals.warned)
+            with meeting.Head(place.ip, ray.ports["meeting"], token) as head:
+                at = {"host": place.host, "ip": place.ip, "meeting_port": ray.ports["meeting"]}
+                at |= {"gcs_port": ray.ports["gcs"], "dashboard_port": ray.ports["dashboard"]}
+                enter(job.folder, place.job_id, "starting", head=at)
+                drive = Drive(job, profile, place, ray, token, head, signals, environment)
+                drive.wait_for_nodes()
+                return drive.run()
         except NotStarted as error:
-            return "requeue", str(error), 1
-        address = f"{ray.ip}:{ray.ports['gcs']}"
-        return Drive(job, profile, place, ray, head, signals, {**environment, "RAY_ADDRESS": address}).run()
+            return "requeue", f"{place.host}: {error}", 1
 
 
-def follow(job: JobFile, profile: Profile, place: Place, janitor: Janitor) -> None:
+def follow(job: JobFile, profile: Profile, place: Place, signals: Signals) -> None:
     """The part of all other nodes.
 
     Raises:
         SystemExit: The head did not come up, Ray did not, or it ended before the job.
     """
-    deadline = time.monotonic() + profile.start_s
-    while True:
-        state = read_state(job.folder, place.job_id)
-        head = state.get("head")
-        if head and state["restarts"] == place.restarts:
-            break
-        if time.monotonic() > deadline:
-            sys.exit(f"{place.host}: the head did not come up within {profile.start_s} s")
-        time.sleep(LOOK_S)
+    head = find_head(job, profile, place, signals)
     token_file = job.folder / f"{place.job_id}_token"
-    environment = {**janitor.environment, **ray_environment(token_file)}
-    try:
-        ray = start(profile, place, janitor, environment, f"{head['ip']}:{head['gcs_port']}")
-    except StartError as error:
-        sys.exit(f"{place.host}: {error}")
     connection = meeting.join(head["ip"], head["meeting_port"], token_file.read_text(), place.rank, place.host)
-    while (news := meeting.news(connection)) == "none":
-        if ray.process.poll() is not None:
-            sys.exit(f"{place.host}: Ray ended with code {ray.process.returncode}")
-        time.sleep(LOOK_S)
+    with looked_after(profile, place) as janitor:
+        environment = janitor.environment | ray_environment(token_file)
+        address = f"{head['ip']}:{head['gcs_port']}"
+        try:
+            ray = start(profile, place, janitor, environment, address, lambda: signals.warned)
+        except NotStarted as error:
+            sys.exit(f"{place.host}: {error}")
+        meeting.is_ready(connection)
+        while (news := meeting.news(connection)) == "none":
+            if ray.process.poll() is not None:
+                sys.exit(f"{place.host}: Ray ended with code {ray.process.returncode}")
+            time.sleep(LOOK_S)
     if news == "lost" and profile.nodes.min < profile.nodes.max:
-        # SLURM leaves a job with --no-kill as it is when the host of its batch script dies: somebody must end it.
-        janitor.clean()
-        verdict.main(job.folder, profile.max_requeues)
+        verdict.outlive(job.folder, profile.max_requeues, head["host"])
+
+
+def find_head(job: JobFile, profile: Profile, place: Place, signals: Signals) -> Head:
+    """Waits until the first node of this attempt listens; leaves where it has given up or does not come."""
+    deadline = time.monotonic() + profile.start_s
+    while time.monotonic() < deadline and not signals.warned:
+        state = read_state(job.folder, place.job_id)
+        if state.get("restarts") == place.restarts:
+            if head := state.get("head"):
+                return head
+            if state["phase"] != "starting":
+                sys.exit(f"{place.host}: the first node ended before it was up: {state['reason']}")
+        time.sleep(LOOK_S)
+    sys.exit(f"{place.host}: the first node did not come up within {profile.start_s} s")
 
 
 def start(
-    profile: Profile, place: Place, janitor: Janitor, environment: dict[str, str], head_address: str | None
+    profile: Profile,
+    place: Place,
+    janitor: Janitor,
+    environment: dict[str, str],
+    head_address: str | None,
+    give_up: Callable[[], bool],
 ) -> RayNode:
-    """Starts this node's Ray; raises StartError."""
-    return start_ray(
-        place.ip,
-        candidates(place.job_id, *profile.ports),
-        place.resources,
-        Path(janitor.environment["TMPDIR"]).parent,
-        environment,
-        head_address=head_address,
-        limit_s=profile.start_s / 2,
-    )
+    """Starts this node's Ray; raises NotStarted."""
+    try:
+        return start_ray(
+            place.ip,
+            candidates(place.job_id, *profile.ports),
+            place.resources,
+            janitor.folder,
+            environment,
+            head_address=head_address,
+            limit_s=profile.start_s,
+            give_up=give_up,
+        )
+    except StartError as error:
+        raise NotStarted(str(error)) from None
 
 
 def ray_environment(token_file: Path) -> dict[str, str]:
@@ -126,6 +150,7 @@ def ray_environment(token_file: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_prestart_worker_first_driver": "0",  # a process for each CPU, which take the ports and are not used
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -137,24 +162,3 @@ def write_token(folder: Path, job_id: str, token: str) -> Path:
     with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
         output.write(token)
     return file
-
-
-def wait_for_nodes(
-    head: meeting.Head, profile: Profile, place: Place, signals: Signals, known: Callable[[], int]
-) -> None:
-    """Returns when all nodes are there, or, after `start_s`, as many as the profile asks for; else NotStarted.
-
-    `known` says how many Ray's head knows: a node that listens may not be among them yet.
-    """
-    deadline = time.monotonic() + profile.start_s
-    while len(head.ready) < place.nodes - 1 or known() < place.nodes:
-        if signals.warned:
-            raise NotStarted("warned of the end before all nodes were up")
-        if time.monotonic() > deadline:
-            there = f"{1 + len(head.ready)} of {place.nodes} nodes came up within {profile.start_s} s"
-            if 1 + len(head.ready) < profile.nodes.min:
-                raise NotStarted(there)
-            print(f"{there}: going on with them", flush=True)
-            return
-        time.sleep(LOOK_S)
-        head.look()

@@ -15,13 +15,24 @@ from clusters import meeting
 from clusters.job_state import Phase, enter
 from clusters.place import JobFile, Place
 from clusters.profile import Profile
-from clusters.ray_node import RayNode, end, start_process
+from clusters.ray_node import RayNode, alive_nodes, end, start_process
 
 LOOK_S = 0.2
 """Between two looks at the job, the nodes and the signals."""
 
+FORGET_S = 120
+"""Ray looks for its nodes several times before it gives one up."""
+
 STEP_BACK_S = 3
 """After the job fails: a node that was lost may be the reason, and is noticed a moment later."""
+
+
+READ_S = 1
+"""What a job printed last takes its way through the scheduler into the log."""
+
+
+class NotStarted(RuntimeError):  # noqa: N818 - what it is, not that it is an error
+    """The nodes did not come up; the job goes back to the queue."""
 
 
 class Signals:
@@ -48,15 +59,44 @@ class Drive:
     profile: Profile
     place: Place
     ray: RayNode
+    token: str
     head: meeting.Head
     signals: Signals
     environment: dict[str, str]
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that are up, with this one."""
+        return 1 + len(self.head.ready)
+
+    def wait_for_nodes(self) -> None:
+        """Returns when all nodes are there, or, when no more can come, as many as the profile asks for.
+
+        Raises:
+            NotStarted: They are fewer; or the end came first.
+        """
+        deadline = time.monotonic() + self.profile.start_s
+        while self.nodes < self.place.nodes or not self._ray_knows(self.nodes):
+            missing = self.place.nodes - self.nodes
+            if self.signals.warned:
+                raise NotStarted("warned of the end before all nodes were up")
+            if self.ray.process.poll() is not None:
+                raise NotStarted(f"Ray ended with code {self.ray.process.returncode} before all nodes were up")
+            if time.monotonic() > deadline or (missing and missing == len(self.head.lost)):
+                lost = f"; lost {', '.join(self.head.lost.values())}, see its log" if self.head.lost else ""
+                there = f"{self.nodes} of {self.place.nodes} nodes came up within {self.profile.start_s} s{lost}"
+                if self.nodes < self.profile.nodes.min or not self._ray_knows(self.nodes):
+                    raise NotStarted(there)
+                print(f"{there}: going on with them", flush=True)
+                return
+            time.sleep(LOOK_S)
+            self.head.look()
 
     def run(self) -> tuple[Phase, str, int]:
         """Returns how the job ended, why, and its exit code."""
         while True:
             self.head.lost.clear()
-            nodes = 1 + len(self.head.ready)
+            nodes, read = self.nodes, self.place.log.stat().st_size
             code = self._job(nodes)
             if code == 0:
                 return "done", "", 0
@@ -66,11 +106,27 @@ class Drive:
                 return "requeue", f"Ray on {self.place.host} ended with code {self.ray.process.returncode}", 1
             lost = self._lost(nodes)
             if not lost:
-                return "failed", reason_in(self.place.log) or f"exit code {code}", code
-            left = 1 + len(self.head.ready)
-            if left < self.profile.nodes.min:
-                return "requeue", f"lost {lost}; {left} of {nodes} nodes are left", 1
-            print(f"lost {lost}: going on with {left} of {nodes} nodes", flush=True)
+                time.sleep(READ_S)
+                return "failed", reason_in(self.place.log, read) or f"exit code {code}", code
+            if self.nodes < self.profile.nodes.min:
+                return "requeue", f"lost {lost}; {self.nodes} of {nodes} nodes are left", 1
+            print(f"lost {lost}: going on with {self.nodes} of {nodes} nodes", flush=True)
+            if not self._ray_forgets():
+                return "requeue", f"lost {lost}, and Ray did not notice within {FORGET_S} s", 1
+
+    def _ray_knows(self, nodes: int) -> bool:
+        """Whether Ray's head has as many: one that listens may not be among them yet, and one that is lost may be."""
+        return alive_nodes(self.ray.ports["dashboard"], self.token) == nodes
+
+    def _ray_forgets(self) -> bool:
+        """Waits until Ray has noticed that nodes are lost: it would place workers on them."""
+        deadline = time.monotonic() + FORGET_S
+        while not self._ray_knows(self.nodes):
+            if time.monotonic() > deadline or self.signals.warned:
+                return False
+            time.sleep(LOOK_S)
+            self.head.look()
+        return True
 
     def _job(self, nodes: int) -> int:
         """Runs the job file once; returns its exit code, or 1 when it was ended because a node is lost."""
@@ -78,7 +134,8 @@ class Drive:
         command = [sys.executable, self.job.command[0], *settings, *self.job.command[1:]]
         names = [self.place.host, *self.head.ready.values()]
         enter(self.job.folder, self.place.job_id, "running", nodes=names)
-        process = start_process(command, self.environment)
+        address = f"{self.ray.ip}:{self.ray.ports['gcs']}"
+        process = start_process(command, self.environment | {"RAY_ADDRESS": address})
         saving_until = 0.0
         while process.poll() is None:
             time.sleep(LOOK_S)
@@ -110,8 +167,9 @@ def job_settings(profile: Profile, nodes: int) -> list[str]:
     return [f"--storage={profile.storage}", *settings]
 
 
-def reason_in(log: Path) -> str:
-    """What a job said last of an error."""
-    lines = [line for line in log.read_text(errors="replace").splitlines()[-50:] if line.strip()]
+def reason_in(log: Path, start: int = 0) -> str:
+    """What a job said last of an error, in the log from a byte on."""
+    text = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line for line in text.splitlines()[-50:] if line.strip()]
     errors = [line for line in lines if line.startswith(("error:", "failed:"))]
     return (errors or lines or [""])[-1]

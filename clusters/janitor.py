@@ -33,15 +33,21 @@ class Janitor:
         folder: Is made, for this user only; what an earlier attempt left there is removed.
         mark: The value of `PIRL_NODE` for all processes of the job on this node.
 
+    Raises:
+        OSError: The folder cannot be made.
+
     Attributes:
+        folder: The folder.
         environment: For the processes of the job: the mark, and their temporary files in the folder.
     """
 
     def __init__(self, folder: Path, mark: str) -> None:
+        self.folder = folder
         remove_leftovers(folder.parent)
         kill_all(mark, folder)
         shutil.rmtree(folder, ignore_errors=True)
-        (folder / "tmp").mkdir(parents=True, mode=0o700)
+        folder.mkdir(mode=0o700)  # one that somebody else has made is refused
+        (folder / "tmp").mkdir()
         self.environment = {MARK: mark, "TMPDIR": str(folder / "tmp")}
         # Through a shell that ends at once: a scheduler that ends a job by walking from parent to child misses it.
         command = [sys.executable, __file__, mark, str(folder)]
@@ -91,7 +97,7 @@ def take_lock(folder: Path) -> IO[str] | None:
 
 def remove_leftovers(parent: Path) -> None:
     """Removes the folders of this user's jobs that were ended together with their janitors."""
-    for folder in parent.glob("pirl-job-*"):
+    for folder in parent.glob("pirl-j*"):
         try:
             status = folder.stat()
             if status.st_uid != os.getuid() or (time.time() - status.st_mtime < NEW_S and not (folder / LOCK).exists()):

@@ -7,9 +7,12 @@ ends the others by closing theirs.
 import contextlib
 import hmac
 import socket
+import time
 from typing import Literal, Self
 
-HELLO_S = 10
+HELLO_S = 3
+HELLO_BYTES = 500
+READY = b"r"
 GOODBYE = b"."
 SILENCE_S = 30
 """After this much silence of the other host the system takes a connection for lost: it has died or left the net."""
@@ -29,43 +32,47 @@ class Head:
         self._server.setblocking(False)
         self._token = token
         self._nodes: dict[int, socket.socket] = {}
+        self._names: dict[int, str] = {}
         self.ready: dict[int, str] = {}
         """Names of the nodes whose Ray is up, by rank."""
         self.lost: dict[int, str] = {}
         """Names of those that came and were lost."""
 
     def look(self) -> None:
-        """Takes note of who came and who was lost since the last call; does not wait."""
+        """Takes note of who came, is ready or was lost since the last call; waits for nobody but strangers."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._greet(self._server.accept()[0])
         for rank, connection in list(self._nodes.items()):
             try:
-                gone = connection.recv(1) == b""
+                said = connection.recv(1)
             except BlockingIOError:
                 continue
             except OSError:
-                gone = True
-            if gone:
+                said = b""
+            if said == READY:
+                self.ready[rank] = self._names[rank]
+            else:
                 connection.close()
                 del self._nodes[rank]
-                self.lost[rank] = self.ready.pop(rank)
+                self.ready.pop(rank, None)
+                self.lost[rank] = self._names[rank]
 
     def _greet(self, connection: socket.socket) -> None:
-        connection.settimeout(HELLO_S)
         try:
-            token, rank, name = connection.makefile().readline().split()
+            token, rank, name = _first_line(connection).split()
+            is_ours = hmac.compare_digest(token, self._token.encode())
+            number = int(rank)
         except (OSError, ValueError):
-            connection.close()
-            return
-        if not hmac.compare_digest(token, self._token):
+            is_ours = False
+        if not is_ours:
             connection.close()
             return
         keep_alive(connection)
         connection.setblocking(False)
-        self._nodes[int(rank)] = connection
-        self.ready[int(rank)] = name
-        self.lost.pop(int(rank), None)
+        self._nodes[number] = connection
+        self._names[number] = name.decode()
+        self.lost.pop(number, None)
 
     def __enter__(self) -> Self:
         return self
@@ -78,13 +85,32 @@ class Head:
         self._server.close()
 
 
+def _first_line(connection: socket.socket) -> bytes:
+    """What a newcomer says, up to the end of the line; a stranger that is slow or talks much is given up."""
+    deadline = time.monotonic() + HELLO_S
+    said = b""
+    while not said.endswith(b"\n") and len(said) < HELLO_BYTES:
+        connection.settimeout(max(deadline - time.monotonic(), 0.01))
+        more = connection.recv(1)
+        if not more or time.monotonic() > deadline:
+            raise TimeoutError
+        said += more
+    return said
+
+
 def join(ip: str, port: int, token: str, rank: int, name: str) -> socket.socket:
-    """Tells the head that this node is up; the connection ends when the job does."""
+    """Tells the head that this node is there; the connection ends when the job does, or this node."""
     connection = socket.create_connection((ip, port), timeout=HELLO_S)
     connection.sendall(f"{token} {rank} {name}\n".encode())
     keep_alive(connection)
     connection.setblocking(False)
     return connection
+
+
+def is_ready(connection: socket.socket) -> None:
+    """Tells the head that this node's Ray is up."""
+    with contextlib.suppress(OSError):  # the head is lost, which `news` says
+        connection.send(READY)
 
 
 def news(connection: socket.socket) -> Literal["none", "over", "lost"]:

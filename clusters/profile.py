@@ -86,8 +86,8 @@ class Profile(Section):
     @field_validator("temp_dir")
     @classmethod
     def _short_enough(cls, path: str) -> str:
-        if not path.startswith("/") or len(path) > 30:
-            raise ValueError("use an absolute path of at most 30 characters: sockets lie below it")
+        if not path.startswith("/") or len(path) > 16:  # with Ray's names and a long job id below it, of 107
+            raise ValueError("use an absolute path of at most 16 characters: sockets lie below it")
         return path
 
     @model_validator(mode="after")
@@ -95,6 +95,8 @@ class Profile(Section):
         refuse_secrets(self.environment, "environment")
         if self.cluster in ("local", "debug") and self.nodes.max > 1:
             raise ValueError(f"cluster {self.cluster} is this machine: use nodes = 1")
+        if self.cluster == "slurm" and self.warning_s >= 60 * self.time:
+            raise ValueError(f"warning_s {self.warning_s} is not before the end: time is {self.time} minutes")
         if self.ports[1] - self.ports[0] + 1 < PORTS_PER_NODE:
             raise ValueError(f"ports {list(self.ports)}: a job needs {PORTS_PER_NODE} on each node")
         if self.workers_on_node > self.cpus_per_node:

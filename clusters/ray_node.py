@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +53,8 @@ class Ports:
         return self.first + len(SERVICES), self.first + PORTS_PER_NODE - 1
 
     def are_free(self, ip: str) -> bool:
-        """Whether nothing listens on the ports of the services."""
-        return all(is_free(ip, self[service]) for service in SERVICES)
+        """Whether nothing listens on the ports of the services; the dashboard's is on loopback."""
+        return is_free("127.0.0.1", self["dashboard"]) and all(is_free(ip, self[service]) for service in SERVICES)
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def start_ray(
     *,
     head_address: str | None,
     limit_s: float,
+    give_up: Callable[[], bool],
 ) -> RayNode:
     """Starts Ray on this node and returns when it listens.
 
@@ -107,20 +108,21 @@ def start_ray(
         folder: For its logs and sockets, on this node's own disk.
         environment: For all of its processes.
         head_address: `ip:port` of the head node; None starts the head.
-        limit_s: How long one start may take.
+        limit_s: How long all tries together may take.
+        give_up: Whether it is not wanted any more.
 
     Raises:
         StartError: No ports are free, or Ray ended or did not listen in time; with the last lines of its output.
     """
     problem = "no hundred ports of the range are free"
+    deadline = time.monotonic() + limit_s
     for attempt, candidate in zip(range(TRIES), (p for p in ports if p.are_free(ip)), strict=False):
-        command = ray_command(ip, candidate, resources, folder / f"ray{attempt}", head_address)
+        command = ray_command(ip, candidate, resources, folder / f"r{attempt}", head_address)
         log = folder / f"start{attempt}.log"
         with log.open("wb") as output:
             process = start_process(command, environment, stdout=output)
         services = ["node_manager"] + ([] if head_address else ["gcs", "dashboard"])
-        deadline = time.monotonic() + limit_s
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.poll() is None and time.monotonic() < deadline and not give_up():
             if all(listens(ip if s != "dashboard" else "127.0.0.1", candidate[s]) for s in services):
                 return RayNode(ip, candidate, process)
             time.sleep(0.1)
@@ -128,6 +130,8 @@ def start_ray(
         problem = f"ray start {state}:\n{tail(log)}"
         print(problem, flush=True)
         end(process)
+        if time.monotonic() > deadline or give_up():
+            break
     raise StartError(problem)
 
 
@@ -183,7 +187,7 @@ def alive_nodes(dashboard_port: int, token: str) -> int:
     headers = {"Authorization": f"Bearer {token}"}
     request = urllib.request.Request(f"http://127.0.0.1:{dashboard_port}/api/v0/nodes", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with _DIRECTLY.open(request, timeout=5) as answer:
             nodes = json.load(answer)["data"]["result"]["result"]
     except (OSError, ValueError, TypeError, KeyError):  # it is not up yet
         return 0
@@ -223,6 +227,9 @@ def tail(log: Path, lines: int = 15) -> str:
     """The last lines of a text file."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
+
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Past the proxies that the environment of a node may name: what is asked for is on this host, and has a token."""
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1

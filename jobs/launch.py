@@ -135,9 +135,7 @@ def refuse_silent(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray at RAY_ADDRESS {address}: {error}. It is host:port, as ray start prints it"
-        ) from None
+        raise ConfigError(f"no Ray at RAY_ADDRESS {address}: {error}. Use host:port, as ray start prints it") from None
 
 
 def in_worker(arguments: dict[str, Any]) -> None:

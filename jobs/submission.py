@@ -24,6 +24,9 @@ PACKAGES = ("pirl", "jobs", "clusters", "tune")
 ALONE = "jobs/prepare.py"
 """The job file that needs no Ray and no number of workers."""
 
+WITHOUT_LIMIT_MIN = 60 * 24 * 365
+"""For jobs without a scheduler: nobody takes this machine away, and nobody would start them again."""
+
 TEST_ONLY_S = 60
 """How long the scheduler may take to say what it thinks of a script."""
 
@@ -74,10 +77,14 @@ class Submission:
             executor.update_parameters(**self._parameters())
         else:
             os.environ |= self._environment()
-            kind = submitit.LocalExecutor if self.profile.cluster == "local" else submitit.DebugExecutor
-            executor = kind(folder=self.folder)
+            executor = submitit.DebugExecutor(folder=self.folder)
+            if self.profile.cluster == "local":
+                executor = submitit.LocalExecutor(folder=self.folder, python=self.profile.python)
             executor.update_parameters(
-                timeout_min=self.profile.time, signal_delay_s=self.profile.warning_s, stderr_to_stdout=True
+                timeout_min=WITHOUT_LIMIT_MIN,
+                gpus_per_node=self.profile.gpus_per_node,
+                setup=list(self.profile.setup),
+                stderr_to_stdout=True,
             )
         try:
             with quiet() if self.profile.cluster == "local" else nullcontext():
@@ -134,11 +141,15 @@ class Submission:
                 *(["--no-kill"] if "no-kill" in more else []),
                 *profile.srun_args,
             ],
-            "teardown": [f"{python} {verdict} {profile.max_requeues}"],
+            "teardown": [f"{python} {verdict} {profile.max_requeues} $?"],
         }
 
     def _environment(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(self.folder / "code"), **self.profile.environment}
+        frozen = str(self.folder / "code")
+        given = dict(self.profile.environment)
+        path = f"{frozen}:{given.pop('PYTHONPATH')}" if "PYTHONPATH" in given else frozen
+        # Safe: else the code in the folder of sbatch, which may have changed, would come first.
+        return {**given, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
     def _make_folder(self) -> None:
         private_folder(self.folder.parent)
@@ -155,10 +166,12 @@ class Submission:
             "job": self.job,
             "arguments": dict(zip(job_ids, self.arguments, strict=True)),
             "run_folders": dict(zip(job_ids, self.run_folders, strict=True)),
-            "max_requeues": self.profile.max_requeues,
+            "environment": self.profile.environment,
             "submitted": time.time(),
         }
-        (self.folder / "job.json").write_text(json.dumps(description, indent=1) + "\n")
+        partial = self.folder / "job.json.partial"
+        partial.write_text(json.dumps(description, indent=1) + "\n")
+        partial.replace(self.folder / "job.json")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 
 from clusters import janitor, meeting
 from clusters.janitor import Janitor
-from clusters.ray_node import PORTS_PER_NODE, SERVICES, Ports, Resources, candidates, is_free, ray_command
+from clusters.ray_node import PORTS_PER_NODE, SERVICES, Ports, Resources, alive_nodes, candidates, is_free, ray_command
 from tests.ray_cluster import free_ports
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(1000)"]
@@ -60,7 +60,11 @@ def test_nodes_come_and_are_lost_and_strangers_stay_out():
         n2 = meeting.join("127.0.0.1", port, "right", 2, "n2")
         stranger = meeting.join("127.0.0.1", port, "wrong", 3, "n3")
         garbage = socket.create_connection(("127.0.0.1", port))
-        garbage.sendall(b"\xff\xff GET / HTTP/1.0\r\n")
+        garbage.sendall("é 4 n4\n".encode())
+        head.look()
+        assert head.ready == {}
+        meeting.is_ready(n1)
+        meeting.is_ready(n2)
         head.look()
         assert head.ready == {1: "n1", 2: "n2"}
         assert meeting.news(n1) == "none"
@@ -70,6 +74,16 @@ def test_nodes_come_and_are_lost_and_strangers_stay_out():
     assert meeting.news(n1) == "over"
     for connection in (n1, stranger, garbage):
         connection.close()
+
+
+def test_a_stranger_that_says_nothing_keeps_the_head_for_some_seconds_only():
+    (port,) = free_ports(1)
+    with meeting.Head("127.0.0.1", port, "right") as head:
+        silent = socket.create_connection(("127.0.0.1", port))
+        began = time.monotonic()
+        head.look()
+        assert time.monotonic() - began < meeting.HELLO_S + 2
+        silent.close()
 
 
 def test_a_head_that_is_killed_is_lost_and_not_over():
@@ -93,7 +107,7 @@ def test_a_head_that_is_killed_is_lost_and_not_over():
 
 
 def test_the_janitor_ends_all_processes_and_removes_the_folder(tmp_path: Path):
-    folder = tmp_path / "pirl-job-1-0"
+    folder = tmp_path / "pirl-j1-0"
     look_after = Janitor(folder, "1.0")
     env = {**os.environ, **look_after.environment}
     # One has left its parent, and one has overwritten its environment but has a file open, as Ray's agents do.
@@ -114,8 +128,17 @@ def test_the_janitor_ends_all_processes_and_removes_the_folder(tmp_path: Path):
         other.wait()
 
 
+def test_the_folder_is_the_user_s_own(tmp_path: Path):
+    look_after = Janitor(tmp_path / "pirl-j2-0", "2.0")
+    assert (tmp_path / "pirl-j2-0").stat().st_mode & 0o777 == 0o700
+    look_after.clean()
+    (tmp_path / "pirl-j3-0").symlink_to(tmp_path)  # as somebody else may have put it there
+    with pytest.raises(FileExistsError):
+        Janitor(tmp_path / "pirl-j3-0", "3.0")
+
+
 def test_the_janitor_cleans_after_a_kill(tmp_path: Path):
-    folder = tmp_path / "pirl-job-1-0"
+    folder = tmp_path / "pirl-j1-0"
     code = f"""
 import subprocess, sys, time, os
 from pathlib import Path
@@ -139,7 +162,7 @@ time.sleep(1000)
 
 
 def test_what_a_killed_janitor_left_goes_with_the_next_job(tmp_path: Path):
-    left, used, young = (tmp_path / f"pirl-job-{n}-0" for n in (1, 2, 3))
+    left, used, young = (tmp_path / f"pirl-j{n}-0" for n in (1, 2, 3))
     for folder in (left, used, young):
         folder.mkdir()
     (left / janitor.LOCK).touch()
@@ -153,3 +176,19 @@ def test_what_a_killed_janitor_left_goes_with_the_next_job(tmp_path: Path):
 @pytest.mark.parametrize("towards", ["127.0.0.1"])
 def test_own_address_is_the_one_on_the_way(towards: str):
     assert meeting.own_ip(towards) == "127.0.0.1"
+
+
+def test_sockets_fit_below_the_longest_folder():
+    """Unix allows 107 bytes; Ray's own part of the path is as it was seen."""
+    folder = Path("/" + "t" * 15) / "pirl-j12345678_1023-15"
+    assert len(f"{folder}/r0/session_2026-11-21_15-22-31_044893_4194304/sockets/plasma_store") <= 107
+
+
+def test_what_is_asked_of_the_dashboard_goes_to_no_proxy(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        (port,) = free_ports(1)
+        assert alive_nodes(port, "secret") == 0
+        proxy.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            proxy.accept()

@@ -48,7 +48,7 @@ def test_in_the_background_and_in_this_process(tmp_path: Path) -> None:
     status = slurm_py(tmp_path, "status", number[1], local).stdout
     assert "COMPLETED" in status
     assert json.loads((tmp_path / "runs/background/result.json").read_text())["metrics"]["step"] == 12
-    assert not list(Path("/tmp").glob(f"pirl-job-{number[1]}-*"))
+    assert not list(Path("/tmp").glob(f"pirl-j{number[1]}-*"))
 
 
 def test_a_background_job_is_cancelled(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_background_job_is_cancelled(tmp_path: Path) -> None:
     sent = slurm_py(tmp_path, local, "--", "jobs/pretrain.py", "digits", *SMALL, "--run=long", "--optim.epochs=500")
     number = re.match(r"job (\d+) ", sent.stdout)
     assert number, sent.stderr
-    folder = Path(f"/tmp/pirl-job-{number[1]}-0")
+    folder = Path(f"/tmp/pirl-j{number[1]}-0")
     wait_for(folder.exists, "it does not start")
     assert slurm_py(tmp_path, "cancel", number[1], local).returncode == 0
     wait_for(lambda: not folder.exists(), "its folder is left")
