@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,11 +64,17 @@ class User:
     slurm: Slurm
     folder: Path
     more_env: dict[str, str] = field(default_factory=dict)
+    root: Path = ROOT
+    """The checkout whose commands are typed."""
+
+    @property
+    def cwd(self) -> Path:
+        return self.folder if self.root == ROOT else self.root
 
     def type(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "jobs/slurm.py"), *words]
+        command = [sys.executable, str(self.root / "jobs/slurm.py"), *words]
         env = {**self.slurm.env, "OMP_NUM_THREADS": "1", **self.more_env}
-        answer = subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=LIMIT_S)
+        answer = subprocess.run(command, env=env, cwd=self.cwd, capture_output=True, text=True, timeout=LIMIT_S)
         assert not check or answer.returncode == 0, answer.stdout + answer.stderr
         return answer
 
@@ -219,7 +226,12 @@ def test_preempted_with_and_without_a_warning_on_the_same_nodes(user: User, undi
 
 def test_the_time_limit_and_a_requeue_by_hand(user: User, undisturbed: Submitted) -> None:
     limited = user.submit("limited", warning_s=20)
-    requeued = user.submit("requeued")
+    checkout = user.folder / "checkout"
+    for package in ("pirl", "jobs", "clusters"):
+        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    requeued = replace(user, root=checkout).submit("requeued")
+    for file in ("pirl/train.py", "clusters/allocation.py", "jobs/task.py"):  # what was submitted is what runs
+        (checkout / file).write_text("raise SystemExit('this is not what was submitted')\n")
     requeued.wait_for_step(20)
     user.slurm.ask("scontrol", "requeue", requeued.id)
     limited.wait_for_step(20)
@@ -251,10 +263,12 @@ def test_a_host_dies(user: User, undisturbed: Submitted) -> None:
     assert "lost n2" in both.state["history"][0]
     assert fewer.state["nodes"] == ["n1"]
     assert fewer.state["restarts"] == 0
-    expected, got = weights(undisturbed.run), weights(fewer.run)
-    # One worker for two: the same sums in another order, and a batch norm that sees the whole batch.
-    assert [line["step"] for line in lines(fewer.run)] == list(range(1, STEPS + 1))
-    assert expected.keys() == got.keys()
+    assert "going on with 1 of 2 nodes" in fewer.log
+    expected, got = lines(undisturbed.run), lines(fewer.run)
+    assert [line["step"] for line in got] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in got[:16]] == [line["loss"] for line in expected[:16]]
+    # One worker for two from some checkpoint on: the batch norm sees the whole batch, so the losses are near only.
+    assert got[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=0.05)
     user.slurm.wait_until_nothing_is_left()
 
 
