@@ -57,8 +57,8 @@ def lead(job: JobFile, profile: Profile, place: Place, signals: Signals) -> tupl
     """The first node's part; returns how the job ended, why, and its exit code."""
     before = read_state(job.folder, place.job_id)
     history = before.get("history", [])
-    if before and before["phase"] != "requeue" and before["restarts"] < place.restarts:
-        history = [*history, f"ended by SLURM while {before['phase']}"]
+    if before and len(history) < place.restarts:  # SLURM was faster than the last line of the batch script
+        history = [*history, before["reason"] or f"ended by SLURM while {before['phase']}"]
     enter(job.folder, place.job_id, "starting", restarts=place.restarts, nodes=[], head=None, history=history)
     if place.restarts > profile.max_requeues:
         return "failed", f"requeued {place.restarts} times, and max_requeues is {profile.max_requeues}", 1
