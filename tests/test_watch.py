@@ -19,6 +19,7 @@ from jobs.watch import last_numbers, print_status, sweep_numbers
 from pirl.config import ConfigError
 from pirl.folder import Folder
 from pirl.recipes import digits
+from tests.ray_cluster import wait_for
 from tests.slurm_words import DOWN, UNKNOWN_JOB, scontrol_line, squeue_line, words_of
 from tune.measured import Point
 from tune.results import Row, write
@@ -35,7 +36,7 @@ def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def job(folder: Path, *ids: str, cluster: str = "slurm", submitted: float = 1.0, **more: Any) -> Job:
     """The first job of a folder as `submit` leaves it."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     ids = ids or ("17",)
     told = {
         "name": folder.name,
@@ -68,6 +69,7 @@ def controller(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process with the command line of those that submitit starts for a local job."""
     words = ["-c", "import time; time.sleep(60)", "submitit.local._local", str(folder)]
     with subprocess.Popen([sys.executable, *words]) as process:
+        wait_for(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes(), "it has no command line")
         yield process
         process.kill()
 
@@ -106,6 +108,7 @@ def test_a_local_job_is_followed_from_its_first_moment_to_its_end(tmp_path: Path
     )
     words = [sys.executable, "-c", code, "submitit.local._local", str(tmp_path / "a")]
     with subprocess.Popen(words, cwd=Path(__file__).parents[1]) as process:
+        wait_for(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes(), "it has no command line")
         known = job(tmp_path / "a", str(process.pid), cluster="local")
         assert follow_logs(known) == 0
     out, err = capfd.readouterr()
