@@ -48,11 +48,18 @@ def state_file(folder: Path, job_id: str) -> Path:
 
 
 def read_state(folder: Path, job_id: str) -> JobState:
-    """What the job last said; empty before it starts."""
+    """What the job last said; empty before it starts.
+
+    Raises:
+        ValueError: The file is not one that `write_state` wrote.
+    """
     try:
-        return cast(JobState, json.loads(state_file(folder, job_id).read_text()))
+        state = json.loads(state_file(folder, job_id).read_text())
     except FileNotFoundError:
         return {}
+    if not isinstance(state, dict):
+        raise ValueError("it holds no object")
+    return cast(JobState, state)
 
 
 def write_state(folder: Path, job_id: str, state: JobState) -> None:

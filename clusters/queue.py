@@ -6,7 +6,6 @@ versions know are used, and what a version leaves out is None or "".
 """
 
 import os
-import pwd
 import re
 import subprocess
 from dataclasses import dataclass
@@ -23,6 +22,12 @@ SQUEUE_FORMAT = "%i|%T|%M|%l|%S|%N|%r|%j"
 """The name comes last: nothing else may hold the separator."""
 SACCT_FORMAT = "JobID,State,Elapsed,Timelimit,Start,NodeList,ExitCode,JobName"
 NOTHING = {"", "(null)", "None", "N/A", "None assigned", "Unknown"}
+NO_JOB = ("invalid job id", "invalid job array id", "accounting storage is disabled")
+"""What a command says that fails because it knows of no such job; any other failure is no answer."""
+
+
+class SlurmSilent(RuntimeError):  # noqa: N818 - what it is, not that it is an error
+    """SLURM gives no answer, so what it would say of a job is not known; says which command failed, and how."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +70,53 @@ def job_state(job_id: str) -> JobState | None:
     """Asks until one knows the job; of an array without a task the first task that has not ended, else the first.
 
     Returns:
-        None where nobody knows it: it never was, it ended long ago and there is no accounting, or nobody answers.
+        None where nobody knows it: it never was, it ended long ago and there is no accounting, or there is no SLURM.
+
+    Raises:
+        SlurmSilent: Who could know it does not answer.
     """
-    detailed = parse_scontrol(_ask("scontrol", "-o", "show", "job", job_id))
-    known = detailed or parse_squeue(_ask("squeue", "-h", "-t", "all", "-o", SQUEUE_FORMAT, "-j", job_id))
-    known = known or parse_sacct(_ask("sacct", "-n", "-P", "-X", "-o", SACCT_FORMAT, "-j", job_id))
-    return next((job for job in known if job.id == job_id), None) or min(known, key=lambda job: job.ended, default=None)
+    heard, silence = False, None
+    for parse, command in (
+        (parse_scontrol, ("scontrol", "-o", "show", "job", job_id)),
+        (parse_squeue, ("squeue", "-h", "-t", "all", "-o", SQUEUE_FORMAT, "-j", job_id)),
+        (parse_sacct, ("sacct", "-n", "-P", "-X", "-o", SACCT_FORMAT, "-j", job_id)),
+    ):
+        try:
+            text = _ask(*command)
+        except SlurmSilent as error:
+            silence = silence or error
+            continue
+        if text is None:
+            continue
+        if known := parse(text):
+            same = next((job for job in known if covers(job.id, job_id)), None)
+            return same or min(known, key=lambda job: job.ended)
+        # Only the controller knows that a job does not wait or run; accounting may be late.
+        heard = heard or parse is not parse_sacct
+    if silence and not heard:
+        raise silence
+    return None
 
 
 def jobs_of_user() -> list[JobState]:
-    """This user's jobs that wait, run, or ended some minutes ago, as squeue orders them."""
-    user = pwd.getpwuid(os.getuid()).pw_name
-    return parse_squeue(_ask("squeue", "-h", "-t", "all", "-o", SQUEUE_FORMAT, "-u", user))
+    """This user's jobs that wait, run, or ended some minutes ago, as squeue orders them.
+
+    Raises:
+        SlurmSilent: There is no answer.
+    """
+    return parse_squeue(_ask("squeue", "-h", "-t", "all", "-o", SQUEUE_FORMAT, "-u", str(os.getuid())) or "")
+
+
+def covers(listed: str, job_id: str) -> bool:
+    """Whether an id as SLURM lists it means a job: `12_3` is `12_3`, and one of `12_[1,3-7%2]`."""
+    if listed == job_id:
+        return True
+    array, bracket, tasks = listed.partition("_[")
+    of, _, task = job_id.partition("_")
+    if not bracket or of != array or not task.isdigit():
+        return False
+    spans = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", tasks.rstrip("]").partition("%")[0])
+    return any(int(task) in range(int(first), int(last or first) + 1, int(step or 1)) for first, last, step in spans)
 
 
 def parse_squeue(text: str) -> list[JobState]:
@@ -187,8 +227,12 @@ def _rows(text: str, columns: int) -> list[list[str]]:
     return [[field.strip() for field in row] for row in rows if len(row) == columns and row[1].strip()]
 
 
-def _ask(*command: str) -> str:
-    """What it prints; "" where it is not there, fails or takes too long."""
+def _ask(*command: str) -> str | None:
+    """What a command prints, "" where it knows of no such job; None where the command is not there.
+
+    Raises:
+        SlurmSilent: It fails or takes too long.
+    """
     # A user's own filters and formats (SQUEUE_PARTITION, SLURM_TIME_FORMAT) would change the answer.
     own = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
@@ -202,6 +246,15 @@ def _ask(*command: str) -> str:
             errors="replace",
             timeout=LIMIT_S,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except subprocess.TimeoutExpired:
+        raise SlurmSilent(f"{command[0]} has said nothing for {LIMIT_S:g} s") from None
+    except OSError as error:
+        raise SlurmSilent(f"{command[0]}: {error.strerror}") from None
+    if answer.returncode == 0:
+        return answer.stdout
+    if any(words in answer.stderr.lower() for words in NO_JOB):
         return ""
-    return answer.stdout if answer.returncode == 0 else ""
+    said = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
+    raise SlurmSilent(f"{command[0]}: {said[-1].removeprefix(f'{command[0]}: ').removeprefix('error: ')}")

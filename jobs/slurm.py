@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import getpass
+import os
 import re
 import shlex
 import shutil
@@ -16,8 +17,11 @@ from collections.abc import Callable
 
 from clusters.drive import job_settings
 from clusters.profile import Profile, read_profile
+from jobs.logs import follow_logs, print_logs
+from jobs.options import SUBMIT, submit_parser, watch_parser
 from jobs.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
-from jobs.watch import Job, all_jobs, find_job, follow_logs, list_table, print_logs, print_status
+from jobs.submitted import Job, all_jobs, find_jobs, scancel, verdicts
+from jobs.watch import list_table, print_status
 from pirl.config import ConfigError
 
 JOBS = ("jobs/pretrain.py", "tune/sweep.py", ALONE)
@@ -25,36 +29,12 @@ JOBS = ("jobs/pretrain.py", "tune/sweep.py", ALONE)
 CHECK_S = 300
 """How long a job file may take to check its arguments: it looks at the data too."""
 
-USAGE = """python jobs/slurm.py [submit] --cluster FILE [--name N] [--array FILE] [--dry-run] -- JOB_FILE ARGUMENTS
-       python jobs/slurm.py status [JOB] | logs JOB [-f] | cancel JOB | list | tunnel JOB"""
-
-EPILOG = """
-commands:
-  submit   checks the profile and the job's own arguments, asks SLURM, and submits (the default)
-  status   state, nodes, reason, times, restarts and the run's last numbers; of the newest job, or of JOB
-  logs     what all nodes printed, each line with the node before it; -f goes on until the job ends
-  cancel   ends a job, or takes it out of the queue
-  list     all jobs in the job folder
-  tunnel   the ssh command that brings the job's Ray dashboard to this machine
-
-JOB is an id as SLURM gives it (123, 123_4), or the name of the job's folder. After submit's -- comes a job file:
-jobs/pretrain.py, tune/sweep.py or jobs/prepare.py, with its own arguments.
-
-examples:
-  python jobs/slurm.py --cluster clusters/slurm-cpu.toml --dry-run -- jobs/pretrain.py cifar10 --data.uri /shared/c10
-  python jobs/slurm.py --cluster clusters/slurm-cpu.toml -- jobs/pretrain.py cifar10 --data.uri /shared/c10
-  python jobs/slurm.py --cluster clusters/slurm-cpu.toml --array seeds.txt -- jobs/pretrain.py digits
-      with a line of further arguments for each run in seeds.txt: --seed 1 --run digits-1
-  python jobs/slurm.py status
-  python jobs/slurm.py logs 123 -f
-"""
-
 
 def main() -> int:
     """Runs the command.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 the request is wrong and nothing was submitted.
+        The exit code: 0 done, 1 failed, 2 the request is wrong and nothing was submitted, 130 interrupted.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
@@ -62,6 +42,14 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except subprocess.TimeoutExpired as error:
+        print(f"failed: {error.cmd[0]} has not answered for {error.timeout:g} s", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def command(argv: list[str]) -> int:
@@ -76,15 +64,17 @@ def command(argv: list[str]) -> int:
         own, job = argv[:at], argv[at + 1 :]
     name = own.pop(0) if own and not own[0].startswith("-") else "submit"
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
-        "status": lambda known: print_status(asked(known, newest=True)),
-        "logs": lambda known: (follow_logs if known.follow else print_logs)(asked(known)),
+        "status": lambda known: print_status(asked(known)),
+        "logs": lambda known: (follow_logs if known.follow else print_logs)(one_of(asked(known), "logs")),
         "cancel": lambda known: cancel(asked(known)),
         "list": lambda known: list_table(all_jobs(job_folder(known))),
-        "tunnel": lambda known: tunnel(asked(known)),
+        "tunnel": lambda known: tunnel(one_of(asked(known), "tunnel")),
     }
     if name == "submit":
-        known = submit_parser().parse_args(own)
+        known = submit_parser(__doc__).parse_args(own)
         return submit(known, job)
+    if name.endswith(".py"):
+        raise ConfigError(f"write the job file behind --: {SUBMIT} --cluster FILE -- {shlex.join([name, *own, *job])}")
     if name not in commands:
         raise ConfigError(f"unknown command {name!r}: use submit, {', '.join(commands)}")
     if job:
@@ -92,41 +82,12 @@ def command(argv: list[str]) -> int:
     return commands[name](watch_parser(name).parse_args(own))
 
 
-def submit_parser() -> argparse.ArgumentParser:
-    """The options of `submit`."""
-    parser = argparse.ArgumentParser(
-        prog="python jobs/slurm.py",
-        usage=USAGE,
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--cluster", metavar="FILE", help="the cluster's profile; clusters/*.toml are examples")
-    parser.add_argument("--name", help="of the job (default: that of its first run)")
-    parser.add_argument("--array", metavar="FILE", help="several runs: further arguments of each on its own line")
-    parser.add_argument("--dry-run", action="store_true", help="print the script that would be sent, send nothing")
-    return parser
-
-
-def watch_parser(name: str) -> argparse.ArgumentParser:
-    """The options of the other commands."""
-    parser = argparse.ArgumentParser(prog=f"python jobs/slurm.py {name}", allow_abbrev=False)
-    if name != "list":
-        parser.add_argument("job", nargs="?" if name == "status" else None, metavar="JOB", help="its id or folder name")
-    if name == "logs":
-        parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
-    parser.add_argument("--cluster", metavar="FILE", help="the profile that names the job folder")
-    parser.add_argument("--job-folder", metavar="FOLDER", help="where jobs lie (default: ~/pirl-jobs)")
-    return parser
-
-
 def submit(known: argparse.Namespace, words: list[str]) -> int:
     """Checks everything, then hands the job over, or shows its script; returns the exit code."""
     if not known.cluster:
         examples = ", ".join(f"clusters/{path.name}" for path in sorted((ROOT / "clusters").glob("*.toml")))
         raise ConfigError(f"--cluster FILE is missing: the examples are {examples}")
-    profile = read_profile(known.cluster)
+    profile = profile_of(known.cluster)
     if profile.cluster == "kuberay":
         raise ConfigError(f"{known.cluster} describes a cluster on Kubernetes: use kubectl apply, or ray job submit")
     if not words:
@@ -138,15 +99,11 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
     if twice := {folder for folder in folders if folders.count(folder) > 1 and folder}:
         raise ConfigError(f"two runs of {known.array} have the folder {twice.pop()}: give each a name with --run")
 
-    parent = Path(profile.job_folder).expanduser().resolve()
+    parent = absolute(profile.job_folder)
     name = known.name or (folders[0].rstrip("/").rpartition("/")[2] if folders[0] else Path(job).stem)
     if not re.fullmatch(r"[\w.+-]+", name):
         raise ConfigError(f"--name {name!r}: use letters, digits, - and _")
-    for other in all_jobs(parent):
-        if other.is_active() and (clash := set(folders) & set(other.run_folders)):
-            raise ConfigError(
-                f"job {other.job_id} is working on {clash.pop()}: wait for it, cancel it, or give the run another name"
-            )
+    refuse_clashes(parent, folders)
     runs_as_tuples = tuple(map(tuple, runs))
     submission = Submission(profile, name, next_folder(parent, name), job, runs_as_tuples, tuple(folders))
     if known.dry_run:
@@ -159,10 +116,25 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
         return 0
     if profile.cluster == "slurm" and not estimate:
         raise ConfigError("there is no sbatch here: type this on a login node of the cluster, or add --dry-run")
-    private_folder(parent)
+    try:
+        private_folder(parent)
+    except OSError as error:
+        raise ConfigError(f"job_folder {parent}: {error.strerror}") from None
     job_ids = submission.submit()
     tell(known, submission, job_ids, estimate)
     return 0
+
+
+def refuse_clashes(parent: Path, folders: list[str]) -> None:
+    """Raises ConfigError if a job works on one of these run folders, or nobody can say that it does not."""
+    others = [job for job in all_jobs(parent) if set(folders) & set(job.run_folders) - {""}]
+    for other, verdict in zip(others, verdicts(others), strict=True):
+        if verdict.active:
+            doubt = f"{verdict.reason}, and may be: " if verdict.word == "NO ANSWER" else ""
+            raise ConfigError(
+                f"{doubt}job {other.job_id} is working on {other.run_folders[0]}: "
+                "wait for it, cancel it, or give the run another name"
+            )
 
 
 def tell(known: argparse.Namespace, submission: Submission, job_ids: list[str], estimate: str) -> None:
@@ -174,7 +146,7 @@ def tell(known: argparse.Namespace, submission: Submission, job_ids: list[str], 
     options = f" --cluster {known.cluster}" if submission.profile.job_folder != "~/pirl-jobs" else ""
     print(f"script, code and logs in {submission.folder}\n")
     for line in (f"status {job_ids[0]}", f"logs {job_ids[0]} -f", f"cancel {job_ids[0]}"):
-        print(f"  python jobs/slurm.py {line}{options}")
+        print(f"  {SUBMIT} {line}{options}")
 
 
 def job_file(word: str) -> str:
@@ -207,39 +179,70 @@ def check(profile: Profile, job: str, arguments: list[str]) -> str:
     """
     settings = [] if job == ALONE else job_settings(profile, profile.nodes.max)
     command = [sys.executable, str(ROOT / job), *settings, *arguments, "--check"]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_S)
+    env = {**os.environ, **profile.environment}
+    try:
+        answer = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=CHECK_S)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"{shlex.join([job, *arguments])} --check takes longer than {CHECK_S} s") from None
     if answer.returncode:
         said = answer.stderr.strip() or answer.stdout.strip()
         raise ConfigError(f"{shlex.join([job, *arguments])}:\n{said.removeprefix('error: ')}")
-    return (answer.stdout.strip().splitlines() or [""])[-1]
+    last = (answer.stdout.strip().splitlines() or [""])[-1]
+    return re.sub(r": \d+ trials, .*", "", last)  # what a sweep says behind its folder
+
+
+def profile_of(path: str) -> Profile:
+    """Reads a profile; raises ConfigError."""
+    return read_profile(str(absolute(path)) if path.startswith("~") else path)
+
+
+def absolute(folder: str) -> Path:
+    """The path of a folder that a user named; raises ConfigError if it cannot be one."""
+    try:
+        return Path(folder).expanduser().resolve()
+    except (RuntimeError, OSError) as error:  # no such user, a link to itself
+        raise ConfigError(f"{folder}: {error}") from None
 
 
 def job_folder(known: argparse.Namespace) -> Path:
     """Where the jobs lie that a command is about."""
-    given = known.job_folder or (read_profile(known.cluster).job_folder if known.cluster else "~/pirl-jobs")
-    return Path(given).expanduser().resolve()
+    return absolute(
+        known.job_folder or (profile_of(known.cluster).job_folder if known.cluster is not None else "~/pirl-jobs")
+    )
 
 
-def asked(known: argparse.Namespace, newest: bool = False) -> Job:
-    """The job that a command is about; raises ConfigError if there is none of that id."""
-    return find_job(job_folder(known), None if newest and not known.job else known.job)
+def asked(known: argparse.Namespace) -> list[Job]:
+    """The job that a command is about, or the tasks of an array; raises ConfigError if there is none of that id."""
+    return find_jobs(job_folder(known), known.job)
 
 
-def cancel(job: Job) -> int:
-    """Ends a job; returns the exit code."""
-    problem = job.cancel()
-    if problem:
+def one_of(jobs: list[Job], command: str) -> Job:
+    """The only one; raises ConfigError for an array."""
+    if len(jobs) > 1:
+        tasks = ", ".join(job.job_id for job in jobs)
+        raise ConfigError(f"this job has several tasks: {command} needs one of {tasks}")
+    return jobs[0]
+
+
+def cancel(jobs: list[Job]) -> int:
+    """Ends a job, or all tasks of an array; returns the exit code."""
+    first = jobs[0]
+    as_a_whole = len(jobs) > 1 and first.cluster == "slurm"
+    problems = [scancel(first.array)] if as_a_whole else [job.cancel() for job in jobs]
+    for problem in filter(None, problems):
         print(f"failed: {problem}", file=sys.stderr)
+    if any(problems):
         return 1
-    print(f"job {job.job_id} is being cancelled")
+    tasks = f"all {len(jobs)} tasks of job {first.array} are" if len(jobs) > 1 else f"job {first.job_id} is"
+    print(f"{tasks} being cancelled")
     return 0
 
 
 def tunnel(job: Job) -> int:
     """Prints how to reach the dashboard, which listens on the head node's loopback only; returns the exit code."""
     head = job.state().get("head")
-    if not head or not job.is_active():
-        raise ConfigError(f"job {job.job_id} has no Ray cluster now: python jobs/slurm.py status {job.job_id}")
+    if not head or not job.verdict().active:
+        raise ConfigError(f"job {job.job_id} has no Ray cluster now: {SUBMIT} status {job.job_id}")
     port = head["dashboard_port"]
     print(f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{head['host']}")
     print(f"then http://localhost:8265, with the token in {job.folder / (job.job_id + '_token')}", file=sys.stderr)

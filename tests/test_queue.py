@@ -8,8 +8,19 @@ from pathlib import Path
 import pytest
 
 from clusters import queue
-from clusters.queue import JobState, job_state, jobs_of_user, parse_sacct, parse_scontrol, parse_squeue, seconds
+from clusters.queue import (
+    JobState,
+    SlurmSilent,
+    covers,
+    job_state,
+    jobs_of_user,
+    parse_sacct,
+    parse_scontrol,
+    parse_squeue,
+    seconds,
+)
 from tests.slurm_cluster import Slurm
+from tests.slurm_words import DOWN, UNKNOWN_JOB, words_of
 
 SQUEUE = """\
 24|CANCELLED|0:00|10:00|2026-11-21T15:13:37||Priority|killed
@@ -161,6 +172,40 @@ def test_a_command_that_hangs_or_fails_is_passed_over(monkeypatch, tmp_path: Pat
     start = time.monotonic()
     assert job_state("9_3") == parse_sacct(line)[0]
     assert time.monotonic() - start < 10, "the three limits, and room for a busy machine"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (DOWN, "squeue: slurm_load_jobs error: Unable to contact slurm controller"),
+        ("echo 'squeue: error: Socket timed out on send/recv operation' >&2; exit 1", "squeue: Socket timed out"),
+        ("exit 7", "squeue: exit code 7"),
+        ("exec sleep 60", "squeue has said nothing for 0.5 s"),
+    ],
+)
+def test_no_answer_is_not_an_unknown_job(monkeypatch, tmp_path: Path, script: str, said: str):
+    monkeypatch.setattr(queue, "LIMIT_S", 0.5)
+    words_of(tmp_path, monkeypatch, squeue=script)
+    for ask in (jobs_of_user, lambda: job_state("7")):
+        with pytest.raises(SlurmSilent, match=said):
+            ask()
+    # Accounting may not have it yet: only the controller knows that a job neither waits nor runs.
+    words_of(tmp_path, monkeypatch, squeue=script, sacct="exit 0")
+    with pytest.raises(SlurmSilent):
+        job_state("7")
+    words_of(tmp_path, monkeypatch, scontrol=script, squeue=UNKNOWN_JOB, sacct=script)
+    assert job_state("7") is None
+    words_of(tmp_path, monkeypatch, scontrol=script, squeue="exit 0")
+    assert job_state("7") is None
+    assert jobs_of_user() == []
+
+
+def test_a_list_of_an_arrays_tasks_has_those_that_it_names():
+    named = [task for task in range(20) if covers("18_[1,3-5,10-16:3%2]", f"18_{task}")]
+    assert named == [1, 3, 4, 5, 10, 13, 16]
+    assert covers("18_3", "18_3")
+    assert covers("18", "18")
+    assert not any(covers(*pair) for pair in [("18_[1-3]", "19_1"), ("18_3", "18"), ("18_[1-3]", "18"), ("18", "18_1")])
 
 
 def test_a_users_own_filters_change_nothing(slurm: Slurm, tmp_path: Path, monkeypatch):

@@ -3,14 +3,27 @@
 import json
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clusters.job_state import enter
-from jobs.watch import Job, all_jobs, find_job, last_numbers, new_lines
+from clusters.job_state import enter, read_state
+from clusters.queue import JobState
+from jobs.logs import follow_logs, new_lines
+from jobs.submitted import Job, Verdict, all_jobs, find_jobs, verdicts
+from jobs.watch import last_numbers, print_status, sweep_numbers
 from pirl.config import ConfigError
 from pirl.folder import Folder
+from pirl.recipes import digits
+from tests.ray_cluster import wait_for
+from tests.slurm_words import DOWN, UNKNOWN_JOB, scontrol_line, squeue_line, words_of
+from tune.measured import Point
+from tune.results import Row, write
+from tune.space import trials_of
 
 METRICS = {"step": 30, "last_step": 60, "epoch": 2.5, "loss": 6.1, "samples_per_s": 1234.5}
 
@@ -21,55 +34,226 @@ def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
 
 
-def job(folder: Path, job_id: str = "17", cluster: str = "slurm", submitted: float = 1.0) -> Job:
-    folder.mkdir(exist_ok=True)
+def job(folder: Path, *ids: str, cluster: str = "slurm", submitted: float = 1.0, **more: Any) -> Job:
+    """The first job of a folder as `submit` leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = ids or ("17",)
     told = {
         "name": folder.name,
         "cluster": cluster,
         "job": "jobs/pretrain.py",
-        "arguments": {job_id: ["digits"]},
-        "run_folders": {job_id: f"{folder}/run"},
+        "arguments": {job_id: ["digits"] for job_id in ids},
+        "run_folders": dict.fromkeys(ids, f"{folder}/run"),
         "submitted": submitted,
+        **more,
     }
     (folder / "job.json").write_text(json.dumps(told))
-    return next(found for found in all_jobs(folder.parent) if found.job_id == job_id)
+    return next(found for found in all_jobs(folder.parent) if found.job_id == ids[0])
 
 
 def test_a_job_that_slurm_has_forgotten_tells_its_end_itself(tmp_path: Path) -> None:
     known = job(tmp_path / "a")
-    assert known.verdict()[0] == "UNKNOWN"
+    assert known.verdict().word == "UNKNOWN"
     enter(known.folder, "17", "running", nodes=["n1"])
-    word, reason = known.verdict()
-    assert (word, known.is_active()) == ("GONE", False)
-    assert "has not written a result" in reason
+    gone = known.verdict()
+    assert (gone.word, gone.active) == ("GONE", False)
+    assert "has not written a result" in gone.reason
     enter(known.folder, "17", "failed", "error: the loss is nan", exit_code=1)
-    assert known.verdict() == ("FAILED", "error: the loss is nan")
+    assert known.verdict() == Verdict("FAILED", "error: the loss is nan")
     enter(known.folder, "17", "done", exit_code=0)
-    assert known.verdict() == ("COMPLETED", "")
+    assert known.verdict() == Verdict("COMPLETED")
+
+
+@contextmanager
+def controller(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with the command line of those that submitit starts for a local job."""
+    words = ["-c", "import time; time.sleep(60)", "submitit.local._local", str(folder)]
+    with subprocess.Popen([sys.executable, *words]) as process:
+        wait_for(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes(), "it has no command line")
+        yield process
+        process.kill()
 
 
 def test_a_local_job_lives_as_long_as_its_process(tmp_path: Path) -> None:
-    known = job(tmp_path / "a", cluster="local")
-    enter(known.folder, "17", "running", pid=os.getpid())
-    assert known.verdict() == ("RUNNING", "")
-    assert known.is_active()
-    process = subprocess.Popen(["/bin/true"])
-    process.wait()
-    enter(known.folder, "17", "running", pid=process.pid)
-    assert known.verdict() == ("FAILED", "its process was killed")
-    assert known.cancel() == "job 17 does not run"
+    with controller(tmp_path / "a") as process:
+        known = job(tmp_path / "a", str(process.pid), cluster="local")
+        assert known.verdict() == Verdict("PENDING", "starting", True), "it has just been submitted"
+        enter(known.folder, known.job_id, "running", pid=process.pid)
+        assert known.verdict() == Verdict("RUNNING", "", True)
+        assert known.cancel() == ""
+        process.wait(10)
+    assert known.verdict() == Verdict("FAILED", "its process was killed")
+    assert known.cancel() == f"job {process.pid} does not run"
+
+
+def test_the_process_of_a_job_is_no_other_with_its_number(tmp_path: Path) -> None:
+    """Numbers of processes are used again: here by one of another job, and by this one."""
+    with controller(tmp_path / "b") as process:
+        for pid in (process.pid, os.getpid()):
+            known = job(tmp_path / "a", str(pid), cluster="local")
+            assert known.verdict().word == "UNKNOWN"
+            enter(known.folder, known.job_id, "running", pid=pid)
+            assert known.verdict() == Verdict("FAILED", "its process was killed")
+            assert known.cancel() == f"job {pid} does not run"
+        assert process.poll() is None
+
+
+def test_a_local_job_is_followed_from_its_first_moment_to_its_end(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr("jobs.logs.ASK_S", 0.2)
+    monkeypatch.setattr("jobs.logs.FOLLOW_S", 0.1)
+    code = (
+        "import os, pathlib, time; from clusters.job_state import enter; pid = os.getpid(); time.sleep(1);"
+        "folder = pathlib.Path(os.sys.argv[2]); (folder / f'{pid}_0_log.out').write_text('hello\\n');"
+        "enter(folder, str(pid), 'running', pid=pid); time.sleep(1); enter(folder, str(pid), 'done')"
+    )
+    words = [sys.executable, "-c", code, "submitit.local._local", str(tmp_path / "a")]
+    with subprocess.Popen(words, cwd=Path(__file__).parents[1]) as process:
+        wait_for(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes(), "it has no command line")
+        known = job(tmp_path / "a", str(process.pid), cluster="local")
+        assert follow_logs(known) == 0
+    out, err = capfd.readouterr()
+    assert out == "[0] hello\n"
+    assert err.splitlines() == ["-- PENDING: starting", "-- COMPLETED"]
+
+
+def test_what_is_followed_is_judged_by_one_answer(tmp_path: Path, monkeypatch, capfd) -> None:
+    """A job that ends between two answers has ended well in the second."""
+    monkeypatch.setattr("jobs.logs.ASK_S", 0.1)
+    monkeypatch.setattr("jobs.logs.FOLLOW_S", 0.1)
+    known = job(tmp_path / "a")
+    once = f"if mkdir {tmp_path}/asked 2> /dev/null; then echo '{scontrol_line('17', 'RUNNING')}'; exit; fi"
+    words_of(tmp_path / "bin", monkeypatch, scontrol=f"{once}\necho '{scontrol_line('17', 'COMPLETED')}'")
+    assert follow_logs(known) == 0
+    assert capfd.readouterr().err == "-- COMPLETED\n"
+
+
+def test_a_job_without_an_answer_is_active_and_followed(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr("jobs.logs.ASK_S", 0.1)
+    monkeypatch.setattr("jobs.logs.FOLLOW_S", 0.1)
+    known = job(tmp_path / "a")
+    enter(known.folder, "17", "running")
+    refused = "echo 'sacct: error: refused' >&2; exit 1"
+    words_of(tmp_path / "bin", monkeypatch, scontrol=DOWN, squeue=DOWN, sacct=refused)
+    silent = known.verdict()
+    assert (silent.word, silent.active) == ("NO ANSWER", True)
+    assert "Unable to contact slurm controller" in silent.reason
+    assert silent.reason.endswith("the job last said: running")
+    assert verdicts([known])[0].word == "NO ANSWER"
+    up = f"if mkdir {tmp_path}/asked 2> /dev/null; then {DOWN}; fi; echo '{scontrol_line('17', 'COMPLETED')}'"
+    words_of(tmp_path / "bin", monkeypatch, scontrol=up)
+    assert follow_logs(known) == 0
+    assert [line.split(":")[0] for line in capfd.readouterr().err.splitlines()] == ["-- NO ANSWER", "-- COMPLETED"]
+    words_of(tmp_path / "bin", monkeypatch, scontrol=DOWN)
+    enter(known.folder, "17", "failed", "error: the loss is nan")
+    assert known.verdict() == Verdict("FAILED", "error: the loss is nan"), "that is certain without SLURM"
+
+
+@pytest.mark.parametrize("word", ["TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"])
+def test_how_a_job_ended_is_slurms_word_and_the_reason_its_own(tmp_path: Path, word: str) -> None:
+    known = job(tmp_path / "a")
+    theirs = JobState("17", word, reason="in short")
+    assert known.judged(theirs).reason == "in short"
+    enter(known.folder, "17", "cancelled", "ended by a signal", exit_code=143)
+    assert known.judged(theirs) == Verdict(word, "ended by a signal", False, theirs)
+    assert known.judged(None) == Verdict("CANCELLED", "ended by a signal"), "SLURM has forgotten it"
+
+
+def test_many_jobs_are_one_question(tmp_path: Path, monkeypatch) -> None:
+    """Only a job that SLURM does not list and that has not told its end is asked for singly."""
+    for number in range(20, 60):
+        enter(job(tmp_path / f"old-{number}", str(number)).folder, str(number), "done")
+    job(tmp_path / "new", "60_5")
+    job(tmp_path / "lost", "70")
+    note = f"echo $0 $@ >> {tmp_path}/asked"
+    lines = "\n".join([squeue_line("60_[1,3-9%2]", "PENDING"), squeue_line("33", "RUNNING")])
+    answer = f"{note}\ncase \"$*\" in *-u*) echo '{lines}';; *) {UNKNOWN_JOB};; esac"
+    words_of(tmp_path / "bin", monkeypatch, squeue=answer, scontrol=f"{note}; {UNKNOWN_JOB}")
+    jobs = all_jobs(tmp_path)
+    found = {job.job_id: verdict.word for job, verdict in zip(jobs, verdicts(jobs), strict=True)}
+    assert found.pop("60_5") == "PENDING"
+    assert found.pop("33") == "RUNNING", "it was requeued by hand"
+    assert found.pop("70") == "UNKNOWN"
+    assert set(found.values()) == {"COMPLETED"}
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1 + 2, "of 42 jobs"
 
 
 def test_a_job_is_found_by_id_and_folder_and_the_newest_without(tmp_path: Path) -> None:
     job(tmp_path / "old-1", "9", submitted=1)
     job(tmp_path / "new-1", "10", submitted=2)
-    assert find_job(tmp_path, None).job_id == "10"
-    assert find_job(tmp_path, "9").folder == tmp_path / "old-1"
-    assert find_job(tmp_path, "old-1").job_id == "9"
+    assert [job.job_id for job in find_jobs(tmp_path, None)] == ["10"]
+    assert [job.folder for job in find_jobs(tmp_path, "9")] == [tmp_path / "old-1"]
+    assert [job.job_id for job in find_jobs(tmp_path, "old-1")] == ["9"]
     with pytest.raises(ConfigError, match=r"no job '11' in .*; the newest are 10, 9"):
-        find_job(tmp_path, "11")
+        find_jobs(tmp_path, "11")
     with pytest.raises(ConfigError, match="there are no jobs in"):
-        find_job(tmp_path / "nowhere", None)
+        find_jobs(tmp_path / "nowhere", None)
+
+
+def test_an_array_is_all_its_tasks(tmp_path: Path, capsys) -> None:
+    job(tmp_path / "old-1", "9", submitted=1)
+    job(tmp_path / "arr-1", "12_0", "12_2", "12_10", submitted=2)
+    for name in ("12", "arr-1", None):
+        assert [job.job_id for job in find_jobs(tmp_path, name)] == ["12_0", "12_2", "12_10"]
+    assert [job.job_id for job in find_jobs(tmp_path, "12_2")] == ["12_2"]
+    assert print_status(find_jobs(tmp_path, "12")) == 0
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.split()[:3] == ["JOB", "NAME", "STATE"]
+    assert [row.split()[:3] for row in rows] == [[f"12_{n}", "arr-1", "UNKNOWN"] for n in (0, 2, 10)]
+
+
+@pytest.mark.parametrize("text", ['{"name": "half', "[]", "{}", '{"arguments": {"1": []}}', "\xff", '{"arguments": 3}'])
+def test_what_does_not_tell_of_a_job_is_named_and_left_out(tmp_path: Path, capsys, text: str) -> None:
+    job(tmp_path / "good", "9")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/job.json").write_bytes(text.encode("latin-1"))
+    assert [job.job_id for job in all_jobs(tmp_path)] == ["9"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out: {tmp_path}/bad/job.json")
+
+
+def test_a_state_that_cannot_be_read_is_said_to_be(tmp_path: Path) -> None:
+    known = job(tmp_path / "a")
+    for text in ('{"phase": ', "[]", "3"):
+        (known.folder / "17_state.json").write_text(text)
+        verdict = known.verdict()
+        assert (verdict.word, verdict.active) == ("UNKNOWN", False)
+        assert "17_state.json" in verdict.reason
+    (known.folder / "17_state.json").unlink()
+    assert read_state(known.folder, "17") == {}
+
+
+def test_the_store_of_a_run_is_reached_as_its_job_reached_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "of this terminal")
+    known = job(tmp_path / "a", environment={"AWS_ENDPOINT_URL": "http://store"})
+    assert print_status([known]) == 0
+    assert os.environ["AWS_ENDPOINT_URL"] == "http://store"
+
+
+def test_a_sweep_tells_of_its_trials(tmp_path: Path, capsys) -> None:
+    sweep = Folder(str(tmp_path / "sweep"))
+    assert sweep_numbers(sweep) == "no trial yet"
+    axes = {"optim.lr": [0.1, 0.2, 0.3], "loss.temperature": [0.1, 0.2]}
+    rows = [Row(trial) for trial in trials_of(digits(), axes, seeds=1)]
+    write(sweep, rows, "knn", "python tune/sweep.py")
+    assert sweep_numbers(sweep) == "6 trials: 6 waiting"
+    for row, state in zip(rows, ("running", "starting", "stopped", "failed", "waiting", "waiting"), strict=True):
+        row.state = state
+    rows[0].curve = [Point(2, 0.75, 1.0)]
+    rows[2].curve = [Point(2, 0.5, 1.0)]
+    write(sweep, rows, "knn", "python tune/sweep.py")
+    counts = "6 trials: 1 stopped, 2 running, 2 waiting, 1 failed"
+    assert sweep_numbers(sweep) == f"{counts}   best knn so far 0.7500 at epoch 2 ({rows[0].trial.name})"
+    write(sweep, rows, "loss", "python tune/sweep.py")
+    assert sweep_numbers(sweep) == f"{counts}   best loss so far 0.5000 at epoch 2 ({rows[2].trial.name})"
+    rows[4].state, rows[4].curve = "done", [Point(9, 0.6, 1.0)]
+    write(sweep, rows, "knn", "python tune/sweep.py")
+    assert f"best knn so far 0.6000 at epoch 9 ({rows[4].trial.name})" in sweep_numbers(sweep), "trained to its end"
+
+    known = job(tmp_path / "a", cluster="local", job="tune/sweep.py", run_folders={"17": str(sweep)})
+    assert print_status([known]) == 0
+    assert "6 trials: 1 done" in capsys.readouterr().out
+    sweep.write("sweep.json", '{"trials": [')
+    assert sweep_numbers(sweep).startswith("cannot be read here")
 
 
 def test_the_last_numbers_are_those_of_the_last_whole_line(tmp_path: Path) -> None:
