@@ -93,6 +93,9 @@ def check(request: Request) -> None:
     _check_words(request)
     with _refusals_are_wrong_requests():
         check_destination(request.destination, request.decides(), request.overwrite)
+        for uri in (request.source, request.test):
+            if uri is not None and uri != "digits":
+                check_apart(request.destination, uri)
         check_can_write("DESTINATION", Folder(request.destination))
 
 
@@ -121,9 +124,6 @@ def _check_words(request: Request) -> None:
     if request.test_fraction is not None and not 0 < request.test_fraction < 1:
         raise ConfigError(f"--test-fraction {request.test_fraction} is not between 0 and 1: use 0.1, say")
     if request.source != "digits":
-        for uri in (request.source, request.test):
-            if uri is not None:
-                check_apart(request.destination, uri)
         return
     if request.test or request.test_fraction:
         raise ConfigError("digits bring a test split of their own: leave out --test and --test-fraction")
