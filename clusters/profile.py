@@ -127,9 +127,10 @@ def read_profile(path: str) -> Profile:
     file = Path(path).expanduser()
     try:
         given = tomllib.loads(file.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError) as error:
         there = ", ".join(sorted(str(p) for p in Path(__file__).parent.glob("*.toml")))
-        raise ConfigError(f"--cluster {path}: no such file; the examples are {there}") from None
+        what = "a folder, and a profile is a file" if isinstance(error, IsADirectoryError) else "no such file"
+        raise ConfigError(f"--cluster {path or repr('')}: {what}; the examples are {there}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--cluster {path}: {error}") from None
     try:

@@ -17,9 +17,10 @@ from botocore.exceptions import BotoCoreError
 from PIL import Image
 
 from pirl.config import ConfigError
-from pirl.inspection import describe, look
-from pirl.prepare import BrokenImage, Request, check, prepare
+from pirl.inspection import check_sheet, describe, look
+from pirl.prepare import BrokenImage, Request, check, check_sources, prepare
 from pirl.shards import CorruptImage, open_dataset, test_uri
+from pirl.writable import check_place
 
 OWN = ("check", "inspect", "sheet")
 """Options that are not part of a request."""
@@ -63,6 +64,8 @@ def main() -> int:
     try:
         if words.check:
             check(request)
+            check_sources(request)
+            print(request.destination)
             return 0
         prepare(request, Progress())
     except ConfigError as error:
@@ -113,7 +116,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--scratch", metavar="FOLDER", help="for the images of Parquet and of remote tar files, while they are shuffled"
     )
-    parser.add_argument("--check", action="store_true", help="check the request, start nothing")
+    parser.add_argument("--check", action="store_true", help="check the request, print DESTINATION, start nothing")
     parser.add_argument("--inspect", metavar="URI", help="say what the data set in URI holds, and draw some images")
     parser.add_argument(
         "--sheet", metavar="PATH", default="contact_sheet.png", help="the drawing (default: contact_sheet.png)"
@@ -133,6 +136,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def show(uri: str, sheet: str) -> int:
     """Prints what a data set holds and draws some images; returns the exit code."""
     try:
+        check_place("--inspect", uri, "photos")
+        check_sheet(sheet)
         held_out = test_uri(uri)
         lines = describe(uri)
         seen, drawing = look(uri)

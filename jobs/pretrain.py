@@ -16,11 +16,12 @@ from typing import Any
 
 from clusters.profile import read_profile
 from pirl.config import Config, ConfigError, override
-from pirl.credentials import refuse_user, refuse_user_in_environment
+from pirl.credentials import refuse_user_in_environment
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
 from pirl.retry import StorageError, StoreRefusedError
 from pirl.runs import Resume, Run, data_of, open_run, storage_at
+from pirl.writable import check_can_write, check_place
 
 EXAMPLES = """
   python jobs/pretrain.py                                     the built-in digits, on a Ray of its own
@@ -58,6 +59,7 @@ def main() -> int:
         request = parse(sys.argv[1:])
         run = open_run(request.storage, request.name, request.config, request.resume)
         if run.result is None:
+            check_can_write("--storage", request.storage)
             check_request(run, request.use_ray)
         if request.only_check:
             print(run.folder)
@@ -131,12 +133,13 @@ def parse(argv: list[str]) -> Request:
     if known.help:
         _print_settings(name)
         sys.exit(0)
-    profile = read_profile(known.cluster) if known.cluster else None
+    profile = None if known.cluster is None else read_profile(known.cluster)
+    storage = profile.storage if profile and known.storage is None else known.storage
     config = override(RECIPES[name](), {**(profile.settings() if profile else {}), **changes})
     return Request(
         config=absolute(config),
-        storage=storage_at(storage_uri(known.storage or (profile.storage if profile else None)), config),
-        name=known.run or name,
+        storage=storage_at(storage_uri(storage), config),
+        name=name if known.run is None else known.run,
         resume=known.resume,
         use_ray=not (known.no_ray or "TORCHELASTIC_RUN_ID" in os.environ),
         only_check=known.check,
@@ -164,6 +167,8 @@ def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
                 raise ConfigError(f"unexpected {word!r}: settings are typed as --section.field VALUE")
             recipe = word
             continue
+        if word == "--":
+            raise ConfigError("there is nothing to write behind --: settings are typed as --section.field VALUE")
         if not equals:
             value = next(words, "--")
             if value.startswith("--"):
@@ -188,16 +193,15 @@ def storage_uri(given: str | None) -> str:
     """What `--storage` means: an absolute path or a URL.
 
     Raises:
-        ConfigError: A URL without a bucket, or with a user or a password.
+        ConfigError: Nothing in quotes, a URL without a bucket, or with a user or a password.
     """
     try:
-        refuse_user("--storage", given or "")
         refuse_user_in_environment()
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if given is not None:
+        check_place("--storage", given, "runs")
     if given and "://" in given and not given.startswith("file://"):
-        if not given.partition("://")[2].strip("/"):
-            raise ConfigError(f"--storage {given} names no bucket: type {given.partition('://')[0]}://bucket/runs")
         return given.rstrip("/")
     return str((Path(given.removeprefix("file://")) if given else default_storage()).expanduser().resolve())
 
@@ -274,8 +278,8 @@ def _print_settings(name: str) -> None:
     print(
         f"python jobs/pretrain.py {name} [--section.field VALUE ...] [--run NAME] [--storage URI] ...\n\n"
         f"{inspect.getdoc(recipe)}\n\n"
-        "--run, --storage, --resume, --no-ray: see python jobs/pretrain.py --help. Below, {None} is typed as null;\n"
-        "--data.storage-options takes a JSON object for fsspec.\n"
+        "--run, --storage, --resume, --cluster, --check, --no-ray: see python jobs/pretrain.py --help.\n"
+        "Below, {None} is typed as null; --data.storage-options takes a JSON object for fsspec.\n"
     )
     tyro.cli(
         Config,

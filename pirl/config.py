@@ -195,7 +195,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
-        data, workers = self.data, self.cluster.workers
+        data, optim, workers = self.data, self.optim, self.cluster.workers
         refuse_secrets(data.storage_options)
         refuse_user("data.uri", data.uri)
         if data.batch_size % data.streams or data.batch_size < 2 * data.streams:
@@ -210,12 +210,12 @@ class Config(Section):
             )
         if self.pretext.name == "none" and self.loss.pretext_weight > 0:
             raise ValueError("pretext.name none has no second view to weigh: add --loss.pretext_weight 0 (NPID)")
-        if self.optim.final_lr > self.optim.lr:
-            raise ValueError(f"optim.final_lr {self.optim.final_lr} is above optim.lr {self.optim.lr}")
-        if self.optim.warmup_epochs >= self.optim.epochs:
+        if optim.final_lr > optim.lr:
             raise ValueError(
-                f"optim.warmup_epochs {self.optim.warmup_epochs} leaves nothing of optim.epochs {self.optim.epochs}"
+                f"optim.final_lr {optim.final_lr} is above optim.lr {optim.lr}: type --optim.final-lr as well"
             )
+        if optim.warmup_epochs >= optim.epochs:
+            raise ValueError(f"optim.warmup_epochs {optim.warmup_epochs} leaves nothing of optim.epochs {optim.epochs}")
         return self
 
     @property

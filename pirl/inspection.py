@@ -8,15 +8,19 @@ import io
 import json
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pirl import storage
+from pirl.config import ConfigError
 from pirl.digits import ensure_digits
+from pirl.folder import Folder
 from pirl.shard_writer import MANIFEST
 from pirl.shards import Dataset, open_dataset
+from pirl.writable import check_can_write
 
 SAMPLE = 2000
 """Images that are decoded."""
@@ -48,6 +52,14 @@ def describe(uri: str) -> list[str]:
         lines.append(f"  left out: {left_out['count']:,} images that cannot be used")
         lines += [f"    {line}" for line in left_out["first"][:LISTED]]
     return lines
+
+
+def check_sheet(path: str) -> None:
+    """Refuses a path to which the drawing cannot be saved; raises ConfigError."""
+    folder = Path(path).parent
+    if Path(path).is_dir() or not folder.is_dir():
+        raise ConfigError(f"--sheet {path}: name a new file, in a folder that exists")
+    check_can_write("--sheet", Folder(str(folder)))
 
 
 def look(uri: str) -> tuple[list[str], Image.Image]:

@@ -6,6 +6,7 @@ each file from front to back.
 
 import json
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -69,16 +70,10 @@ def parquet_source(
     labels: list[pa.ChunkedArray] = []
     for path in files:
         with storage.reading(path) as file:
-            try:
-                parquet = pq.ParquetFile(file)
-            except pa.ArrowException as error:
-                raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
+            parquet = open_parquet(path, file, image_column, label_column)
             schema = parquet.schema_arrow
-            _check_images(path, schema, image_column)
             if label_column is None and not counts and "label" in schema.names:
                 label_column = "label"
-            if label_column is not None and label_column not in schema.names:
-                raise ConfigError(f"{path} has no column {label_column!r}: it has {', '.join(schema.names)}")
             counts.append(parquet.metadata.num_rows)
             size += _column_bytes(parquet.metadata, image_column)
             if label_column is not None:
@@ -88,6 +83,23 @@ def parquet_source(
     scratch.make_room(size, f"{files[0]} with its {sum(counts):,} images")
     ends = _copy(files, image_column, sum(counts), scratch, progress)
     return ParquetSource(files, counts, ends, classes, numbers)
+
+
+def open_parquet(path: str, file: IO[bytes], image_column: str, label_column: str | None) -> pq.ParquetFile:
+    """Reads the footer of a Parquet file.
+
+    Raises:
+        ConfigError: It is not Parquet, or has no such columns.
+    """
+    try:
+        parquet = pq.ParquetFile(file)
+    except pa.ArrowException as error:
+        raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
+    schema = parquet.schema_arrow
+    _check_images(path, schema, image_column)
+    if label_column is not None and label_column not in schema.names:
+        raise ConfigError(f"{path} has no column {label_column!r}: it has {', '.join(schema.names)}")
+    return parquet
 
 
 def _copy(files: list[str], column: str, rows: int, scratch: Scratch, progress: Progress) -> Ints:

@@ -5,6 +5,8 @@ behind the shards that are there. The order is a function of seed and source, so
 """
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +16,15 @@ from pirl import storage
 from pirl.config import ConfigError
 from pirl.destination import check_apart, check_destination, clear, finish, start
 from pirl.digits import write_digits
+from pirl.folder import Folder
 from pirl.images import QUALITY, Checked
 from pirl.labels import Ints
+from pirl.retry import StoreRefusedError
 from pirl.scratch import Progress, Scratch
 from pirl.shard_writer import MANIFEST, ShardWriter
-from pirl.sources import Source, digest, find_source, with_classes
+from pirl.sources import Source, check_source, digest, find_source, with_classes
 from pirl.workers import Workers
+from pirl.writable import check_can_write, check_place
 
 LISTED = 1000
 """Images that are left out and named in the manifest; the others are only counted."""
@@ -69,7 +74,8 @@ def prepare(request: Request, progress: Progress) -> None:
         finish(request.destination)
         return
     with Scratch(request.scratch) as scratch:
-        splits = _find_splits(request, scratch, progress)
+        with _refusals_are_wrong_requests():
+            splits = _find_splits(request, scratch, progress)
         content = zlib.crc32(repr([digest(source) for _, source, _ in splits]).encode())
         start(request.destination, request.decides() | {"content": content}, request.overwrite)
         with Workers(scratch, request.resize) as workers:
@@ -84,16 +90,54 @@ def check(request: Request) -> None:
     Raises:
         ConfigError: What is wrong.
     """
-    check_destination(request.destination, request.decides(), request.overwrite)
-    if request.source != "digits":
+    _check_words(request)
+    with _refusals_are_wrong_requests():
+        check_destination(request.destination, request.decides(), request.overwrite)
         for uri in (request.source, request.test):
-            if uri is not None:
+            if uri is not None and uri != "digits":
                 check_apart(request.destination, uri)
+        check_can_write("DESTINATION", Folder(request.destination))
+
+
+def check_sources(request: Request) -> None:
+    """Refuses, beside what `check` does, sources that cannot be used, as far as that is seen without reading them.
+
+    Raises:
+        ConfigError: What is wrong.
+    """
+    with Scratch(request.scratch), _refusals_are_wrong_requests():
+        for uri in (request.source, request.test):
+            if uri is not None and uri != "digits":
+                check_source(uri, request.image_column, request.label_column)
+
+
+def _check_words(request: Request) -> None:
+    """Refuses what is wrong whatever lies on disks and in stores."""
+    check_place("DESTINATION", request.destination, "photos")
+    for word, uri in (("SOURCE", request.source), ("--test", request.test)):
+        if uri is not None:
+            check_place(word, uri, "photos")
+    if request.scratch == "":
+        raise ConfigError("--scratch is empty: name a folder on a local disk")
+    if request.seed < 0:
+        raise ConfigError(f"--seed {request.seed} is below 0: use 0 or more")
+    if request.test_fraction is not None and not 0 < request.test_fraction < 1:
+        raise ConfigError(f"--test-fraction {request.test_fraction} is not between 0 and 1: use 0.1, say")
+    if request.source != "digits":
         return
     if request.test or request.test_fraction:
         raise ConfigError("digits bring a test split of their own: leave out --test and --test-fraction")
     if request.resize:
         raise ConfigError("digits are 32 pixels wide and stay so: leave out --resize")
+
+
+@contextmanager
+def _refusals_are_wrong_requests() -> Iterator[None]:
+    """For what is done before anything is written: there is nothing that the same command could go on with."""
+    try:
+        yield
+    except (StoreRefusedError, PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def _find_splits(request: Request, scratch: Scratch, progress: Progress) -> list[Split]:

@@ -25,6 +25,9 @@ EVALUATION = "evaluation/pretrain.json"
 FAILURE = "failure.json"
 """In the run folder: why the run ended where trying again would not help."""
 
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+"""What a run may be called: the name is that of a folder, on whichever disk or store."""
+
 FIXED = (
     *("data.uri", "data.image_size", "data.batch_size", "data.streams", "data.window_groups"),
     *("model.", "pretext.name", "seed"),
@@ -108,8 +111,11 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
     folder = storage / name
     if storage.path and storage.path.is_file():
         raise ConfigError(f"--storage {storage} is a file: name a folder for runs")
-    if not name or name.startswith(".") or "/" in name:
-        raise ConfigError(f"--run {name!r} is not a name for a folder: use letters, digits, - and _")
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"--run {name!r} is not a name for a folder: use at most 100 of A-Z a-z 0-9 _ - . +, beginning with a "
+            "letter or digit"
+        )
     files = folder.sizes()
     if "config.json" not in files:
         if files:
@@ -132,7 +138,7 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
             + f"\nchoose another name (--run {name}-2){other}"
         )
     same = not changed and saved.evaluation == config.evaluation
-    done = json.loads(folder.read("result.json")) if "result.json" in files and same else None
+    done = _result_of(folder) if "result.json" in files and same else None
     return Run(folder, config, newest_checkpoint(folder), done)
 
 
@@ -240,6 +246,15 @@ def _is_complete(checkpoint: Folder, sizes: dict[str, int]) -> bool:
         return is_its_own and all(sizes.get(name) == size for name, size in state["bytes"].items())
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # whatever it holds, or held
         return False
+
+
+def _result_of(folder: Folder) -> dict[str, Any] | None:
+    """What `result.json` holds; None if it was cut off: then the run goes on from its last step and writes it anew."""
+    try:
+        result = json.loads(folder.read("result.json"))
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) else None
 
 
 def _config_of(folder: Folder) -> Config:

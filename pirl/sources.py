@@ -12,9 +12,9 @@ import pyarrow as pa
 from pirl import storage
 from pirl.config import ConfigError
 from pirl.labels import TEST_NAMES, Ints, below, first_folders, number_names, split_folders, split_words
-from pirl.parquet_source import ParquetSource, parquet_source
+from pirl.parquet_source import ParquetSource, open_parquet, parquet_source
 from pirl.scratch import Progress, Scratch, Span
-from pirl.tar_source import IMAGE_SUFFIXES, TarSource, tar_source
+from pirl.tar_source import IMAGE_SUFFIXES, TarSource, check_tar, tar_source
 
 WHAT_A_SOURCE_IS = (
     "SOURCE is a folder of images, best with one folder for each class in it, tar or Parquet files, or digits"
@@ -66,30 +66,53 @@ def find_source(
     Raises:
         ConfigError: There is nothing, or nothing that is understood.
     """
-    given = uri
-    if storage.is_folder(uri):
-        names = storage.files_below(uri)
-    elif storage.exists(uri):
-        names, uri = [uri], ""
-    elif "*" in uri:
-        names, uri = storage.matches(uri), ""
-    else:
-        raise ConfigError(f"{uri} does not exist: {WHAT_A_SOURCE_IS}")
-    if parquet := [name for name in names if name.endswith(".parquet")]:
-        train, test = _split_files(uri, parquet)
+    folder, names = _files_of(uri)
+    if names[0].endswith(".parquet"):
+        train, test = _split_files(folder, names)
         held_out = parquet_source(test, image_column, label_column, scratch, progress) if test else None
         return parquet_source(train, image_column, label_column, scratch, progress), held_out
-    if tars := [name for name in names if name.endswith(".tar")]:
-        train, test = _split_files(uri, tars)
+    if names[0].endswith(".tar"):
+        train, test = _split_files(folder, names)
         source, inside = tar_source(train, label_column, scratch, progress)
         return source, tar_source(test, label_column, scratch, progress)[0] if test else inside
-    if images := [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and uri]:
-        return folder_source(uri, pa.array(images, pa.large_string()))
+    return folder_source(folder, pa.array(names, pa.large_string()))
+
+
+def check_source(uri: str, image_column: str, label_column: str | None) -> None:
+    """Refuses what `find_source` would, as far as the names of the files and the beginning of one show it.
+
+    Raises:
+        ConfigError: There is nothing, or nothing that is understood.
+    """
+    folder, names = _files_of(uri)
+    first = storage.join(folder, names[0]) if folder else names[0]
+    if first.endswith(".parquet"):
+        with storage.reading(first) as file:
+            open_parquet(first, file, image_column, label_column)
+    if first.endswith(".tar"):
+        check_tar(first)
+
+
+def _files_of(uri: str) -> tuple[str, list[str]]:
+    """The files of a source, all of one kind: the folder and the names in it, or "" and the whole URLs."""
+    if storage.is_folder(uri):
+        folder, names = uri, storage.files_below(uri)
+    elif storage.exists(uri):
+        folder, names = "", [uri]
+    elif "*" in uri:
+        folder, names = "", storage.matches(uri)
+    else:
+        raise ConfigError(f"{uri} does not exist: {WHAT_A_SOURCE_IS}")
+    for suffix in (".parquet", ".tar"):
+        if of_kind := [name for name in names if name.endswith(suffix)]:
+            return folder, of_kind
+    if images := [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and folder]:
+        return folder, images
     compressed = next((name for name in names if name.endswith((".tar.gz", ".tgz"))), None)
     if compressed:
         raise ConfigError(f"{compressed} is compressed, so images in it cannot be read one by one: gunzip it first")
     raise ConfigError(
-        f"{given} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no .tar or .parquet files: {WHAT_A_SOURCE_IS}"
+        f"{uri} holds no images ({' '.join(IMAGE_SUFFIXES)}) and no .tar or .parquet files: {WHAT_A_SOURCE_IS}"
     )
 
 

@@ -7,7 +7,7 @@ back, where reading the images there one by one would be a request, and 3 ms of 
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
@@ -121,6 +121,12 @@ def tar_source(
     return source.below(train) if train else source, source.below(test) if test else None
 
 
+def check_tar(path: str) -> None:
+    """Refuses what is no tar file without compression, as far as its beginning shows; raises ConfigError."""
+    with storage.reading(path) as file, closing(_members(path, file)) as members:
+        next(members, None)
+
+
 def _index(path: str, file: IO[bytes], label_field: str | None) -> _Index:
     index = _Index()
     for member, tar in _members(path, file):
@@ -138,7 +144,7 @@ def _index(path: str, file: IO[bytes], label_field: str | None) -> _Index:
     return index
 
 
-def _members(path: str, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+def _members(path: str, file: IO[bytes]) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """The files in a tar file, with the tar file itself."""
     try:
         with closing(tarfile.open(fileobj=file, mode="r:")) as tar:

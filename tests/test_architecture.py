@@ -19,6 +19,7 @@ ORDER = [
         "upload",
         "storage",
         "folder",
+        "writable",
         "cache",
         "shard_writer",
         "state",

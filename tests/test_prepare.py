@@ -272,6 +272,13 @@ def test_other_peoples_files_are_never_replaced(tmp_path, prepare_here):
         (["digits", "out", "--resize", "16"], ["leave out --resize"]),
         (["in.parquet", "out", "--scratch", "absent/folder"], ["--scratch absent/folder", "local disk"]),
         (["in.parquet", "out", "--over"], ["--over", "usage:"]),
+        (["digits", "out", "--seed", "-1"], ["--seed -1", "use 0 or more"]),
+        (["in.parquet", "out", "--test-fraction", "nan"], ["--test-fraction nan", "use 0.1"]),
+        (["digits", "s3://"], ["DESTINATION s3:// names no bucket: type s3://bucket/photos"]),
+        (["--inspect", "s3://"], ["--inspect s3:// names no bucket"]),
+        (["--inspect", "digits", "--sheet", "absent/x.png"], ["--sheet absent/x.png", "in a folder that exists"]),
+        (["--inspect", "digits", "--sheet", "/proc/x.png"], ["--sheet /proc cannot be written"]),
+        (["--inspect", "digits", "--sheet", "folder"], ["--sheet folder: name a new file"]),
     ],
 )  # fmt: skip
 def test_a_wrong_request_says_what_to_type(tmp_path, prepare_here, monkeypatch, words, texts):
@@ -280,6 +287,66 @@ def test_a_wrong_request_says_what_to_type(tmp_path, prepare_here, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert refused(prepare_here(*words), *texts)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("check", [["--check"], []], ids=["check", "job"])
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["absent", "out"], "absent does not exist"),
+        (["absent-*.tar", "out"], "absent-*.tar holds no images"),
+        (["broken.tar", "out"], "broken.tar cannot be read as a tar file"),
+        (["in.parquet", "out", "--test", "absent.parquet"], "absent.parquet does not exist"),
+        (["in.parquet", "out", "--image-column", "pic"], "no column 'pic' of encoded images"),
+        (["in.parquet", "out", "--label-column", "kind"], "no column 'kind': it has image, label"),
+        (["in.parquet", "out", "--scratch", "/absent"], "--scratch /absent cannot be written"),
+        (["in.parquet", "out", "--scratch", ""], "--scratch is empty"),
+        (["in.parquet", "out", "--test", ""], "--test is empty"),
+        (["", "out"], "SOURCE is empty"),
+        (["in.parquet", ""], "DESTINATION is empty"),
+        (["s3://", "out"], "SOURCE s3:// names no bucket"),
+        (["in.parquet", "s3://"], "DESTINATION s3:// names no bucket"),
+        (["s3://user:hidden@host/in", "out"], "SOURCE has a user name or a password before @"),
+        (["in.parquet", "s3://user:hidden@host/out"], "DESTINATION has a user name or a password before @"),
+        (["in.parquet", "http://127.0.0.1:1/out"], "DESTINATION http://127.0.0.1:1/out is on a web server"),
+        (["digits", "/proc/x"], "DESTINATION /proc/x cannot be written"),
+        (["in.parquet", "in.parquet/out"], "in.parquet/out"),
+        (["folder", "in.parquet/out"], "DESTINATION in.parquet/out cannot be written"),
+    ],
+)
+def test_check_refuses_what_the_job_refuses(tmp_path, prepare_here, monkeypatch, words, text, check):
+    write_parquet(tmp_path / "in.parquet", range(20))
+    make_folder(tmp_path / "folder")
+    (tmp_path / "broken.tar").write_bytes(picture(0))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = prepare_here(*words, *check)
+    assert refused(done, text)
+    assert "hidden" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("source", ["digits", "folder", "in.parquet", "in.tar"])
+def test_check_of_what_is_right_prints_the_destination_and_leaves_nothing(tmp_path, prepare_here, monkeypatch, source):
+    write_parquet(tmp_path / "in.parquet", range(20))
+    make_folder(tmp_path / "folder")
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        add(tar, "ant/1.png", picture(1))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = prepare_here(source, "new/out", "--check")
+    assert (done.returncode, done.stdout.splitlines()[-1:], done.stderr) == (0, ["new/out"], "")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_opens_one_file_of_many(tmp_path, prepare_here, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_parquet(tmp_path / "in" / f"{name}.parquet", range(4))
+    opened, reading = [], storage.reading
+    monkeypatch.setattr(storage, "reading", lambda uri: (opened.append(uri), reading(uri))[1])
+    assert prepare_here(tmp_path / "in", tmp_path / "out", "--check").returncode == 0
+    assert opened == [str(tmp_path / "in" / "a.parquet")]
 
 
 @pytest.mark.parametrize(
@@ -300,14 +367,18 @@ def test_a_wrong_source_says_what_to_type(tmp_path, words, texts):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failing_disk_is_no_wrong_request(tmp_path, prepare_here):
-    # Linux's own full disk would need a mount; a folder that turns out to be a file fails alike.
-    source = write_parquet(tmp_path / "in.parquet", range(20))
-    (tmp_path / "file").write_text("in the way")
-    done = prepare_here(source, tmp_path / "file" / "out")
-    assert done.returncode == 1
-    assert "failed: " in done.stderr
+def test_a_disk_that_fails_on_the_way_is_no_wrong_request(tmp_path, prepare_here):
+    # A full disk would need a mount; a limit of 4 KiB for a file, which the 12 images exceed, fails alike.
+    source = make_folder(tmp_path / "in")
+    job = [sys.executable, str(ROOT / "jobs" / "prepare.py"), str(source), str(tmp_path / "out")]
+    command = ["bash", "-c", 'ulimit -f 4 && exec "$@"', "bash", *job]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert "failed: [Errno 27] File too large" in done.stderr
+    assert "the same command goes on from here" in done.stderr
     assert "Traceback" not in done.stderr
+    assert prepare_here(source, tmp_path / "out").returncode == 0
+    assert len(rows_of(tmp_path / "out")) == 12
 
 
 def test_progress_says_rate_and_time_left(monkeypatch, capsys):

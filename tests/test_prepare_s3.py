@@ -83,8 +83,8 @@ def test_cifar10_as_parquet(tmp_path, bucket):
 
 
 def test_a_bucket_that_is_not_there_is_named(tmp_path, bucket):
-    done = prepare("digits", "s3://no-such-bucket/x", cwd=tmp_path)
-    assert done.returncode == 1
+    done = prepare("digits", "s3://no-such-bucket/x", "--check", cwd=tmp_path)
+    assert done.returncode == 2
     assert "DESTINATION s3://no-such-bucket/x cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -96,6 +96,6 @@ def test_no_credentials_are_no_traceback(tmp_path, bucket, monkeypatch):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     done = prepare("digits", f"{bucket}/x", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Unable to locate credentials" in done.stderr
     assert "Traceback" not in done.stderr

@@ -130,6 +130,17 @@ def test_a_local_data_folder_becomes_absolute_because_workers_run_elsewhere(tmp_
         (["--resume", "must"], ["no run 'digits'", "There are no runs there"]),
         (["--run", "a/b"], ["--run 'a/b'", "not a name for a folder"]),
         (["--run", "../a"], ["--run '../a'", "not a name for a folder"]),
+        (["--run", "a b"], ["--run 'a b'", "A-Z a-z 0-9 _ - . +"]),
+        (["--run", ""], ["--run ''", "not a name for a folder"]),
+        (["--run", "a" * 101], ["not a name for a folder", "at most 100"]),
+        (["--storage", ""], ["--storage is empty"]),
+        (["--storage", "/proc/x", "--check"], ["--storage /proc/x cannot be written"]),
+        (["--storage", "/proc/x"], ["--storage /proc/x cannot be written"]),
+        (["--storage", "http://127.0.0.1:1/runs", "--check"], ["--storage http://127.0.0.1:1/runs", "web server"]),
+        (["--cluster", "clusters"], ["--cluster clusters: a folder", "local.toml"]),
+        (["--cluster", ""], ["--cluster ''", "local.toml"]),
+        (["digits", "--", "x"], ["nothing to write behind --"]),
+        (["--optim.lr", "1e-9"], ["optim.final_lr 3e-05 is above optim.lr 1e-09", "type --optim.final-lr as well"]),
         (
             ["--data.uri", "/nowhere"],
             ["/nowhere is not a data set", "python jobs/prepare.py SOURCE DESTINATION"],
@@ -144,6 +155,13 @@ def test_a_wrong_request_exits_with_2_and_writes_nothing(refused, words, message
     said = refused(*words)
     for message in messages:
         assert message in said
+
+
+def test_a_check_of_what_is_right_prints_the_run_folder_and_makes_none(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--check", "--storage", str(tmp_path / "new" / "runs")])
+    assert main() == 0
+    assert capsys.readouterr() == (f"{tmp_path}/new/runs/digits\n", "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_name_that_other_settings_have_is_refused(refused, tmp_path):
@@ -233,6 +251,7 @@ def test_help_lists_recipes_and_options(capsys):
 def test_help_of_a_recipe_lists_all_settings_with_its_values(capsys, words):
     out = help_text(capsys, *words)
     assert cifar10.__doc__.splitlines()[0] in out
+    assert "--run, --storage, --resume, --cluster, --check, --no-ray: see" in out
     text = " ".join(out.partition("All settings")[2].replace("│", " ").split())
     for name, value in leaves(cifar10()).items():
         if not isinstance(value, dict):

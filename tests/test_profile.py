@@ -84,3 +84,8 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, str], message
 def test_a_missing_file_names_the_examples():
     with pytest.raises(ConfigError, match=r"no such file; the examples are .*local\.toml"):
         read_profile("nowhere.toml")
+
+
+def test_a_folder_is_not_a_profile(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"a folder, and a profile is a file; the examples are .*local\.toml"):
+        read_profile(str(tmp_path))

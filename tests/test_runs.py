@@ -140,6 +140,23 @@ def test_auto_takes_new_settings_that_do_not_change_what_is_learned(storage, nam
     assert run.checkpoint == storage / "a" / "checkpoint_000000010"
 
 
+@pytest.mark.parametrize("text", ["", '{"loss": 1', "\x00\x00", "[]"])
+def test_a_result_that_was_cut_off_is_none_and_the_run_goes_on_from_its_last_step(storage, text):
+    (storage / "a").write("result.json", text)
+    run = open_run(storage, "a", CONFIG, "auto")
+    assert (run.result, run.checkpoint) == (None, storage / "a" / "checkpoint_000000010")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", ".a", "-a", "..", "ä", "a\n", "a:b", "a*", "a" * 101])
+def test_a_name_that_is_not_one_for_a_folder_everywhere_is_refused(tmp_path, name):
+    assert "use at most 100 of A-Z a-z 0-9 _ - . +" in refuse(Folder(str(tmp_path)), name, "auto")
+
+
+@pytest.mark.parametrize("name", ["a", "photos-2", "v1.5+blur", "a" * 100, "num_negatives-256_loss.kind-npid_seed-0"])
+def test_names_may_be_as_those_of_trials_are(tmp_path, name):
+    assert open_run(Folder(str(tmp_path)), name, CONFIG, "auto").name == name
+
+
 def test_differences_name_the_settings_that_differ_alone():
     other = override(CONFIG, {"optim.epochs": 3, "cluster.workers": 4})
     assert differences(CONFIG, other) == ["optim.epochs: 10 -> 3"]

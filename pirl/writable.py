@@ -1,0 +1,69 @@
+"""Whether a folder can be written, found out before there is anything to lose."""
+
+import tempfile
+import uuid
+from pathlib import Path
+
+from pirl import storage
+from pirl.client import locate
+from pirl.config import ConfigError
+from pirl.credentials import refuse_user
+from pirl.folder import Folder
+from pirl.retry import StorageError, StoreRefusedError
+
+LOCAL = ("file://", "local://", "memory://")
+
+
+def check_place(what: str, uri: str, example: str) -> None:
+    """Refuses what is no place at all: nothing, a URL without a bucket or with a password.
+
+    Args:
+        what: The word of the command line, for the message.
+        uri: What was typed there; it is not repeated where it holds a secret.
+        example: A name for a folder there.
+
+    Raises:
+        ConfigError: And what to type.
+    """
+    if not uri:
+        raise ConfigError(f"{what} is empty: name a folder or a URL")
+    try:
+        refuse_user(what, uri)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    scheme, is_url, rest = uri.partition("://")
+    if is_url and not rest.strip("/") and not uri.startswith(LOCAL):
+        raise ConfigError(f"{what} {uri} names no bucket: type {scheme}://bucket/{example}")
+
+
+def check_can_write(what: str, folder: Folder) -> None:
+    """Refuses a folder in which this process cannot write, or which it cannot make; leaves nothing behind.
+
+    Args:
+        what: The word of the command line, for the message.
+        folder: It need not exist; on a disk, the nearest folder above it that does is tried.
+
+    Raises:
+        ConfigError: And why.
+        StorageError: The store gave no good answer in time.
+    """
+    if folder.uri.startswith(("http://", "https://")):
+        raise ConfigError(f"{what} {folder} is on a web server, which is read alone: name a folder or a store")
+    try:
+        if storage.is_local(folder.uri, folder.options):
+            _try_disk(Path(locate(folder.uri, folder.options)[1]))
+        else:
+            probe = f".probe-{uuid.uuid4().hex}"
+            folder.write(probe, "")
+            folder.remove(probe)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, StorageError) and not isinstance(error, StoreRefusedError):
+            raise
+        raise ConfigError(f"{what} {folder} cannot be written: {error}") from None
+
+
+def _try_disk(path: Path) -> None:
+    """Makes a file without a name: only this tells of read-only disks and of /proc, which os.access finds writable."""
+    nearest = next(above for above in (path, *path.parents) if above.exists())
+    with tempfile.TemporaryFile(dir=nearest):
+        pass
