@@ -87,6 +87,24 @@ def test_settings_that_are_fixed_hold_in_all_trials_and_the_name_says_what_is_sw
     assert all(trial.config.evaluation.every_epochs == 1 for trial in request.trials)
 
 
+def test_a_profile_says_what_a_trial_gets_and_where_it_lies_unless_something_else_is_typed(tmp_path: Path):
+    profile = tmp_path / "profile.toml"
+    profile.write_text(
+        f'cluster = "slurm"\nstorage = "{tmp_path}/shared"\nnodes = 2\ncpus_per_node = 6\nworkers_per_node = 2\n'
+    )
+    request = parse(["--epochs", "1", "2", f"--cluster={profile}"])
+    assert [(t.config.cluster.workers, t.config.cluster.cpus_per_worker) for t in request.trials] == [(4, 3)] * 2
+    assert str(request.folder) == f"{tmp_path}/shared/digits-epochs"
+
+    swept = ["--set", "cluster.cpus-per-worker", "1", "2"]
+    typed = [*swept, "--cluster.workers=1", f"--storage={tmp_path}/own", f"--cluster={profile}"]
+    request = parse(typed)
+    assert [(t.config.cluster.workers, t.config.cluster.cpus_per_worker) for t in request.trials] == [(1, 1), (1, 2)]
+    assert str(request.folder).startswith(f"{tmp_path}/own/")
+    with pytest.raises(ConfigError, match=r"no such file; the examples are"):
+        parse(["--epochs", "1", "2", "--cluster=nowhere.toml"])
+
+
 def test_losses_of_one_kind_are_compared_without_any_evaluation_during_training():
     request = parse(["digits", "--set", "optim.lr", "0.01", "0.1", "--metric", "loss"])
     assert all(trial.config.evaluation.every_epochs is None for trial in request.trials)
@@ -108,7 +126,7 @@ def test_check_says_how_many_trials_there_are_and_starts_nothing(tmp_path: Path)
     command = [sys.executable, "tune/sweep.py", "digits", "--epochs", "1", "2", "--seeds", "3", "--check"]
     answer = subprocess.run([*command, f"--storage={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert f"{tmp_path}/digits-epochs: 6 trials, 6 of them to be trained" in answer.stdout
+    assert answer.stdout == f"6 trials, 6 of them to be trained\n{tmp_path}/digits-epochs\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -55,6 +55,7 @@ def options(about: str | None) -> argparse.ArgumentParser:
     add("--max-concurrent", type=_count, metavar="N", help="trials at once (default: as many as there is room for)")
     add("--name", help="of the sweep and its folder (default: the recipe's and those of the settings)")
     add("--storage", metavar="URI", help=f"where its folder lies, a folder or s3://… (default: {default_storage()})")
-    add("--check", action="store_true", help="say what would be trained, and start nothing")
+    add("--cluster", metavar="FILE", help="a profile (clusters/*.toml): how many workers each trial has, which storage")
+    add("--check", action="store_true", help="say what would be trained and in which folder, start nothing")
     add("-h", "--help", action="store_true", help="this text")
     return parser

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clusters.profile import read_profile
 from jobs.pretrain import absolute, check_request, pairs, storage_uri
 from pirl.config import Config, ConfigError, override
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
-from pirl.retry import StorageError
 from pirl.runs import open_run, storage_at
 from tune.measured import Metric, curve_of
 from tune.options import options
@@ -62,13 +62,13 @@ def main() -> int:
         rows = known_rows(request)
         if request.check:
             waiting = sum(row.state == "waiting" for row in rows)
-            print(f"{request.folder}: {len(rows)} trials, {waiting} of them to be trained")
+            print(f"{len(rows)} trials, {waiting} of them to be trained\n{request.folder}")
             return 0
         return run(request, rows)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except StorageError as error:
+    except OSError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
 
@@ -95,7 +95,8 @@ def parse(argv: list[str]) -> Request:
     axes = _axes(given, fixed)
     refuse_unlike_losses(given.metric, axes)
     measured = {} if given.metric == "loss" else {"evaluation.every_epochs": given.evaluate_every}
-    base = absolute(override(RECIPES[name](), {**measured, **fixed}))
+    profile = read_profile(given.cluster) if given.cluster else None
+    base = absolute(override(RECIPES[name](), {**measured, **(profile.settings() if profile else {}), **fixed}))
     trials = trials_of(base, axes, given.seeds)
     if given.search == "random":
         if given.num_samples is None:
@@ -106,7 +107,7 @@ def parse(argv: list[str]) -> Request:
         raise ConfigError(f"--name {sweep!r} is not a name for a folder: use letters, digits, - and _")
     return Request(
         trials=trials,
-        folder=storage_at(storage_uri(given.storage), base) / sweep,
+        folder=storage_at(storage_uri(given.storage or (profile.storage if profile else None)), base) / sweep,
         metric=given.metric,
         every=given.evaluate_every,
         grace=given.grace if given.scheduler == "asha" else None,
