@@ -1,5 +1,6 @@
 """The trials of a sweep: their names, what is refused before anything starts, and what the command line means."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_check_says_how_many_trials_there_are_and_starts_nothing(tmp_path: Path)
     answer = subprocess.run([*command, f"--storage={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert answer.stdout == f"6 trials, 6 of them to be trained\n{tmp_path}/digits-epochs\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_told_in_a_line(tmp_path: Path):
+    """As on a machine that is too busy; here no time at all is allowed for it."""
+    command = [sys.executable, "tune/sweep.py", "digits", "--epochs", "1", "2", f"--storage={tmp_path}"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env["RAY_gcs_server_port_wait_time_s"] = "0"
+    answer = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert answer.returncode == 1, answer.stdout + answer.stderr
+    assert answer.stderr.startswith("failed: Ray did not start on this machine: ")
+    assert len(answer.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 

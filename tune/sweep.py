@@ -173,13 +173,14 @@ def run(request: Request, rows: list[Row]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
     if any(row.state == "waiting" for row in rows):
         from jobs.launch import connect, interruption
+        from jobs.warning import warnings_for_workers
 
         connect()
         from tune.drive import concurrency, drive  # only now: it imports ray
 
         room = concurrency(request.folder, rows)
         at_once = request.max_concurrent if request.max_concurrent and request.max_concurrent <= room else room + 1
-        with showing(console, rows, request.metric) as show:
+        with warnings_for_workers() as warned, showing(console, rows, request.metric) as show:
 
             def changed(row: Row, before: str) -> None:
                 write(request.folder, rows, request.metric, request.command)
@@ -187,7 +188,7 @@ def run(request: Request, rows: list[Row]) -> int:
 
             asha = (request.grace, request.reduction) if request.grace else None
             failure = interruption(
-                lambda: drive(request.folder, rows, request.metric, request.every, asha, at_once, changed)
+                lambda: drive(request.folder, rows, request.metric, request.every, asha, at_once, changed, warned)
             )
         if failure not in (None, "interrupted"):
             print(failure, file=sys.stderr)
