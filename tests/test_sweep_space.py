@@ -66,7 +66,7 @@ def test_a_random_choice_keeps_what_a_smaller_one_has_and_all_seeds_of_a_point()
         ("--set seed 1 2", "--seeds 3"),
         ("", "nothing to compare"),
         ("--epochs 5 --search random", "--num-samples"),
-        ("--epochs 5 --search optuna", "Use grid or random"),
+        ("--epochs 5 --search optuna", "--num-samples"),
         ("--epochs 5 --scheduler pbt", "weights"),
         ("--num-negatives 64 128 --metric loss", "--metric linear_res5 or knn"),
         ("--set loss.pretext-weight 0 1 --metric loss", "--metric linear_res5 or knn"),
