@@ -95,6 +95,7 @@ def connect() -> None:
 
     Raises:
         ConfigError: There is none at that address.
+        OSError: Ray did not come up, or did not answer in time.
     """
     # "local" and not None: Ray must not pick up a cluster that somebody else left on this machine.
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -120,9 +121,16 @@ def connect() -> None:
                 include_dashboard=dashboard,
                 runtime_env={"env_vars": here} if here else None,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = "this machine" if address == "local" else address
-        raise ConfigError(f"no Ray at {where}: {error}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
+    except Exception as error:  # a plain one, too, when a machine is so busy that Ray gives up waiting
+        what = str(error).strip().rstrip(".")
+        if address == "local":
+            raise OSError(
+                f"Ray did not start on this machine: {what}. Is it very busy, or out of memory or disk space? Ray's "
+                "logs are in /tmp/ray/session_latest/logs"
+            ) from None
+        if isinstance(error, (ConnectionError, RuntimeError, ValueError)):
+            raise ConfigError(f"no Ray at {address}: {what}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
+        raise OSError(f"Ray at {address} did not answer: {what}") from None
 
 
 def refuse_silent(address: str) -> None:

@@ -14,6 +14,10 @@ class RunFailed(RuntimeError):  # noqa: N818 (as TrainingDiverged: what happened
     """A run that ended before its end; the message says why and what to do."""
 
 
+class RunStopped(RunFailed):
+    """A run that was asked to stop: it saved a checkpoint, and nothing is wrong with it."""
+
+
 def conclude(run: Run, began: float, failure: str | None) -> int:
     """Writes `result.json` and shows what was reached, or says what went wrong; returns the exit code."""
     try:
@@ -37,7 +41,7 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
         failure: What `interruption` said.
 
     Raises:
-        RunFailed: It is not done.
+        RunFailed: It is not done; RunStopped where that is because it was asked to.
         OSError: The run folder cannot be read or written.
     """
     if lasting := last_failure(run.folder):
@@ -46,15 +50,16 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
             remove_checkpoint(run.folder / f"checkpoint_{lasting['step']:09d}")
             raise RunFailed(failure)
     checkpoint = newest_checkpoint(run.folder)
+    not_done = RunFailed
     if not failure:
         reports = reports_in(run.folder.read("metrics.jsonl"))
         if not reports or steps_done(checkpoint) < reports[-1]["step"]:
             failure = f"error: the last checkpoint did not reach {run.folder}"
         elif reports[-1]["step"] < reports[-1]["last_step"]:
-            failure = f"stopped after step {reports[-1]['step']:,}, as asked"
+            failure, not_done = f"stopped after step {reports[-1]['step']:,}, as asked", RunStopped
     if failure:
         what = f"go on from {checkpoint.name}" if checkpoint else "start again, as there is no checkpoint yet"
-        raise RunFailed(f"{failure}\nto {what}, type the same command again")
+        raise not_done(f"{failure}\nto {what}, type the same command again")
     result = {
         "metrics": reports[-1],
         "retries": sum(report["retries"] for report in reports),

@@ -146,6 +146,31 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_behind(cluster: Cluster, tm
     nothing_is_left(cluster)
 
 
+def test_after_a_warning_of_the_end_trials_save_and_the_same_command_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    """None is trained that was not running; checkpoints are none but those that the warning has made."""
+    arguments = ["--set", "optim.lr", "0.01", "0.02", "--optim.epochs=10", "--metric=loss", "--max-concurrent=1"]
+    arguments += ["--checkpoint.every-steps=1000"]
+    process = start(cluster, tmp_path, *arguments)
+    first, second = (tmp_path / "sweep" / f"lr-{rate}_seed-0" for rate in ("0.01", "0.02"))
+    wait_for(lambda: lines(first) or process.poll() is not None, "no progress")
+    process.send_signal(signal.SIGUSR2)
+    code, out, err = finish(process)
+    assert code == 1, out + err
+    assert "interrupted with 2 trials to go; to go on, type the same command again" in err
+    assert "Traceback" not in err
+    assert {row["state"] for row in table(tmp_path)} == {"waiting"}
+    step = lines(first)[-1]["step"]
+    assert 0 < step < 120
+    assert [path.name for path in first.glob("checkpoint_0*")] == [f"checkpoint_{step:09d}"]
+    assert not lines(second)
+    nothing_is_left(cluster)
+
+    code, out, err = finish(start(cluster, tmp_path, *arguments))
+    assert code == 0, out + err
+    assert f"going on from checkpoint_{step:09d}" in (first / "train.log").read_text()
+    assert {(row["state"], row["epoch"]) for row in table(tmp_path)} == {("done", "10")}
+
+
 def test_what_the_cluster_can_never_carry_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     """In the trial that asks for it, wherever it comes."""
     process = start(cluster, tmp_path, "--set", "cluster.cpus-per-worker", "1", "3")

@@ -1,5 +1,6 @@
 """The trials of a sweep: their names, what is refused before anything starts, and what the command line means."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_a_random_choice_keeps_what_a_smaller_one_has_and_all_seeds_of_a_point()
         ("--set seed 1 2", "--seeds 3"),
         ("", "nothing to compare"),
         ("--epochs 5 --search random", "--num-samples"),
-        ("--epochs 5 --search optuna", "Use grid or random"),
+        ("--epochs 5 --search optuna", "--num-samples"),
         ("--epochs 5 --scheduler pbt", "weights"),
         ("--num-negatives 64 128 --metric loss", "--metric linear_res5 or knn"),
         ("--set loss.pretext-weight 0 1 --metric loss", "--metric linear_res5 or knn"),
@@ -85,6 +86,24 @@ def test_settings_that_are_fixed_hold_in_all_trials_and_the_name_says_what_is_sw
     assert request.folder.name == "digits-epochs-temperature"
     assert request.grace is None
     assert all(trial.config.evaluation.every_epochs == 1 for trial in request.trials)
+
+
+def test_a_profile_says_what_a_trial_gets_and_where_it_lies_unless_something_else_is_typed(tmp_path: Path):
+    profile = tmp_path / "profile.toml"
+    profile.write_text(
+        f'cluster = "slurm"\nstorage = "{tmp_path}/shared"\nnodes = 2\ncpus_per_node = 6\nworkers_per_node = 2\n'
+    )
+    request = parse(["--epochs", "1", "2", f"--cluster={profile}"])
+    assert [(t.config.cluster.workers, t.config.cluster.cpus_per_worker) for t in request.trials] == [(4, 3)] * 2
+    assert str(request.folder) == f"{tmp_path}/shared/digits-epochs"
+
+    swept = ["--set", "cluster.cpus-per-worker", "1", "2"]
+    typed = [*swept, "--cluster.workers=1", f"--storage={tmp_path}/own", f"--cluster={profile}"]
+    request = parse(typed)
+    assert [(t.config.cluster.workers, t.config.cluster.cpus_per_worker) for t in request.trials] == [(1, 1), (1, 2)]
+    assert str(request.folder).startswith(f"{tmp_path}/own/")
+    with pytest.raises(ConfigError, match=r"no such file; the examples are"):
+        parse(["--epochs", "1", "2", "--cluster=nowhere.toml"])
 
 
 def test_losses_of_one_kind_are_compared_without_any_evaluation_during_training():
@@ -108,7 +127,19 @@ def test_check_says_how_many_trials_there_are_and_starts_nothing(tmp_path: Path)
     command = [sys.executable, "tune/sweep.py", "digits", "--epochs", "1", "2", "--seeds", "3", "--check"]
     answer = subprocess.run([*command, f"--storage={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert f"{tmp_path}/digits-epochs: 6 trials, 6 of them to be trained" in answer.stdout
+    assert answer.stdout == f"6 trials, 6 of them to be trained\n{tmp_path}/digits-epochs\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_told_in_a_line(tmp_path: Path):
+    """As on a machine that is too busy; here no time at all is allowed for it."""
+    command = [sys.executable, "tune/sweep.py", "digits", "--epochs", "1", "2", f"--storage={tmp_path}"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env["RAY_gcs_server_port_wait_time_s"] = "0"
+    answer = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert answer.returncode == 1, answer.stdout + answer.stderr
+    assert answer.stderr.startswith("failed: Ray did not start on this machine: ")
+    assert len(answer.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 

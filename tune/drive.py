@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 
 from clusters.preflight import check_nodes, check_resources, room_for
@@ -31,8 +32,9 @@ def drive(
     asha: tuple[int, int] | None,
     at_once: int,
     changed: Callable[[Row, str], None],
+    warned: threading.Event,
 ) -> None:
-    """Trains what waits; returns when nothing does, or at Ctrl-C.
+    """Trains what waits; returns when nothing does, at Ctrl-C, or when all that runs has stopped after a warning.
 
     Args:
         storage: The sweep's folder.
@@ -43,13 +45,14 @@ def drive(
         at_once: Trials at once, by their processes. Where that is one more than there is room for, it starts while
             the others train, and Ray gives it its workers, all together, when one of them has ended.
         changed: Called after each change of a row, with its state before.
+        warned: Set when the workers are asked to stop; no trial starts then.
     """
     os.environ |= QUIET
     import ray
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
-    from tune.follower import Follower
+    from tune.follower import EndAfterWarning, Follower
     from tune.schedule import ByLength
     from tune.trial import RunTrial
 
@@ -91,7 +94,8 @@ def drive(
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=LOST),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[Follower(waiting, changed)],
+                callbacks=[Follower(waiting, changed, warned)],
+                stop=EndAfterWarning(waiting, warned),
             ),
         ).fit()
 

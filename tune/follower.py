@@ -1,5 +1,6 @@
 """Keep the rows of a sweep up to date with what Ray Tune says of its trials."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +17,13 @@ class Follower(tune.Callback):
     Args:
         rows: Their states, curves and errors are changed.
         changed: Called after each change, with the state before.
+        warned: Set when the sweep is to stop.
     """
 
-    def __init__(self, rows: Sequence[Row], changed: Callable[[Row, str], None]) -> None:
+    def __init__(self, rows: Sequence[Row], changed: Callable[[Row, str], None], warned: threading.Event) -> None:
         self.rows = {row.trial.name: row for row in rows}
         self.changed = changed
+        self.warned = warned
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes its callbacks down, to be found again by who restores, which nobody does here."""
@@ -40,7 +43,7 @@ class Follower(tune.Callback):
         if "epoch" in result and (row.last is None or result["epoch"] > row.last.epoch):
             row.curve.append(Point(result["epoch"], result["metric"], result["train_s"]))
         row.error = result.get("error")
-        ended: State = "failed" if row.error else "done"
+        ended: State = "failed" if row.error else "waiting" if result.get("to_go_on") else "done"
         # Not "done", which Tune also says of a trial that the scheduler stops.
         self.turn(row, ended if result.get("ended") else "running")
 
@@ -48,7 +51,7 @@ class Follower(tune.Callback):
         """It ended, or the scheduler stopped it."""
         row = self.rows[trial.config["trial"]["name"]]
         if row.state == "running":
-            self.turn(row, "stopped")
+            self.turn(row, "waiting" if self.warned.is_set() else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune has given it up."""
@@ -60,3 +63,33 @@ class Follower(tune.Callback):
         """Changes the state."""
         before, row.state = row.state, state
         self.changed(row, before)
+
+
+class EndAfterWarning(tune.Stopper):
+    """Ends the sweep after a warning, as soon as the trials that were running have saved their checkpoints.
+
+    Args:
+        rows: As the follower keeps them.
+        warned: Set by the warning.
+    """
+
+    def __init__(self, rows: Sequence[Row], warned: threading.Event) -> None:
+        self.rows = rows
+        self.warned = warned
+        self.saving: list[Row] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as of the follower."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial ends on its own account."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all ends now. Trials that Tune started after the warning are not waited for."""
+        if not self.warned.is_set():
+            return False
+        if self.saving is None:
+            self.saving = [row for row in self.rows if row.state in ("starting", "running")]
+        return not any(row.state in ("starting", "running") for row in self.saving)

@@ -10,6 +10,8 @@ EXAMPLES = """
   python tune/sweep.py cifar10 --set loss.pretext_weight 0 0.25 0.5 0.75 1 --optim.epochs 4 --name lambda
   python tune/sweep.py digits --set optim.lr 0.01 0.03 0.1 --set loss.temperature 0.05 0.07 0.1 \\
       --search random --num-samples 4 --scheduler asha
+  python tune/sweep.py digits --set optim.lr 0.001..0.3 --set loss.temperature 0.05 0.07 0.1 \\
+      --search optuna --num-samples 20
   ray job submit --working-dir . -- python tune/sweep.py digits --num-negatives 256 1024 --storage /shared/runs
 """
 
@@ -39,7 +41,7 @@ def options(about: str | None) -> argparse.ArgumentParser:
     add("--set", nargs="+", action="append", default=[], metavar="NAME VALUE", help="values of any other setting")
     add("--seeds", type=_count, default=1, metavar="N", help="trials for each point, with seeds from --seed on")
     add("--search", choices=["grid", "random", "optuna"], default="grid", help="all points (default), or some")
-    add("--num-samples", type=_count, metavar="N", help="points that --search random tries")
+    add("--num-samples", type=_count, metavar="N", help="points that random and optuna try")
     add("--metric", choices=["linear_res5", "knn", "loss"], default="linear_res5", help="default: linear_res5")
     add("--evaluate-every", type=_count, default=1, metavar="EPOCHS", help="between measurements (default: 1)")
     add("--scheduler", choices=["none", "asha", "pbt"], default="none", help="asha stops trials that are behind")
@@ -55,6 +57,7 @@ def options(about: str | None) -> argparse.ArgumentParser:
     add("--max-concurrent", type=_count, metavar="N", help="trials at once (default: as many as there is room for)")
     add("--name", help="of the sweep and its folder (default: the recipe's and those of the settings)")
     add("--storage", metavar="URI", help=f"where its folder lies, a folder or s3://… (default: {default_storage()})")
-    add("--check", action="store_true", help="say what would be trained, and start nothing")
+    add("--cluster", metavar="FILE", help="a profile (clusters/*.toml): how many workers each trial has, which storage")
+    add("--check", action="store_true", help="say what would be trained and in which folder, start nothing")
     add("-h", "--help", action="store_true", help="this text")
     return parser

@@ -41,6 +41,11 @@ class Row:
         """The newest measurement."""
         return self.curve[-1] if self.curve else None
 
+    @property
+    def ended(self) -> bool:
+        """Whether this sweep is through with it, however it went."""
+        return self.state in ("done", "stopped", "failed")
+
     def as_dict(self, storage: Folder) -> dict[str, Any]:
         """What `sweep.json` says of it."""
         epoch, metric, train_s = self.last or (None, None, None)

@@ -43,16 +43,21 @@ def trials_of(base: Config, axes: Mapping[str, Sequence[Any]], seeds: int) -> li
             given twice.
     """
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    trials = [
-        _trial(override(base, {**point, "seed": base.seed + number}), [*axes])
-        for point in points
-        for number in range(seeds)
-    ]
+    trials = [trial for point in points for trial in trials_at(base, point, seeds)]
     seen: dict[str, int] = {}
     for number, trial in enumerate(trials):
         if seen.setdefault(trial.name, number) != number:
             raise ConfigError(f"{trial.name} would be trained twice: a value of the sweep is given twice")
     return trials
+
+
+def trials_at(base: Config, point: Mapping[str, Any], seeds: int) -> list[Trial]:
+    """The trials of one point, with seeds from the config's on.
+
+    Raises:
+        ConfigError: It is not allowed.
+    """
+    return [_trial(override(base, {**point, "seed": base.seed + number}), [*point]) for number in range(seeds)]
 
 
 def some_of(trials: list[Trial], number: int) -> list[Trial]:

@@ -12,15 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clusters.profile import read_profile
 from jobs.pretrain import absolute, check_request, pairs, storage_uri
 from pirl.config import Config, ConfigError, override
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
-from pirl.retry import StorageError
 from pirl.runs import open_run, storage_at
 from tune.measured import Metric, curve_of
 from tune.options import options
 from tune.results import Row, best_of, stopped_before, write
+from tune.search import ROUND, Search
 from tune.space import Trial, short_names, some_of, trials_of
 
 NO_PBT = (
@@ -28,9 +29,9 @@ NO_PBT = (
     "them the memory bank, the optimizer and the place in the schedule; runs here only go on from checkpoints of "
     "their own. Use asha or none"
 )
-NO_OPTUNA = (
-    "--search optuna is not there: it is not among the requirements, and what it would try next depends on the order "
-    "in which trials end, so that a sweep could not be gone on with by the same command. Use grid or random"
+ALONE = (
+    "--search optuna learns from trials that were trained to their end, and which ones asha stops depends on their "
+    "order: use --scheduler none"
 )
 
 
@@ -39,6 +40,8 @@ class Request:
     """What the command line asks for."""
 
     trials: list[Trial]
+    """All of them; of a search those of its first round."""
+    search: Search | None
     folder: Folder
     metric: Metric
     every: int
@@ -61,14 +64,16 @@ def main() -> int:
         request = parse(sys.argv[1:])
         rows = known_rows(request)
         if request.check:
-            waiting = sum(row.state == "waiting" for row in rows)
-            print(f"{request.folder}: {len(rows)} trials, {waiting} of them to be trained")
+            waiting = to_go(request, rows)
+            print(
+                f"{waiting + sum(row.ended for row in rows)} trials, {waiting} of them to be trained\n{request.folder}"
+            )
             return 0
         return run(request, rows)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except StorageError as error:
+    except OSError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
 
@@ -89,24 +94,32 @@ def parse(argv: list[str]) -> Request:
     name = (recipe or "digits").replace("-", "_")
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {recipe!r}: use one of {', '.join(RECIPES)}")
-    for choice, message in ((given.scheduler == "pbt", NO_PBT), (given.search == "optuna", NO_OPTUNA)):
-        if choice:
-            raise ConfigError(message)
+    if given.scheduler == "pbt":
+        raise ConfigError(NO_PBT)
+    if given.search == "optuna" and given.scheduler != "none":
+        raise ConfigError(ALONE)
+    if given.search != "grid" and given.num_samples is None:
+        raise ConfigError(f"--search {given.search} needs --num-samples: how many points are tried")
     axes = _axes(given, fixed)
     refuse_unlike_losses(given.metric, axes)
     measured = {} if given.metric == "loss" else {"evaluation.every_epochs": given.evaluate_every}
-    base = absolute(override(RECIPES[name](), {**measured, **fixed}))
-    trials = trials_of(base, axes, given.seeds)
-    if given.search == "random":
-        if given.num_samples is None:
-            raise ConfigError("--search random needs --num-samples: how many points of the grid are tried")
-        trials = some_of(trials, given.num_samples)
+    profile = read_profile(given.cluster) if given.cluster else None
+    base = absolute(override(RECIPES[name](), {**measured, **(profile.settings() if profile else {}), **fixed}))
+    search = None
+    if given.search == "optuna":
+        search = Search(base, axes, given.seeds, given.num_samples, given.max_concurrent or ROUND, given.metric)
+        search.check()
+        trials, _ = search.trials([])
+    else:
+        trials = trials_of(base, axes, given.seeds)
+        trials = some_of(trials, given.num_samples) if given.search == "random" else trials
     sweep = given.name or "-".join([name, *short_names([*axes]).values()])
     if sweep.startswith(".") or "/" in sweep:
         raise ConfigError(f"--name {sweep!r} is not a name for a folder: use letters, digits, - and _")
     return Request(
         trials=trials,
-        folder=storage_at(storage_uri(given.storage), base) / sweep,
+        search=search,
+        folder=storage_at(storage_uri(given.storage or (profile.storage if profile else None)), base) / sweep,
         metric=given.metric,
         every=given.evaluate_every,
         grace=given.grace if given.scheduler == "asha" else None,
@@ -143,7 +156,27 @@ def known_rows(request: Request) -> list[Row]:
     if request.metric != "loss":
         refuse_unlabelled(request.trials[0].config, request.metric)
     stopped = stopped_before(request.folder, request.metric) if request.grace else {}
-    return [_known_row(request, trial, stopped.get(trial.name)) for trial in request.trials]
+    rows = [_known_row(request, trial, stopped.get(trial.name)) for trial in request.trials]
+    add_rounds(request, rows)
+    return rows
+
+
+def add_rounds(request: Request, rows: list[Row]) -> None:
+    """Adds the trials of a search's next rounds, up to the first round in which something is to be trained."""
+    while request.search and all(row.ended for row in rows):
+        trials, left = request.search.trials(rows)
+        rows += [_known_row(request, trial, None) for trial in trials[len(rows) :]]
+        if not left:
+            break
+
+
+def to_go(request: Request, rows: list[Row]) -> int:
+    """How many trials are to be trained yet; of a search, whose points may come again, the most there can be."""
+    waiting = sum(not row.ended for row in rows)
+    if not request.search:
+        return waiting
+    trials, left = request.search.trials(rows)
+    return waiting + len(trials) - len(rows) + left * request.search.seeds
 
 
 def refuse_unlabelled(config: Config, metric: Metric) -> None:
@@ -172,22 +205,26 @@ def run(request: Request, rows: list[Row]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
     if any(row.state == "waiting" for row in rows):
         from jobs.launch import connect, interruption
+        from jobs.warning import warnings_for_workers
 
         connect()
         from tune.drive import concurrency, drive  # only now: it imports ray
 
         room = concurrency(request.folder, rows)
         at_once = request.max_concurrent if request.max_concurrent and request.max_concurrent <= room else room + 1
-        with showing(console, rows, request.metric) as show:
+        with warnings_for_workers() as warned, showing(console, rows, request.metric) as show:
 
             def changed(row: Row, before: str) -> None:
                 write(request.folder, rows, request.metric, request.command)
                 show(row, before)
 
-            asha = (request.grace, request.reduction) if request.grace else None
-            failure = interruption(
-                lambda: drive(request.folder, rows, request.metric, request.every, asha, at_once, changed)
-            )
+            def train() -> None:
+                asha = (request.grace, request.reduction) if request.grace else None
+                while any(row.state == "waiting" for row in rows) and not warned.is_set():
+                    drive(request.folder, rows, request.metric, request.every, asha, at_once, changed, warned)
+                    add_rounds(request, rows)
+
+            failure = interruption(train)
         if failure not in (None, "interrupted"):
             print(failure, file=sys.stderr)
     return conclude(request, rows, console)
@@ -215,7 +252,7 @@ def conclude(request: Request, rows: list[Row], console: Any) -> int:
     for row in rows:
         if row.state == "failed":
             print(f"failed: {row.trial.name}: {row.error}", file=sys.stderr)
-    waiting = sum(row.state == "waiting" for row in rows)
+    waiting = to_go(request, rows)
     if waiting:
         print(f"interrupted with {waiting} trials to go; to go on, type the same command again", file=sys.stderr)
     return int(waiting > 0 or any(row.state == "failed" for row in rows))

@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 
 from jobs.launch import fit, interruption
-from jobs.outcome import RunFailed, settle
+from jobs.outcome import RunFailed, RunStopped, settle
 from pirl.config import from_json
 from pirl.retry import StorageError
 from pirl.runs import open_run
@@ -44,6 +44,7 @@ class RunTrial(tune.Trainable):
         self.told = 0
         self.ready: deque[Point] = deque()
         self.error: str | None = None
+        self.stopped = False
         # A daemon: the end of this process ends the run and its workers, whatever the thread does.
         self.training = threading.Thread(target=self.carry_out, daemon=True)
         self.training.start()
@@ -74,7 +75,9 @@ class RunTrial(tune.Trainable):
         return curve_of(self.run.folder, self.run.config, self.metric, self.every)
 
     def end(self) -> dict[str, Any]:
-        """How the run ended."""
+        """How the run ended; of one that was asked to stop, that it is to go on."""
+        if self.stopped:
+            return {"done": True, "ended": True, "to_go_on": True}
         if self.error:
             return {"done": True, "ended": True, "error": self.error}
         return {**self.curve()[-1]._asdict(), "done": True, "ended": True}
@@ -86,5 +89,7 @@ class RunTrial(tune.Trainable):
         began = time.time()
         try:
             settle(self.run, began, interruption(lambda: fit(self.run)))
+        except RunStopped:
+            self.stopped = True
         except (RunFailed, OSError) as error:
             self.error = str(error).removeprefix("error: ")
