@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
 
+_told_to_end = threading.Event()
+
 
 def run_on_ray(run: Run) -> int:
     """Trains on the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code.
@@ -210,6 +212,12 @@ def run_here(run: Run) -> int:
     return 1 if failure else 0
 
 
+def end(*_: object) -> None:
+    """Takes SIGTERM: an exception, so that what is temporary is removed."""
+    _told_to_end.set()
+    sys.exit(1)
+
+
 def interruption(start: Callable[[], object]) -> str | None:
     """Calls `start`; returns None when it ended well, else what ended it, for a person to read."""
     try:
@@ -217,6 +225,8 @@ def interruption(start: Callable[[], object]) -> str | None:
     except (KeyboardInterrupt, SystemExit):  # Ray's own SIGINT handler exits
         return "interrupted"
     except Exception as error:
+        if _told_to_end.is_set():  # torch makes another error of what ends it while it writes
+            return "interrupted"
         causes = list(getattr(error, "worker_failures", {}).values()) or [error]
         return f"error: {str(causes[0]).strip()}"
     return None

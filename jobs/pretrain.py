@@ -73,10 +73,10 @@ def main() -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
 
-    from jobs.launch import run_here, run_on_ray
+    from jobs.launch import end, run_here, run_on_ray
     from jobs.outcome import show_result
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception: what is temporary is removed
+    signal.signal(signal.SIGTERM, end)
     if run.result is not None:
         return show_result(run.folder, run.result, "was done before; --run NAME trains another one")
     try:
