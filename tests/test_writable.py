@@ -38,7 +38,7 @@ def test_stores_are_written_to_and_left_empty(store):
     assert folder.sizes() == {}
     with pytest.raises(ConfigError, match="--storage s3://no-such-bucket/runs cannot be written"):
         check_can_write("--storage", Folder("s3://no-such-bucket/runs", store.options))
-    store.fail("refused", 9)
+    store.fail("refused", 9, method="PUT")
     with pytest.raises(ConfigError, match="the store refused"):
         check_can_write("--storage", folder)
 
