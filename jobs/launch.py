@@ -41,7 +41,7 @@ def run_on_ray(run: Run) -> int:
     Raises:
         ConfigError: There is no such cluster, or it cannot carry the run.
     """
-    connect()
+    connect(ahead="ray.train.torch")  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
     from clusters.preflight import check_cluster
 
     check_cluster(run.config, run.folder.parent)
@@ -86,8 +86,11 @@ def fit(run: Run) -> None:
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
 
-def connect() -> None:
+def connect(ahead: str | None = None) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach.
+
+    Args:
+        ahead: A module that is imported meanwhile.
 
     Raises:
         ConfigError: There is none at that address.
@@ -98,8 +101,8 @@ def connect() -> None:
     if address == "local":
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    # What follows needs this, and importing it takes as long as starting Ray, which is mostly waiting.
-    threading.Thread(target=importlib.import_module, args=["ray.train.torch"], daemon=True).start()
+    if ahead:
+        threading.Thread(target=import_ahead, args=[ahead], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
     dashboard = None if address != "local" else False
@@ -123,6 +126,12 @@ def connect() -> None:
         if isinstance(error, (ConnectionError, RuntimeError, ValueError)):
             raise ConfigError(f"no Ray at {address}: {what}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
         raise OSError(f"Ray at {address} did not answer: {what}") from None
+
+
+def import_ahead(module: str) -> None:
+    """Imports a module in a thread; what goes wrong is told to who imports it next, and nobody if this process ends."""
+    with suppress(Exception):
+        importlib.import_module(module)
 
 
 def in_worker(arguments: dict[str, Any]) -> None:
