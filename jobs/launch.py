@@ -47,7 +47,7 @@ def run_on_ray(run: Run) -> int:
     Raises:
         ConfigError: There is no such cluster, or it cannot carry the run.
     """
-    connect()
+    connect(ahead="ray.train.torch")  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
     from clusters.preflight import check_cluster
 
     check_cluster(run.config, run.folder.parent)
@@ -92,8 +92,11 @@ def fit(run: Run) -> None:
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
 
-def connect() -> None:
+def connect(ahead: str | None = None) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach.
+
+    Args:
+        ahead: A module that is imported meanwhile.
 
     Raises:
         ConfigError: There is none at that address.
@@ -106,8 +109,8 @@ def connect() -> None:
     if address == "local":
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    # What follows needs this, and importing it takes as long as starting Ray, which is mostly waiting.
-    threading.Thread(target=importlib.import_module, args=["ray.train.torch"], daemon=True).start()
+    if ahead:
+        threading.Thread(target=import_ahead, args=[ahead], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
     dashboard = None if address != "local" else False
@@ -146,6 +149,12 @@ def refuse_silent(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Ray at RAY_ADDRESS {address}: {error}. Use host:port, as ray start prints it") from None
+
+
+def import_ahead(module: str) -> None:
+    """Imports a module in a thread; what goes wrong is told to who imports it next, and nobody if this process ends."""
+    with suppress(Exception):
+        importlib.import_module(module)
 
 
 def in_worker(arguments: dict[str, Any]) -> None:
