@@ -7,7 +7,7 @@ pretrain: .venv/installed
 	$(BIN)/python jobs/pretrain.py digits
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 25
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 25
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -19,14 +19,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["tests.ray_cluster", "tests.s3", "tests.slurm_cluster"]
 
 # A shell's background job ignores SIGINT, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = {"cluster": "ray", "slurm": "slurm"}
-"""Fixtures that are expensive to make, and the group of tests that share one: they run in one process."""
+SHARED = {
+    **dict.fromkeys(("test_ray", "test_ray_store", "test_sweep_ray"), "ray"),
+    **dict.fromkeys(("test_slurm", "test_devcluster", "test_queue"), "slurm"),
+}
+"""Files whose tests share a cluster, by its name."""
 
 MAX_RANKS = 4
 LIMIT_S = 60.0
@@ -164,11 +168,19 @@ def _serve(connection: Connection) -> None:
             connection.send_bytes(answer)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
+class ByCluster(LoadScopeScheduling):  # type: ignore[misc]
+    """Keeps the tests of a file in one process, and those of files that share a cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return SHARED.get(Path(file).stem, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCluster:
+    """How `pytest -n 2` shares the tests out."""
+    return ByCluster(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has `pytest -n 2 --dist loadgroup` keep the tests of a file together, and those that share a cluster."""
-    for item in items:
-        shared = [SHARED[name] for name in getattr(item, "fixturenames", ()) if name in SHARED]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
-    # The long ones first, so that no process waits for the other at the end.
-    items.sort(key=lambda item: not set(SHARED).intersection(getattr(item, "fixturenames", ())))
+    """The long ones come first, so that no process waits for the other at the end."""
+    items.sort(key=lambda item: item.path.stem not in SHARED)
