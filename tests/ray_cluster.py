@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from pirl.folder import Folder
 
 ROOT = Path(__file__).parents[1]
-LIMIT_S = 240
+LIMIT_S = 480
 SMALL = [
     "--model.width=4",
     "--optim.epochs=5",

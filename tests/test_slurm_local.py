@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.ray_cluster import ROOT, SMALL, clean_environment, wait_for
 
-LIMIT_S = 120
+LIMIT_S = 300
 SHORT = [*SMALL, "--optim.epochs=1", "--cluster.loader-processes=0"]
 
 
