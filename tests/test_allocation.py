@@ -108,18 +108,18 @@ def test_a_head_that_is_killed_is_lost_and_not_over():
 
 def test_the_janitor_ends_all_processes_and_removes_the_folder(tmp_path: Path):
     folder = tmp_path / "pirl-j1-0"
-    look_after = Janitor(folder, "1.0")
+    look_after = Janitor(folder, "test-1.0")
     env = {**os.environ, **look_after.environment}
     # One has left its parent, and one has overwritten its environment but has a file open, as Ray's agents do.
     subprocess.run(["sh", "-c", "setsid sleep 1000 & "], env=env, check=True)
     with (folder / "log").open("w") as log:
         agent = subprocess.Popen(SLEEP, stdout=log)
-    other = subprocess.Popen(SLEEP, env={**os.environ, janitor.MARK: "2.0"})
+    other = subprocess.Popen(SLEEP, env={**os.environ, janitor.MARK: "test-2.0"})
     try:
-        assert len(janitor.processes("1.0", folder)) == 2 + 1  # with the janitor's own, which holds the lock
+        assert len(janitor.processes("test-1.0", folder)) == 2 + 1  # with the janitor's own, which holds the lock
         look_after.clean()
         assert agent.wait(10) == -signal.SIGKILL
-        assert janitor.processes("1.0", folder) == []
+        assert janitor.processes("test-1.0", folder) == []
         assert not folder.exists()
         assert other.poll() is None
         look_after.clean()  # again, which does nothing
@@ -129,12 +129,12 @@ def test_the_janitor_ends_all_processes_and_removes_the_folder(tmp_path: Path):
 
 
 def test_the_folder_is_the_user_s_own(tmp_path: Path):
-    look_after = Janitor(tmp_path / "pirl-j2-0", "2.0")
+    look_after = Janitor(tmp_path / "pirl-j2-0", "test-2.0")
     assert (tmp_path / "pirl-j2-0").stat().st_mode & 0o777 == 0o700
     look_after.clean()
     (tmp_path / "pirl-j3-0").symlink_to(tmp_path)  # as somebody else may have put it there
     with pytest.raises(FileExistsError):
-        Janitor(tmp_path / "pirl-j3-0", "3.0")
+        Janitor(tmp_path / "pirl-j3-0", "test-3.0")
 
 
 def test_the_janitor_cleans_after_a_kill(tmp_path: Path):
@@ -143,7 +143,7 @@ def test_the_janitor_cleans_after_a_kill(tmp_path: Path):
 import subprocess, sys, time, os
 from pathlib import Path
 from clusters.janitor import Janitor
-look_after = Janitor(Path({str(folder)!r}), "kill.0")
+look_after = Janitor(Path({str(folder)!r}), "test-kill.0")
 subprocess.Popen(["sleep", "1000"], env={{**os.environ, **look_after.environment}})
 print("up", flush=True)
 time.sleep(1000)
@@ -151,12 +151,12 @@ time.sleep(1000)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
-    assert len(janitor.processes("kill.0", folder)) == 1 + 1
+    assert len(janitor.processes("test-kill.0", folder)) == 1 + 1
     process.kill()
     process.wait()
     process.stdout.close()
     deadline = time.monotonic() + 20
-    while folder.exists() or janitor.processes("kill.0", folder):
+    while folder.exists() or janitor.processes("test-kill.0", folder):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
