@@ -26,11 +26,8 @@ pytest_plugins = ["tests.ray_cluster", "tests.s3", "tests.slurm_cluster"]
 # A shell's background job ignores SIGINT, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = {
-    **dict.fromkeys(("test_ray", "test_ray_store", "test_sweep_ray"), "ray"),
-    **dict.fromkeys(("test_slurm", "test_devcluster", "test_queue"), "slurm"),
-}
-"""Files whose tests share a cluster, by its name."""
+ON_CLUSTERS = ("test_ray", "test_ray_store", "test_sweep_ray", "test_slurm", "test_devcluster", "test_queue")
+"""Files whose tests share clusters, and would take the processors from one another."""
 
 MAX_RANKS = 4
 LIMIT_S = 60.0
@@ -169,11 +166,11 @@ def _serve(connection: Connection) -> None:
 
 
 class ByCluster(LoadScopeScheduling):  # type: ignore[misc]
-    """Keeps the tests of a file in one process, and those of files that share a cluster."""
+    """Keeps the tests of a file in one process, and all those on clusters."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return SHARED.get(Path(file).stem, file)
+        return "clusters" if Path(file).stem in ON_CLUSTERS else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCluster:
@@ -183,4 +180,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCluster:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones come first, so that no process waits for the other at the end."""
-    items.sort(key=lambda item: item.path.stem not in SHARED)
+    items.sort(key=lambda item: item.path.stem not in ON_CLUSTERS)
