@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import submitit
+from submitit.core.utils import JobPaths
 
 from clusters import allocation
 from clusters.place import JobFile, Place
@@ -25,5 +26,6 @@ class Task:
         """Runs it; see `clusters.allocation.run`."""
         profile = Profile.model_validate_json(self.profile)
         task = submitit.JobEnvironment()
-        place = Place.here(profile, task.job_id, task.global_rank, task.num_nodes, task.paths.stdout)
+        log = JobPaths(self.job.folder, task.job_id, task.global_rank).stdout
+        place = Place.here(profile, task.job_id, task.global_rank, task.num_nodes, log)
         allocation.run(self.job, profile, place)

@@ -77,7 +77,7 @@ def work(
     publish: Publish,
     device: torch.device,
     show: Callable[[str], None] | None,
-    stop: Callable[[], bool],
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """What every worker does: go on from the newest checkpoint, train, evaluate, and let rank 0 write the numbers.
 
