@@ -59,7 +59,8 @@ def main() -> int:
         request = parse(sys.argv[1:])
         run = open_run(request.storage, request.name, request.config, request.resume)
         if run.result is None:
-            check_can_write("--storage", request.storage)
+            if "WORLD_SIZE" not in os.environ:  # torchrun's processes ask each other: one alone must not end here
+                check_can_write("--storage", request.storage)
             check_request(run, request.use_ray)
         if request.only_check:
             print(run.folder)
