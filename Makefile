@@ -10,8 +10,8 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 25 $(LONG:%=--deselect=tests/%)
 
 # Sweeps on Ray and disturbances on SLURM: they were not yet seen to fit into the time of the others on two cores.
-LONG := test_sweep_ray.py $(addprefix test_slurm.py::test_,preempted_with_and_without_a_warning_on_the_same_nodes \
-	the_time_limit_and_a_requeue_by_hand a_host_dies the_head_host_dies \
+LONG := test_sweep_ray.py $(addprefix test_slurm.py::test_,the_time_limit_and_a_requeue_by_hand \
+	a_host_dies the_head_host_dies \
 	cancelled_and_failed_jobs_leave_nothing_and_say_why an_array_of_runs)
 test-clusters: .venv/installed
 	$(BIN)/python -m pytest tests/test_sweep_ray.py tests/test_slurm.py
