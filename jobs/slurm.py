@@ -187,8 +187,7 @@ def check(profile: Profile, job: str, arguments: list[str]) -> str:
     if answer.returncode:
         said = answer.stderr.strip() or answer.stdout.strip()
         raise ConfigError(f"{shlex.join([job, *arguments])}:\n{said.removeprefix('error: ')}")
-    last = (answer.stdout.strip().splitlines() or [""])[-1]
-    return re.sub(r": \d+ trials, .*", "", last)  # what a sweep says behind its folder
+    return (answer.stdout.strip().splitlines() or [""])[-1]
 
 
 def profile_of(path: str) -> Profile:

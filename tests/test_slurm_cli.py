@@ -161,7 +161,7 @@ def test_an_sbatch_that_hangs_fails_in_one_line(monkeypatch, capfd, tmp_path: Pa
 def test_a_check_has_the_profiles_environment_and_an_end(monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "root/jobs").mkdir(parents=True)
     script = tmp_path / "root/jobs/pretrain.py"
-    script.write_text("import os\nprint('/runs/' + os.environ['WHERE'] + ': 4 trials, 2 of them to be trained')\n")
+    script.write_text("import os\nprint('4 trials, 2 of them to be trained')\nprint('/runs/' + os.environ['WHERE'])\n")
     monkeypatch.setattr(slurm, "ROOT", tmp_path / "root")
     known = slurm.read_profile(profile(tmp_path).partition("=")[2]).model_copy(update={"environment": {"WHERE": "a"}})
     assert slurm.check(known, "jobs/pretrain.py", []) == "/runs/a", "of a sweep the folder alone"
