@@ -116,4 +116,4 @@ def test_a_store_that_is_away_for_a_moment_is_asked_again():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(StorageError, match=r"gave up after [2-9] tries|gave up after \d\d+ tries"):
-        read_all("s3://bucket/name", {"endpoint_url": f"http://127.0.0.1:{port}"}, deadline_s=1)
+        read_all("s3://bucket/name", {"endpoint_url": f"http://127.0.0.1:{port}"}, deadline_s=5)
