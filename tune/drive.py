@@ -4,7 +4,10 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from clusters.preflight import check_nodes, check_resources, room_for
 from pirl.folder import Folder
@@ -13,6 +16,9 @@ from tune.results import Row
 
 LOST = 3
 """How often the process that watches a trial may be lost; what its workers survive is `cluster.max_failures`."""
+
+LOOKS = 10
+"""How often in turn, 0.2 s apart, no placement group must be found; the last one may come after its trial's end."""
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -76,7 +82,7 @@ def drive(
         for row in waiting
     ]
     here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    with tempfile.TemporaryDirectory(prefix="pirl-sweep-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="pirl-sweep-") as scratch, leaving_no_placement_group(waiting):
         tune.Tuner(
             # No CPU: it would be missing for the workers. On this node: where Tune's own files are.
             tune.with_resources(RunTrial, {"CPU": 0, f"node:{here}": 0.001}),
@@ -98,6 +104,30 @@ def drive(
                 stop=EndAfterWarning(waiting, warned),
             ),
         ).fit()
+
+
+@contextmanager
+def leaving_no_placement_group(rows: Sequence[Row]) -> Iterator[None]:
+    """Removes the placement groups of trials that were cut off, when the block and all of them have ended.
+
+    Ray (2.60) keeps for ever what a run asked for in the moment in which it was killed, and its resources with it.
+    """
+    import ray
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    try:
+        yield
+    finally:
+        looks = LOOKS if any(row.state in ("starting", "running") for row in rows) else 0
+        job: str = ray.get_runtime_context().get_job_id()
+        while looks > 0:
+            table: dict[str, dict[str, Any]] = placement_group_table()
+            left = [key for key, group in table.items() if group["state"] != "REMOVED" and key.endswith(job)]
+            for key in left:
+                remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(key)))
+            looks = LOOKS if left else looks - 1
+            time.sleep(0.2)
 
 
 def concurrency(storage: Folder, rows: Sequence[Row]) -> int:
