@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pirl.config import Config, ConfigError
 from pirl.folder import Folder
-from pirl.runs import check_shared, check_writable
+from pirl.runs import check_shared
+from pirl.writable import check_can_write
 
 
 def check_cluster(config: Config, storage: Folder) -> None:
@@ -72,7 +73,6 @@ def check_nodes(config: Config, storage: Folder, nodes: dict[str, str]) -> None:
     Raises:
         ConfigError: The first node that cannot, and why.
     """
-    check_writable(storage)
     marker = f".probe-{uuid.uuid4().hex}"
     try:
         storage.write(marker, "")
@@ -105,7 +105,7 @@ def _probe(uri: str, storage_options: dict[str, Any], storage: Folder, marker: s
         return f"data.uri {uri} cannot be read: {error}"
     try:
         check_shared(storage, marker)
-        check_writable(storage)
+        check_can_write("--storage", storage)
     except Exception as error:
         return str(error)
     return None

@@ -7,7 +7,6 @@
 import json
 import re
 import sys
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,20 +76,6 @@ def storage_at(uri: str, config: Config) -> Folder:
     same_kind = uri.partition("://")[0].replace("s3a", "s3") == config.data.uri.partition("://")[0].replace("s3a", "s3")
     options = {name: value for name, value in config.data.storage_options.items() if name != "anon"}
     return Folder(uri, options if "://" in uri and same_kind else {}, config.data.deadline_s)
-
-
-def check_writable(storage: Folder) -> None:
-    """Refuses a storage in which this process cannot write; leaves nothing there but the folder.
-
-    Raises:
-        ConfigError: And why.
-    """
-    probe = f".probe-{uuid.uuid4().hex}"
-    try:
-        storage.write(probe, "")
-        storage.remove(probe)
-    except OSError as error:
-        raise ConfigError(f"--storage {storage} cannot be written: {error}") from None
 
 
 def check_shared(storage: Folder, marker: str) -> None:

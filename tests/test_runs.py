@@ -6,7 +6,6 @@ import pytest
 from pirl.config import Config, ConfigError, override
 from pirl.folder import Folder
 from pirl.runs import (
-    check_writable,
     differences,
     newest_checkpoint,
     open_run,
@@ -329,15 +328,6 @@ def test_a_done_run_is_evaluated_again_with_other_settings(storage):
     (storage / "a").write("result.json", "{}")
     assert open_run(storage, "a", CONFIG, "auto").result == {}
     assert open_run(storage, "a", override(CONFIG, {"evaluation.knn_k": 7}), "auto").result is None
-
-
-def test_a_storage_that_takes_nothing_is_refused(empty):
-    check_writable(empty)
-    assert empty.sizes() == {}
-    nowhere = Folder("/proc/runs") if empty.path else Folder("s3://no-such-bucket/runs", empty.options)
-    assert open_run(nowhere, "a", CONFIG, "auto").checkpoint is None
-    with pytest.raises(ConfigError, match=f"--storage {nowhere} cannot be written: .*(No such|not exist)"):
-        check_writable(nowhere)
 
 
 def test_the_store_of_runs_is_reached_as_that_of_the_data_is():

@@ -9,10 +9,11 @@ import pytest
 from pirl.config import ConfigError, override
 from pirl.recipes import digits
 from tune.measured import Metric, Point
+from tune.request import parse
 from tune.results import Row
 from tune.search import Search
 from tune.space import Trial
-from tune.sweep import add_rounds, known_rows, parse, to_go
+from tune.sweep import add_rounds, known_rows, to_go
 
 AXES = {"optim.lr": ["0.001..0.3"], "loss.num_negatives": ["64..512"], "loss.temperature": ["0.05", "0.1"]}
 BEST_LR = 0.01

@@ -10,8 +10,9 @@ import pytest
 from pirl.config import ConfigError
 from pirl.recipes import digits
 from tests.digits import write_digits_to
+from tune.request import parse
 from tune.space import LONGEST_NAME, group_name, some_of, trials_of
-from tune.sweep import known_rows, parse
+from tune.sweep import known_rows
 
 ROOT = Path(__file__).parents[1]
 
