@@ -154,6 +154,7 @@ def ray_command(ip: str, ports: Ports, resources: Resources, folder: Path, head_
         *role,
         f"--node-ip-address={ip}",
         f"--temp-dir={folder}",
+        "--include-log-monitor=false",  # it would send all output to the driver, which shows train.log instead
         f"--object-store-memory={store_bytes}",  # training sends next to nothing through it
         *sizes,
         f"--node-manager-port={ports['node_manager']}",
