@@ -48,7 +48,7 @@ def test_a_killed_worker_and_faults_change_nothing_and_no_secret_is_told(
 
 def test_a_store_that_a_node_cannot_write_is_refused(cluster: Cluster, store: Store) -> None:
     uri = write_digits_to(store.uri("digits"), store.direct)
-    store.fail("latency", 3, method="PUT", pattern=".probe")  # what the driver writes
+    store.fail("latency", 2, method="PUT", pattern=".probe")  # what the driver writes
     store.fail("refused", 9, method="PUT", pattern=".probe")
     env = {**cluster.env, "RAY_ADDRESS": cluster.gcs}
     options = json.dumps(store.options)  # which serve the run folder too

@@ -19,6 +19,7 @@ from safetensors.torch import load
 
 from clusters.job_state import read_state
 from pirl.folder import Folder
+from pirl.runs import newest_checkpoint
 from tests.digits import write_digits_to
 from tests.ray_cluster import ROOT, SMALL, lines, lines_of, wait_for, weights
 from tests.s3 import SECRET, moto
@@ -291,7 +292,9 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
 
 def test_an_array_in_which_one_fails_and_a_job_that_is_cancelled(user: User) -> None:
     """Each of an array with its own arguments, folder and logs; told apart by their numbers."""
-    (user.folder / "runs.txt").write_text("--seed=1 --run=good  # a comment\n\n--optim.lr=1e30 --run=bad\n")
+    (user.folder / "runs.txt").write_text(
+        "--seed=1 --run=good  # a comment\n\n--optim.lr=1e30 --optim.warmup-epochs=1 --run=bad\n"
+    )
     array = [f"--cluster={user.profile(nodes=1)}", "--array=runs.txt"]
     line = job_line("one of the array")[:-1]
     assert "#SBATCH --array=0-1%2" in user.type(*array, "--dry-run", *line).stdout
@@ -312,6 +315,8 @@ def test_an_array_in_which_one_fails_and_a_job_that_is_cancelled(user: User) -> 
     logs = user.type("logs", bad.id, "-f", f"--job-folder={user.folder}/jobs", check=False)
     assert logs.returncode == 1
     assert "[0] error: the loss is" in logs.stdout
+    assert "going on from" not in logs.stdout  # not tried again
+    assert newest_checkpoint(Folder(str(bad.run)))  # the last good one stays
     table = user.type("list", f"--job-folder={user.folder}/jobs").stdout
     assert re.search(rf"{good.id} +good +COMPLETED", table)
 
