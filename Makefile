@@ -2,19 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: pretrain test test-clusters check format
+.PHONY: pretrain test check format
 pretrain: .venv/installed
 	$(BIN)/python jobs/pretrain.py digits
 
+# One process for the tests on SLURM, one for those on Ray, which wait a lot, and one for all others.
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder --durations 25 $(LONG:%=--deselect=tests/%)
-
-# Sweeps on Ray and disturbances on SLURM: they were not yet seen to fit into the time of the others on two cores.
-LONG := test_sweep_ray.py $(addprefix test_slurm.py::test_,the_time_limit_and_a_requeue_by_hand \
-	a_host_dies the_head_host_dies \
-	cancelled_and_failed_jobs_leave_nothing_and_say_why an_array_of_runs)
-test-clusters: .venv/installed
-	$(BIN)/python -m pytest tests/test_sweep_ray.py tests/test_slurm.py
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder --durations 40
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -106,6 +106,10 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
     refuse_clashes(parent, folders)
     runs_as_tuples = tuple(map(tuple, runs))
     submission = Submission(profile, name, next_folder(parent, name), job, runs_as_tuples, tuple(folders))
+    if known.dry_run and profile.cluster != "slurm":
+        print("\n".join(shlex.join(["python", job, *job_settings(profile, 1), *run]) for run in runs), flush=True)
+        print(f'no script is sent: cluster = "{profile.cluster}" runs this on Ray on this machine', file=sys.stderr)
+        return 0
     if known.dry_run:
         print(submission.script(), flush=True)
     estimate = ""

@@ -26,8 +26,11 @@ pytest_plugins = ["tests.ray_cluster", "tests.s3", "tests.slurm_cluster"]
 # A shell's background job ignores SIGINT, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ON_CLUSTERS = ("test_ray", "test_ray_store", "test_sweep_ray", "test_slurm", "test_devcluster", "test_queue")
-"""Files whose tests share clusters, and would take the processors from one another."""
+ON_CLUSTERS = {
+    **dict.fromkeys(("test_slurm", "test_devcluster", "test_queue"), "slurm"),
+    **dict.fromkeys(("test_ray", "test_ray_store", "test_sweep_ray"), "ray"),
+}
+"""The cluster that the tests of a file share with those of others, by the file's name."""
 
 MAX_RANKS = 4
 LIMIT_S = 60.0
@@ -166,15 +169,15 @@ def _serve(connection: Connection) -> None:
 
 
 class ByCluster(LoadScopeScheduling):  # type: ignore[misc]
-    """Keeps the tests of a file in one process, and all those on clusters."""
+    """Keeps the tests of a file in one process, and all those on one cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "clusters" if Path(file).stem in ON_CLUSTERS else file
+        return ON_CLUSTERS.get(Path(file).stem, file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCluster:
-    """How `pytest -n 2` shares the tests out."""
+    """How `pytest -n 3` shares the tests out."""
     return ByCluster(config, log)
 
 

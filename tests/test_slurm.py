@@ -1,10 +1,12 @@
 """Jobs on a real SLURM of three hosts: submitted as README says, disturbed in all ways, the same in the end."""
 
+import getpass
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +32,14 @@ SPREAD = {"nodes": 2, "cpus_per_node": 1, "memory_gb_per_node": 2, "time": 10, "
 """Two nodes with a worker each; the hosts have room for three such jobs at once."""
 
 LIMIT_S = 300
+
+STATUS_OF = """
+import sys, urllib.error, urllib.request
+try:
+    print(urllib.request.urlopen(sys.argv[1], timeout=60).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
 
 
 @dataclass(frozen=True)
@@ -321,6 +331,14 @@ def test_an_array_in_which_one_fails_and_a_job_that_is_cancelled(user: User) -> 
     assert re.search(rf"{good.id} +good +COMPLETED", table)
 
     cancelled.wait_for_step(1)
+    line = user.type("tunnel", cancelled.id, f"--job-folder={user.folder}/jobs").stdout
+    port = cancelled.state["head"]["dashboard_port"]
+    assert line == f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{cancelled.state['head']['host']}\n"
+    ask = [sys.executable, "-c", STATUS_OF, f"http://127.0.0.1:{port}/api/version"]
+    there = user.slurm.cluster.enter(cancelled.state["head"]["host"], *ask)
+    assert user.slurm.ask(*there) == "401", "it wants the token, also of who came through the tunnel"
+    with pytest.raises(ConnectionRefusedError):  # on the net it is not to be reached
+        socket.create_connection((cancelled.state["head"]["ip"], port), timeout=10)
     user.type("cancel", cancelled.id, f"--job-folder={user.folder}/jobs")
     wait_for(lambda: user.slurm.state(cancelled.id) == "CANCELLED", "it does not end")
     user.slurm.wait_until_nothing_is_left()

@@ -121,6 +121,18 @@ def test_a_clash_that_cannot_be_ruled_out_is_refused(monkeypatch, capfd, tmp_pat
     assert type_(monkeypatch, capfd, *command)[0] == 0, "SLURM has forgotten it"
 
 
+def test_a_dry_run_without_slurm_prints_what_this_machine_would_run(monkeypatch, capfd, tmp_path: Path) -> None:
+    monkeypatch.setattr(slurm, "check", lambda *_: f"{tmp_path}/runs/new")
+    cluster = profile(tmp_path, cluster="local")
+    code, out, err = type_(monkeypatch, capfd, cluster, "--dry-run", "--", "jobs/pretrain.py", "digits", "--run=a b")
+    assert code == 0
+    assert out.startswith(f"python jobs/pretrain.py --storage={tmp_path}/runs")
+    assert out.endswith("digits '--run=a b'\n")
+    assert out.count("\n") == 1
+    assert err == 'no script is sent: cluster = "local" runs this on Ray on this machine\n'
+    assert not (tmp_path / "jobs").exists()
+
+
 def test_an_array_is_cancelled_as_a_whole_or_by_task(monkeypatch, capfd, tmp_path: Path) -> None:
     job(tmp_path / "jobs/a-1", "12_0", "12_1", "12_2")
     where = f"--job-folder={tmp_path}/jobs"
