@@ -255,7 +255,7 @@ def test_preempted_limited_and_requeued_by_hand(user: User, undisturbed: Submitt
         assert_same_end(job, undisturbed)
         assert "restarts  2" in user.status(job)
     assert warned.state["history"] == ["warned of the end", "warned of the end"]
-    saved = re.findall(r"stopped after step (\d+)", warned.log)
+    saved = set(re.findall(r"stopped after step (\d+)", warned.log))
     assert len(saved) == 2
     assert all(f"going on from checkpoint_{int(step):09d}" in warned.log for step in saved)
     gone_on = re.findall(r"going on from checkpoint_(\d+)", rude.log)
