@@ -105,35 +105,13 @@ def work(
     if log and resume:
         log.line(f"going on from {resume.name}, with {dist.world_size()} workers")
 
-    idle = threading.Event()  # no checkpoint is on its way
-    idle.set()
-    has_waited = False
-
-    def send(checkpoint: Path) -> None:
-        try:
-            if log:
-                log.send()  # first: who goes on from this checkpoint has the numbers of all steps before it
-            upload(checkpoint, folder)
-        except StorageError as error:
-            raise OSError(f"the run folder cannot be written: {error}") from error
-        finally:
-            idle.set()
+    checkpoints = Checkpoints(folder, publish, log)
 
     def report(metrics: Metrics, checkpoint: Path | None) -> None:
-        nonlocal has_waited
         if log:
             log.add(metrics)
         if checkpoint:
-            if not has_waited and not idle.is_set() and log:
-                has_waited = True
-                log.line("waiting for the checkpoint before: the storage takes them more slowly than they come")
-            idle.wait()
-            idle.clear()
-            try:
-                publish(metrics, checkpoint, send)
-            except BaseException:
-                idle.set()  # it may not have come to `send`
-                raise
+            checkpoints.publish_next(metrics, checkpoint)
 
     say = log.line if log else lambda line: None
     with log or nullcontext():
@@ -160,7 +138,55 @@ def work(
             write_failure(folder, str(error), None)
             raise
         finally:
-            idle.wait()  # the end of this process would break it off
+            checkpoints.wait()  # the end of this process would break it off
+
+
+class Checkpoints:
+    """What this rank publishes, one at a time: uploads that are slower than training must not pile up on the disk.
+
+    Args:
+        folder: The run's.
+        publish: Has one sent, now or in a thread.
+        log: Whose numbers are sent first, on the rank that has it.
+    """
+
+    def __init__(self, folder: Folder, publish: Publish, log: RunLog | None) -> None:
+        self.folder, self._publish, self.log = folder, publish, log
+        self.has_waited = False
+        self.idle = threading.Event()  # none is on its way
+        self.idle.set()
+
+    def publish_next(self, metrics: Metrics, checkpoint: Path) -> None:
+        """Publishes a checkpoint when the one before has been sent."""
+        if self.log and not self.has_waited and not self.idle.is_set():
+            self.has_waited = True
+            self.log.line("waiting for the checkpoint before: the storage takes them more slowly than they come")
+        self.wait()
+        self.idle.clear()
+        try:
+            self._publish(metrics, checkpoint, self.send)
+        except BaseException:
+            self.idle.set()  # it may not have come to `send`
+            raise
+
+    def send(self, checkpoint: Path) -> None:
+        """Copies the files of a checkpoint into the run folder.
+
+        Raises:
+            OSError: The run folder cannot be written.
+        """
+        try:
+            if self.log:
+                self.log.send()  # first: who goes on from this checkpoint has the numbers of all steps before it
+            upload(checkpoint, self.folder)
+        except StorageError as error:
+            raise OSError(f"the run folder cannot be written: {error}") from error
+        finally:
+            self.idle.set()
+
+    def wait(self) -> None:
+        """Returns when none is on its way."""
+        self.idle.wait()
 
 
 def probe(config: Config, device: torch.device, say: Callable[[str], None]) -> Measure | None:
