@@ -3,19 +3,22 @@
 import csv
 import io
 import json
-import struct
+import shlex
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from jobs import pretrain
 from pirl.config import override
 from pirl.folder import Folder
 from pirl.recipes import digits
 from tune.live import groups_table, trials_table
 from tune.measured import Point, curve_of
-from tune.picture import draw, png_of
-from tune.results import Row, as_csv, best_of, groups_of, stopped_before, write
-from tune.space import trials_of
+from tune.request import parse
+from tune.results import Row, as_csv, best_of, groups_of, repeat, stopped_before, write
+from tune.space import trials_at, trials_of
+from tune.sweep import conclude
 
 CONFIG = override(digits(), {"optim.epochs": 4, "data.batch_size": 100, "evaluation.every_epochs": 2})
 
@@ -68,12 +71,23 @@ def test_a_run_that_has_not_begun_has_no_curve(tmp_path: Path):
 
 def test_mean_and_deviation_are_over_the_seeds_that_were_trained_to_their_end():
     rows = rows_of(VALUES)
-    rows[1].state = "stopped"  # 64 negatives, 2 epochs, seed 1
+    rows[1].state = "failed"  # 64 negatives, 2 epochs, seed 1
     first, second, *_ = groups_of(rows)
     assert (first.values, first.done, first.of) == ({"loss.num_negatives": 64, "optim.epochs": 2}, 1, 2)
     assert (first.mean, first.deviation) == (0.4, None)
     assert second.mean == pytest.approx(0.7)
     assert second.deviation == pytest.approx(0.02**0.5)  # ((0.6 - 0.7)² + (0.8 - 0.7)²) / (2 - 1)
+
+
+def test_a_point_of_which_a_seed_was_stopped_has_no_mean():
+    """The mean would be that of the seeds that won."""
+    rows = rows_of(VALUES)
+    rows[1].state = "stopped"  # 64 negatives, 2 epochs, seed 1
+    first, *_ = groups_of(rows)
+    assert (first.done, first.stopped, first.of, first.mean, first.deviation) == (1, 1, 2, None, None)
+    table = groups_table(rows, "linear_res5")
+    assert [next(iter(column.cells)) for column in table.columns[-2:]] == ["", "1 of 2, 1 stopped"]
+    assert [row["mean"] for row in csv.DictReader(io.StringIO(as_csv(rows, "knn")))][:3] == ["", "", "0.7"]
 
 
 def test_the_best_trial_is_that_with_the_largest_accuracy_or_the_smallest_loss():
@@ -90,7 +104,7 @@ def test_the_files_say_what_was_reached_and_how_to_make_it_again(tmp_path: Path)
     storage, rows = Folder(str(tmp_path)), rows_of(VALUES)
     rows[0].state = "stopped"
     rows[-1].state, rows[-1].error = "failed", "the loss is nan,\nat step 3"
-    write(storage, rows, "knn", "python tune/sweep.py digits")
+    write(storage, rows, "knn", "digits", "python tune/sweep.py digits")
     content = json.loads(storage.read("sweep.json"))
     assert content["command"] == "python tune/sweep.py digits"
     assert content["best"]["folder"] == f"{tmp_path}/num_negatives-512_epochs-4_seed-0"
@@ -104,37 +118,43 @@ def test_the_files_say_what_was_reached_and_how_to_make_it_again(tmp_path: Path)
     assert table[7]["error"] == "the loss is nan,\nat step 3"
 
 
-def test_the_picture_has_a_line_for_each_number_of_epochs_and_a_curve_for_each_trial():
-    rows = rows_of(VALUES)
-    left, right = draw(rows, "linear_res5", "digits").axes
-    assert [text.get_text() for text in left.get_legend().get_texts()] == ["2 epochs", "4 epochs"]
-    assert left.get_xscale() == "log"
-    means = [bars.lines[0].get_xydata().tolist() for bars in left.containers]
-    assert means == [[[64, 50], [512, pytest.approx(60)]], [[64, 70], [512, 90]]]
-    heights = [segment[1][1] - segment[0][1] for segment in left.containers[0].lines[2][0].get_segments()]
-    assert heights == pytest.approx([2 * 100 * 0.02**0.5] * 2), "one standard deviation to each side"
-    curves = [line.get_xydata().tolist() for line in right.lines if len(line.get_xydata()) > 1]
-    assert len(curves) == len(rows)
-    assert curves[0] == [[2, 20], [4, 40]]
-
-
-def test_the_picture_is_drawn_whatever_became_of_the_trials_and_whatever_was_swept():
-    rows = rows_of(VALUES)
-    for row, state in zip(rows, ["waiting", "running", "stopped", "failed", "done"], strict=False):
-        row.state = state
-    rows[0].curve = []
-    axes = {"pretext.name": ["jigsaw", "rotation"], "loss.pretext_weight": ["0.5", "1"]}
-    words = [Row(trial, "done", [Point(4, 0.5, 1.0)]) for trial in trials_of(digits(), axes, 1)]
-    for some in (rows, [Row(row.trial) for row in rows], words, words[:1]):
-        png = png_of(some, "knn", "digits")
-        assert png[:8] == b"\x89PNG\r\n\x1a\n"
-        assert struct.unpack(">II", png[16:24]) == (1560, 600)
-
-
 def test_the_tables_show_each_trial_and_each_point():
     rows = rows_of(VALUES)
     rows[0].state, rows[0].error = "failed", "no space left"
     trials, groups = trials_table(rows, "linear_res5"), groups_table(rows, "linear_res5")
     assert (trials.row_count, groups.row_count) == (8, 4)
-    assert list(trials.columns[-1].cells)[:2] == ["failed: no space left", "done"]
+    state, error = (list(map(str, column.cells))[:2] for column in trials.columns[-2:])
+    assert (state, error) == (["failed", "done"], ["no space left", ""])
     assert list(groups.columns[-2].cells)[1] == "70.0 ± 14.1"
+
+
+def test_the_end_shows_all_trials_in_a_terminal_too_and_how_to_train_the_best_alone(tmp_path: Path, capsys):
+    """Also where nothing was left to be trained, so that there was no live table."""
+    asked = ["digits", "--num-negatives", "64", "512", "--optim.epochs=2", "--seeds=2", f"--storage={tmp_path}/runs"]
+    request = parse([*asked, "--name", "sweep"])
+    rows = [Row(trial, "done", [Point(2, 0.5, 4.0)]) for trial in request.trials]
+    rows[2].curve = [Point(2, 0.75, 4.0)]
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100, height=5, color_system=None)
+    assert conclude(request, rows, terminal) == 0
+    shown = terminal.file.getvalue()
+    assert shown.count("2/2") == 4
+    assert "4 done" in shown
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  alone")]
+    command = line.removeprefix("  alone").strip()
+    assert command == json.loads((tmp_path / "runs" / "sweep" / "sweep.json").read_text())["best"]["command"]
+    assert command.startswith("python jobs/pretrain.py digits --seed 0 --loss.num-negatives 512 --optim.epochs 2 ")
+    _, _, *words = shlex.split(command)
+    again = pretrain.parse(words)
+    assert again.config == rows[2].trial.config
+    assert (str(again.storage), again.name) == (f"{tmp_path}/runs", rows[2].trial.name)
+
+
+def test_the_command_of_a_trial_says_all_in_which_it_differs_from_its_recipe():
+    """Truth values, a null, numbers, a JSON object and words with spaces."""
+    fixed = {"optim.clip_norm": 0.5, "optim.bf16": False, "data.storage_options": {"anon": True}, "seed": 7}
+    point = {"checkpoint.every_steps": 6, "data.cache_folder": "/a b", "optim.weight_decay": 1e-05}
+    [trial] = trials_at(override(digits(), fixed), point, seeds=1)
+    [none] = trials_at(trial.config, {"data.cache_folder": None, "optim.clip_norm": None}, seeds=1)
+    for one in (trial, none):
+        assert pretrain.parse(shlex.split(repeat(one, "digits", Folder("/runs/sweep")))[2:]).config == one.config
+    assert "--data.cache-folder null" in repeat(none, "digits", Folder("/runs/sweep")), "as the recipe, but swept"

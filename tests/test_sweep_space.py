@@ -35,7 +35,7 @@ def test_trials_are_all_points_of_the_grid_with_each_seed():
 
 def test_a_name_is_a_function_of_the_values_and_not_of_how_they_are_written():
     assert names(optim__lr=["0.10"]) == names(optim__lr=["1e-1"]) == ["lr-0.1_seed-0"]
-    assert names(optim__clip_norm=[None, "1"]) == ["clip_norm-None_seed-0", "clip_norm-1_seed-0"]
+    assert names(optim__clip_norm=[None, "1"]) == ["clip_norm-null_seed-0", "clip_norm-1_seed-0"]
 
 
 def test_names_that_would_be_the_same_or_too_long_are_told_apart():

@@ -234,19 +234,19 @@ def test_a_sweep_tells_of_its_trials(tmp_path: Path, capsys) -> None:
     assert sweep_numbers(sweep) == "no trial yet"
     axes = {"optim.lr": [0.1, 0.2, 0.3], "loss.temperature": [0.1, 0.2]}
     rows = [Row(trial) for trial in trials_of(digits(), axes, seeds=1)]
-    write(sweep, rows, "knn", "python tune/sweep.py")
+    write(sweep, rows, "knn", "digits", "python tune/sweep.py")
     assert sweep_numbers(sweep) == "6 trials: 6 waiting"
     for row, state in zip(rows, ("running", "starting", "stopped", "failed", "waiting", "waiting"), strict=True):
         row.state = state
     rows[0].curve = [Point(2, 0.75, 1.0)]
     rows[2].curve = [Point(2, 0.5, 1.0)]
-    write(sweep, rows, "knn", "python tune/sweep.py")
+    write(sweep, rows, "knn", "digits", "python tune/sweep.py")
     counts = "6 trials: 1 stopped, 2 running, 2 waiting, 1 failed"
     assert sweep_numbers(sweep) == f"{counts}   best knn so far 0.7500 at epoch 2 ({rows[0].trial.name})"
-    write(sweep, rows, "loss", "python tune/sweep.py")
+    write(sweep, rows, "loss", "digits", "python tune/sweep.py")
     assert sweep_numbers(sweep) == f"{counts}   best loss so far 0.5000 at epoch 2 ({rows[2].trial.name})"
     rows[4].state, rows[4].curve = "done", [Point(9, 0.6, 1.0)]
-    write(sweep, rows, "knn", "python tune/sweep.py")
+    write(sweep, rows, "knn", "digits", "python tune/sweep.py")
     assert f"best knn so far 0.6000 at epoch 9 ({rows[4].trial.name})" in sweep_numbers(sweep), "trained to its end"
 
     known = job(tmp_path / "a", cluster="local", job="tune/sweep.py", run_folders={"17": str(sweep)})

@@ -1,7 +1,6 @@
 """Keep the rows of a sweep up to date with what Ray Tune says of its trials."""
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,15 +30,18 @@ class Follower(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process runs, and starts the workers when there is room."""
-        row = self.rows[trial.config["trial"]["name"]]
-        row.began = time.monotonic()
-        self.turn(row, "starting")
+        self.turn(self.rows[trial.config["trial"]["name"]], "starting")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A measurement, or the end; what is told again after a lost process is known."""
+        """How far it is, a measurement, or the end; what is told again after a lost process is known."""
         row = self.rows[trial.config["trial"]["name"]]
+        if "told" in result:
+            row.told = result["told"]
+            if row.state == "starting":
+                self.turn(row, "running")
+            return
         if "epoch" in result and (row.last is None or result["epoch"] > row.last.epoch):
             row.curve.append(Point(result["epoch"], result["metric"], result["train_s"]))
         row.error = result.get("error")

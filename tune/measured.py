@@ -43,6 +43,14 @@ def curve_of(folder: Folder, config: Config, metric: Metric, every: int) -> list
     return points
 
 
+def trained(folder: Folder, config: Config) -> tuple[float, float]:
+    """Epochs, and seconds of training, that the newest line of a run tells of; zeros before the first."""
+    epoch, seconds = 0.0, 0.0
+    for line, train_s in _timed(folder, config):
+        epoch, seconds = line["epoch"], train_s
+    return epoch, seconds
+
+
 def _points(folder: Folder, config: Config, metric: Metric, every: int) -> Iterator[Point]:
     step, measured_step, passed, losses = 0, 0, 0, 0.0
     for line, train_s in _timed(folder, config):

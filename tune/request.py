@@ -34,6 +34,7 @@ ALONE = (
 class Request:
     """What the command line asks for."""
 
+    recipe: str
     trials: list[Trial]
     """All of them; of a search those of its first round."""
     search: Search | None
@@ -88,6 +89,7 @@ def parse(argv: list[str], about: str | None = None) -> Request:
     if sweep.startswith(".") or "/" in sweep:
         raise ConfigError(f"--name {sweep!r} is not a name for a folder: use letters, digits, - and _")
     return Request(
+        recipe=name,
         trials=trials,
         search=search,
         folder=storage_at(storage_uri(given.storage or (profile.storage if profile else None)), base) / sweep,

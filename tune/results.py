@@ -3,18 +3,21 @@
 import csv
 import io
 import json
+import shlex
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pirl.config import leaves
 from pirl.folder import Folder
+from pirl.recipes import RECIPES
 from tune.measured import Metric, Point
 from tune.space import Trial, group_name
 
 State = Literal["waiting", "starting", "running", "done", "stopped", "failed"]
-"""`running` from the first measurement on; `stopped` by the scheduler, before the end. What is cut off with the sweep
-is `waiting` again."""
+"""`starting` until the first line of its metrics; `stopped` by the scheduler, before the end. What is cut off with the
+sweep is `waiting` again."""
 
 SWEEP = "sweep.json"
 
@@ -27,19 +30,24 @@ class Row:
         state: Where it stands.
         curve: What was measured, in order.
         error: Why it failed.
-        began: When it started to run in this process, as `time.monotonic()` tells it.
+        told: Epochs and seconds of training that it told of last; more than those of the last measurement.
     """
 
     trial: Trial
     state: State = "waiting"
     curve: list[Point] = field(default_factory=list)
     error: str | None = None
-    began: float = 0.0
+    told: tuple[float, float] = (0.0, 0.0)
 
     @property
     def last(self) -> Point | None:
         """The newest measurement."""
         return self.curve[-1] if self.curve else None
+
+    @property
+    def trained(self) -> tuple[float, float]:
+        """Epochs, and seconds of training, until now."""
+        return max(self.told, (self.last.epoch, self.last.train_s)) if self.last else self.told
 
     @property
     def ended(self) -> bool:
@@ -70,16 +78,23 @@ class Group:
     Attributes:
         values: What they have in common.
         done: How many count.
+        stopped: How many the scheduler stopped.
         of: How many there are.
-        mean: Of the metric; None if none counts.
-        deviation: Standard deviation over seeds (n - 1); None below two.
+        mean: Of the metric. None if none counts, or if one was stopped: seeds that won a race are better than most.
+        deviation: Standard deviation over seeds (n - 1); None without a mean, or below two.
     """
 
     values: dict[str, Any]
     done: int
+    stopped: int
     of: int
     mean: float | None
     deviation: float | None
+
+    @property
+    def name(self) -> str:
+        """As `group_name` calls its trials."""
+        return json.dumps(self.values, sort_keys=True)
 
 
 def groups_of(rows: Iterable[Row]) -> list[Group]:
@@ -97,20 +112,37 @@ def best_of(rows: Iterable[Row], metric: Metric) -> Row | None:
     return max(done, key=lambda row: sign * row.curve[-1].metric, default=None)
 
 
-def write(storage: Folder, rows: list[Row], metric: Metric, command: str) -> None:
+def repeat(trial: Trial, recipe: str, storage: Folder) -> str:
+    """The command that trains a trial alone, beside the sweep's folder: its values, and what is not its recipe's."""
+    usual, told = leaves(RECIPES[recipe]()), {*trial.values, "seed"}
+    given = {name: value for name, value in leaves(trial.config).items() if name in told or value != usual[name]}
+    settings = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", typed(value))]
+    place = ["--run", trial.name, "--storage", str(storage.parent)]
+    return shlex.join(["python", "jobs/pretrain.py", recipe, *settings, *place])
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed in a command line."""
+    if value is None or isinstance(value, bool | dict):
+        return json.dumps(value)
+    return str(value)
+
+
+def write(storage: Folder, rows: list[Row], metric: Metric, recipe: str, command: str) -> None:
     """Writes `sweep.csv` and `sweep.json`.
 
     Args:
         storage: The sweep's folder.
         rows: All trials.
         metric: What was measured.
+        recipe: What the trials change.
         command: Makes the sweep again, or goes on with it.
     """
     best = best_of(rows, metric)
     content = {
         "command": command,
         "metric": metric,
-        "best": best.as_dict(storage) if best else None,
+        "best": {**best.as_dict(storage), "command": repeat(best.trial, recipe, storage)} if best else None,
         "groups": [asdict(group) for group in groups_of(rows)],
         "trials": [row.as_dict(storage) for row in rows],
     }
@@ -121,7 +153,7 @@ def write(storage: Folder, rows: list[Row], metric: Metric, command: str) -> Non
 def as_csv(rows: list[Row], metric: Metric) -> str:
     """A line for each trial, with the mean and the deviation of its group."""
     names = [*rows[0].trial.values]
-    groups = {json.dumps(group.values, sort_keys=True): group for group in groups_of(rows)}
+    groups = {group.name: group for group in groups_of(rows)}
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["trial", *names, "seed", "state", "epoch", metric, "train_s", "mean", "deviation", "error"])
@@ -145,10 +177,12 @@ def stopped_before(storage: Folder, metric: Metric) -> dict[str, int]:
 
 def _group(members: list[Row]) -> Group:
     reached = [row.curve[-1].metric for row in members if row.state == "done" and row.last]
+    stopped = sum(row.state == "stopped" for row in members)
     return Group(
         values=dict(members[0].trial.values),
         done=len(reached),
+        stopped=stopped,
         of=len(members),
-        mean=statistics.fmean(reached) if reached else None,
-        deviation=statistics.stdev(reached) if len(reached) > 1 else None,
+        mean=statistics.fmean(reached) if reached and not stopped else None,
+        deviation=statistics.stdev(reached) if len(reached) > 1 and not stopped else None,
     )

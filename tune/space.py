@@ -96,5 +96,7 @@ def _trial(config: Config, axes: list[str]) -> Trial:
 
 def text_of(value: Any) -> str:
     """A value of a setting as a person writes it."""
+    if value is None:
+        return "null"
     text = f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
     return text if not isinstance(value, float) or float(text) == value else str(value)

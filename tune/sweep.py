@@ -13,7 +13,7 @@ from pirl.runs import open_run
 from pirl.writable import check_can_write
 from tune.measured import Metric, curve_of
 from tune.request import Request, parse
-from tune.results import Row, best_of, stopped_before, write
+from tune.results import Row, best_of, repeat, stopped_before, write
 from tune.space import Trial
 
 
@@ -97,11 +97,9 @@ def refuse_unlabelled(config: Config, metric: Metric) -> None:
 
 def run(request: Request, rows: list[Row]) -> int:
     """Trains what is to be trained, and shows what came out; returns the exit code."""
-    from rich.console import Console
+    from tune.live import open_console, showing
 
-    from tune.live import showing
-
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = open_console()
     if any(row.state == "waiting" for row in rows):
         from jobs.launch import connect, interruption
         from jobs.warning import warnings_for_workers
@@ -114,7 +112,7 @@ def run(request: Request, rows: list[Row]) -> int:
         with warnings_for_workers() as warned, showing(console, rows, request.metric) as show:
 
             def changed(row: Row, before: str) -> None:
-                write(request.folder, rows, request.metric, request.command)
+                write(request.folder, rows, request.metric, request.recipe, request.command)
                 show(row, before)
 
             def train() -> None:
@@ -131,21 +129,23 @@ def run(request: Request, rows: list[Row]) -> int:
 
 def conclude(request: Request, rows: list[Row], console: Any) -> int:
     """Writes the tables and the picture, and shows them; returns the exit code."""
-    from tune.live import groups_table, label, shown, trials_table
+    from tune.live import counts, groups_table, label, shown, trials_table
     from tune.picture import png_of
 
     for row in rows:
         if row.state in ("starting", "running"):  # cut off
             row.state = "waiting"
-    write(request.folder, rows, request.metric, request.command)
-    request.folder.write("sweep.png", png_of(rows, request.metric, request.folder.name))
-    if not console.is_terminal:
-        console.print(trials_table(rows, request.metric))
+    write(request.folder, rows, request.metric, request.recipe, request.command)
+    picture = png_of(rows, request.metric, request.folder.name)
+    request.folder.write("sweep.png", picture)
+    console.print(trials_table(rows, request.metric))
+    console.print(counts(rows) + "\n")
     console.print(groups_table(rows, request.metric))
     lines = [f"{request.folder.name}: sweep.json, sweep.csv and sweep.png in {request.folder}"]
     if best := best_of(rows, request.metric):
         reached = f"{label(request.metric)} {shown(best.curve[-1].metric, request.metric)}"
         lines.append(f"  best        {request.folder / best.trial.name}   {reached}")
+        lines.append(f"  alone       {repeat(best.trial, request.recipe, request.folder)}")
     lines.append(f"  again       {request.command}")
     print("\n".join(lines), flush=True)
     for row in rows:

@@ -18,13 +18,16 @@ from jobs.outcome import RunFailed, RunStopped, settle
 from pirl.config import from_json
 from pirl.retry import StorageError
 from pirl.runs import open_run
-from tune.measured import Metric, Point, curve_of
+from tune.measured import Metric, Point, curve_of, trained
 
 ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a trial that is ready waits for the one before it
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # after which the end of the workers is seen; 2 by default
 }
 """Passed on by Ray Train to those that run the trial."""
+
+QUIET_S = 2.0
+"""Between two words of how far the training is."""
 
 
 class RunTrial(tune.Trainable):
@@ -43,6 +46,8 @@ class RunTrial(tune.Trainable):
         self.run = open_run(asked["storage"], asked["name"], from_json(asked["config"]), "auto")
         self.told = 0
         self.ready: deque[Point] = deque()
+        self.trained = self.said = trained(self.run.folder, self.run.config)
+        self.quiet_until = 0.0
         self.error: str | None = None
         self.stopped = False
         # A daemon: the end of this process ends the run and its workers, whatever the thread does.
@@ -50,7 +55,7 @@ class RunTrial(tune.Trainable):
         self.training.start()
 
     def step(self) -> dict[str, Any]:
-        """Waits for the next measurement, or for the end of the run, which is told with the last one."""
+        """Waits for the next measurement, for some progress to tell of, or for the end, told with the last one."""
         every_s = 0.25 if self.run.folder.path else 10.0
         while True:
             running = self.training.is_alive()
@@ -60,6 +65,9 @@ class RunTrial(tune.Trainable):
                 return {**self.ready.popleft()._asdict(), "done": False}
             if not running:
                 return self.end()
+            if self.trained != self.said and began > self.quiet_until:
+                self.said, self.quiet_until = self.trained, began + QUIET_S
+                return {"told": self.trained, "done": False}
             self.training.join(max(every_s, 10 * (time.monotonic() - began)))
 
     def look(self) -> None:
@@ -69,6 +77,7 @@ class RunTrial(tune.Trainable):
                 if self.told < point.epoch < self.run.config.optim.epochs:
                     self.told = point.epoch
                     self.ready.append(point)
+            self.trained = trained(self.run.folder, self.run.config)
 
     def curve(self) -> list[Point]:
         """What was measured until now."""

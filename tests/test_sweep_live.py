@@ -1,0 +1,120 @@
+"""What a sweep shows while it runs: in a terminal of any size, in a log, and how far each trial is."""
+
+import io
+import json
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from pirl.config import override
+from pirl.folder import Folder
+from pirl.recipes import digits
+from tune.follower import Follower
+from tune.live import live_view, open_console, showing, trials_table
+from tune.measured import Point, trained
+from tune.results import Row
+from tune.space import trials_at, trials_of
+from tune.trial import RunTrial
+
+LOST = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:4242 :x:"
+CONFIG = override(digits(), {"optim.epochs": 4, "data.batch_size": 100, "evaluation.every_epochs": 2})
+
+
+def line(step: int, **more: float) -> str:
+    """Two steps an epoch, 2 s a step."""
+    known = {"step": step, "epoch": step / 2, "loss": 1.0, "samples_per_s": 50.0, "last_step": 8}
+    return json.dumps({**known, **more}) + "\n"
+
+
+def test_an_error_is_shown_as_it_is(capsys) -> None:
+    """Rich takes words in brackets for its own, and fails at those that begin with a slash."""
+    rows = [Row(trial) for trial in trials_at(digits(), {"optim.lr": "0.1"}, 1)]
+    rows[0].state, rows[0].error = "failed", LOST
+    with showing(open_console(), rows, "knn") as show:
+        show(rows[0], "running")
+    assert f"failed: {LOST}" in capsys.readouterr().out
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200, height=20)
+    open_console().print(trials_table(rows, "knn"))
+    terminal.print(live_view(rows, "knn", 20))
+    for text in (capsys.readouterr().out.replace("│", " "), terminal.file.getvalue()):
+        assert "[/pytorch/third_party" in text
+        assert "[127.0.0.1]:4242" in text
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 10), (200, 60)])
+def test_what_runs_and_what_failed_is_seen_in_a_terminal_of_any_size(width: int, height: int) -> None:
+    rates = [number / 1000 for number in range(1, 41)]
+    rows = [Row(trial) for trial in trials_of(digits(), {"optim.lr": rates}, 1)]
+    for row in rows[:30]:
+        row.state, row.curve = "done", [Point(40, 0.9, 60.0)]
+    rows[20].state, rows[20].error = "failed", LOST
+    rows[30].state = "running"
+    rows[31].state = "starting"
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
+    terminal.print(live_view(rows, "linear_res5", height))
+    text = terminal.file.getvalue()
+    assert len(text.splitlines()) < height
+    assert "1 running, 1 starting, 1 failed" in text
+    for row in (rows[20], rows[30], rows[31]):
+        [seen] = [seen for seen in text.splitlines() if seen.split()[0] == f"{row.trial.values['optim.lr']:g}"]
+        assert f" {row.state} " in seen
+    assert ("0.04 " in text) == (height == 60), "the last one that waits"
+
+
+def test_the_epoch_is_that_of_the_newest_line_and_the_first_line_makes_it_run(tmp_path: Path) -> None:
+    """Without a measurement, which may be far away."""
+    folder = Folder(str(tmp_path))
+    assert trained(folder, CONFIG) == (0.0, 0.0)
+    folder.write("metrics.jsonl", line(1) + line(2) + line(3) + '{"step": 4, "ep')
+    assert trained(folder, CONFIG) == (1.5, 6.0)
+
+    [trial] = trials_at(CONFIG, {"optim.lr": "0.1"}, 1)
+    changes: list[tuple[str, str]] = []
+    row = Row(trial)
+    follower = Follower([row], lambda row, before: changes.append((before, row.state)), threading.Event())
+    of_tune = SimpleNamespace(config={"trial": {"name": trial.name}})
+    follower.on_trial_start(1, [], of_tune)
+    assert row.state == "starting"
+    for told in [(0.5, 2.0), (1.5, 6.0)]:
+        follower.on_trial_result(1, [], of_tune, {"told": told})
+    assert changes == [("waiting", "starting"), ("starting", "running")], "a log has no line for each step"
+    cells = [list(map(str, column.cells)) for column in trials_table([row], "knn").columns]
+    assert cells == [["0.1"], ["0"], ["1.5/4"], [""], ["0:00:06"], ["running"]]
+    follower.on_trial_result(1, [], of_tune, {"epoch": 2, "metric": 0.5, "train_s": 8.0})
+    assert row.trained == (2, 8.0)
+
+
+class Waits(RunTrial):
+    """A trial whose training is what the test writes."""
+
+    def carry_out(self) -> None:
+        go_on.wait(60)
+
+
+go_on = threading.Event()
+
+
+def test_a_trial_tells_how_far_it_is_between_its_measurements(tmp_path: Path) -> None:
+    """And of what was written before it was cut off it tells only as measurements: it has not begun to train."""
+    asked = {"storage": Folder(str(tmp_path)), "name": "one", "config": CONFIG.model_dump_json(), "metric": "knn"}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.json").write_text(CONFIG.model_dump_json())
+    metrics = tmp_path / "one" / "metrics.jsonl"
+    metrics.write_text(line(1) + line(2) + line(3) + line(4, knn=0.25))
+    trial = Waits.__new__(Waits)  # without Tune's own part, which needs its process
+    trial.setup({"trial": {**asked, "every": 2}})
+    try:
+        assert trial.step() == {"epoch": 2, "metric": 0.25, "train_s": 8.0, "done": False}
+        with metrics.open("a") as file:
+            file.write(line(5))
+        assert trial.step() == {"told": (2.5, 10.0), "done": False}
+        with metrics.open("a") as file:
+            file.write(line(6) + line(7) + line(8, knn=0.5))
+        assert trial.step() == {"told": (4.0, 16.0), "done": False}, "the last measurement is told with the end"
+    finally:
+        go_on.set()
+        trial.training.join()
+    assert trial.step() == {"epoch": 4, "metric": 0.5, "train_s": 16.0, "done": True, "ended": True}
