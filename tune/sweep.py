@@ -136,7 +136,7 @@ def conclude(request: Request, rows: list[Row], console: Any) -> int:
         if row.state in ("starting", "running"):  # cut off
             row.state = "waiting"
     write(request.folder, rows, request.metric, request.recipe, request.command)
-    picture = png_of(rows, request.metric, request.folder.name)
+    picture = png_of(rows, request.metric, request.folder.name, searched=request.search is not None)
     request.folder.write("sweep.png", picture)
     console.print(trials_table(rows, request.metric))
     console.print(counts(rows) + "\n")
