@@ -16,6 +16,7 @@ from tune.follower import Follower
 from tune.live import live_view, open_console, showing, trials_table
 from tune.measured import Point, trained
 from tune.results import Row
+from tune.schedule import ByLength
 from tune.space import trials_at, trials_of
 from tune.trial import RunTrial
 
@@ -118,3 +119,15 @@ def test_a_trial_tells_how_far_it_is_between_its_measurements(tmp_path: Path) ->
         go_on.set()
         trial.training.join()
     assert trial.step() == {"epoch": 4, "metric": 0.5, "train_s": 16.0, "done": True, "ended": True}
+
+
+def test_asha_compares_measurements_alone() -> None:
+    """Words of progress are not counted: of two trials with a measurement the worse one is stopped, at its own."""
+    scheduler = ByLength([4], "knn", grace=1, reduction=2)
+    better, worse = (SimpleNamespace(trial_id=name, config={"trial": {"epochs": 4}}) for name in ("better", "worse"))
+    for trial in (better, worse):
+        scheduler.on_trial_add(None, trial)
+        assert scheduler.on_trial_result(None, trial, {"told": (1.5, 6.0)}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, better, {"epoch": 2, "metric": 0.5}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, worse, {"told": (2.0, 8.0)}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, worse, {"epoch": 2, "metric": 0.4}) == "STOP"

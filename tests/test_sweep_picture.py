@@ -106,6 +106,15 @@ def test_the_points_of_a_search_are_not_joined_and_have_round_ticks():
     assert legend(figure) == ["other points", f"best: lr {rates[-1]:g}"]
 
 
+def test_a_search_of_one_point_has_nothing_but_a_best_one():
+    figure = draw(searched({"optim.lr": [0.01], "loss.temperature": [0.1]}), "loss", "digits", searched=True)
+    assert legend(figure) == ["best: lr 0.01"]
+    waiting = searched({"optim.lr": [0.01, 0.02]})
+    for row in waiting:
+        row.state, row.curve = "waiting", []
+    assert legend(draw(waiting, "loss", "digits", searched=True)) == ["other points", "2 waiting"]
+
+
 def test_points_that_are_no_grid_are_drawn_against_each_setting():
     axes = {"optim.lr": [0.01, 0.03, 0.1], "loss.temperature": [0.05, 0.1, 0.07]}
     figure = draw(searched(axes), "linear_res5", "digits")

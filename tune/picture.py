@@ -125,7 +125,7 @@ def best_and_rest(groups: Sequence[Group], settings: Sequence[str], metric: Metr
     lines = {"other points": [group for group in groups if group is not best]}
     if best:
         lines["best: " + in_words({name: best.values[name] for name in settings})] = [best]
-    return lines
+    return {title: members for title, members in lines.items() if members}
 
 
 def in_words(values: Mapping[str, Any]) -> str:
