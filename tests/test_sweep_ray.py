@@ -25,7 +25,9 @@ def command(storage: Path, *arguments: str) -> list[str]:
     return ["tune/sweep.py", "digits", *TINY, f"--storage={storage}", "--name=sweep", *arguments]
 
 
-LEARNING_RATES = ["--set", "optim.lr", "0.03", "1e30", "0.01", "--optim.warmup-epochs=1", "--optim.epochs=3"]
+LEARNING_RATES = ["--set", "optim.lr", "0.03", "1e30", "0.01", "--optim.warmup-epochs=1", "--optim.epochs=8"]
+LEARNING_RATES += ["--evaluate-every=2", "--max-concurrent=1"]
+"""Three trials of 96 steps, one after the other; the second diverges."""
 
 
 def start(cluster: Cluster, storage: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -85,31 +87,54 @@ def test_a_trial_that_fails_is_shown_with_its_error_and_the_others_go_on(undistu
     good, bad, other = content["trials"]
     assert [trial["state"] for trial in (good, bad, other)] == ["done", "failed", "done"]
     assert "learning rate" in bad["error"]
-    assert [epoch for epoch, _, _ in good["curve"]] == [1, 2, 3]
+    assert [epoch for epoch, _, _ in good["curve"]] == [2, 4, 6, 8]
     assert content["best"]["name"] in (good["name"], other["name"])
     for trial in (good, other):
         run = Path(trial["folder"])
         result = json.loads((run / "result.json").read_text())
         assert result["metrics"]["linear_res5"] == trial["metric"]
-        assert Path(result["checkpoint"]).name == "checkpoint_000000036"
+        assert Path(result["checkpoint"]).name == "checkpoint_000000096"
     assert (undisturbed / "sweep" / "sweep.png").stat().st_size > 10_000
 
 
-def test_after_kill_9_the_same_command_gives_the_same_table(
+def test_cut_off_in_three_ways_the_same_command_gives_the_same_table(
     cluster: Cluster, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Also of numbers, to the last digit: what was cut off goes on from its checkpoint, what is done stays."""
-    process = start(cluster, tmp_path, *LEARNING_RATES, "--max-concurrent=1")
     first, last = (tmp_path / "sweep" / f"lr-{rate}_seed-0" for rate in ("0.03", "0.01"))
-    wait_for(lambda: len(lines(last)) > 14 or process.poll() is not None, "no progress")
+
+    def started(run: Path, step: int) -> subprocess.Popen[str]:
+        """The command, when a trial has come to a step."""
+        process = start(cluster, tmp_path, *LEARNING_RATES)
+        wait_for(lambda: len(lines(run)) >= step or process.poll() is not None, "no progress")
+        return process
+
+    def cut_off(process: subprocess.Popen[str], number: signal.Signals) -> None:
+        """Sends a signal at which the sweep says how to go on; none is trained then that waits."""
+        began = time.monotonic()
+        process.send_signal(number)
+        code, out, err = finish(process)
+        assert time.monotonic() - began < 60
+        assert code == 1, out + err
+        assert "interrupted with 3 trials to go; to go on, type the same command again" in err
+        assert "Traceback" not in err
+        assert {row["state"] for row in table(tmp_path)} == {"waiting"}
+        assert not last.exists()
+        nothing_is_left(cluster)
+
+    cut_off(started(first, 8), signal.SIGINT)
+    cut_off(started(first, 24), signal.SIGUSR2)
+    assert (first / f"checkpoint_{lines(first)[-1]['step']:09d}").exists(), "a warning has the trial save what it did"
+    process = started(last, 14)
     process.kill()
     process.communicate()
     before = (first / "result.json").stat().st_mtime_ns
-    code, out, err = finish(start(cluster, tmp_path, *LEARNING_RATES, "--max-concurrent=1"))
+    code, out, err = finish(start(cluster, tmp_path, *LEARNING_RATES))
     assert code == 1, out + err
     assert table(tmp_path) == table(undisturbed)
     assert (first / "result.json").stat().st_mtime_ns == before
-    assert "going on from checkpoint_" in (last / "train.log").read_text()
+    assert (first / "train.log").read_text().count("going on from checkpoint_") == 2
+    assert (last / "train.log").read_text().count("going on from checkpoint_") == 1
     nothing_is_left(cluster)
 
 
@@ -129,46 +154,6 @@ def test_a_trial_that_asha_stops_leaves_its_room_to_the_next(cluster: Cluster, t
     assert code == 0, out + err
     assert time.monotonic() - began < 30, "nothing is trained again, not even what was stopped"
     assert [row["state"] for row in table(tmp_path)] == [good["state"], "stopped", third["state"]]
-
-
-def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
-    process = start(cluster, tmp_path, "--epochs", "30", "40")
-    runs = tmp_path / "sweep"
-    wait_for(lambda: any(lines(run) for run in runs.glob("epochs-*")) or process.poll() is not None, "no progress")
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    code, out, err = finish(process)
-    assert time.monotonic() - began < 60
-    assert code == 1, out + err
-    assert "to go on, type the same command again" in err
-    assert "Traceback" not in err
-    assert {row["state"] for row in table(tmp_path)} == {"waiting"}
-    nothing_is_left(cluster)
-
-
-def test_after_a_warning_of_the_end_trials_save_and_the_same_command_goes_on(cluster: Cluster, tmp_path: Path) -> None:
-    """None is trained that was not running; checkpoints are none but those that the warning has made."""
-    arguments = ["--set", "optim.lr", "0.01", "0.02", "--optim.epochs=10", "--metric=loss", "--max-concurrent=1"]
-    arguments += ["--checkpoint.every-steps=1000"]
-    process = start(cluster, tmp_path, *arguments)
-    first, second = (tmp_path / "sweep" / f"lr-{rate}_seed-0" for rate in ("0.01", "0.02"))
-    wait_for(lambda: lines(first) or process.poll() is not None, "no progress")
-    process.send_signal(signal.SIGUSR2)
-    code, out, err = finish(process)
-    assert code == 1, out + err
-    assert "interrupted with 2 trials to go; to go on, type the same command again" in err
-    assert "Traceback" not in err
-    assert {row["state"] for row in table(tmp_path)} == {"waiting"}
-    step = lines(first)[-1]["step"]
-    assert 0 < step < 120
-    assert [path.name for path in first.glob("checkpoint_0*")] == [f"checkpoint_{step:09d}"]
-    assert not lines(second)
-    nothing_is_left(cluster)
-
-    code, out, err = finish(start(cluster, tmp_path, *arguments))
-    assert code == 0, out + err
-    assert f"going on from checkpoint_{step:09d}" in (first / "train.log").read_text()
-    assert {(row["state"], row["epoch"]) for row in table(tmp_path)} == {("done", "10")}
 
 
 def test_what_the_cluster_can_never_carry_is_refused(cluster: Cluster, tmp_path: Path) -> None:
