@@ -93,13 +93,21 @@ def follow(job: JobFile, profile: Profile, place: Place, signals: Signals) -> No
         environment = janitor.environment | ray_environment(token_file)
         address = f"{head['ip']}:{head['gcs_port']}"
         try:
-            ray = start(profile, place, janitor, environment, address, lambda: signals.warned)
+            ray = start(
+                profile,
+                place,
+                janitor,
+                environment,
+                address,
+                # Without a head this node's Ray would wait for it.
+                lambda: signals.warned or meeting.news(connection) != "none",
+            )
         except NotStarted as error:
             sys.exit(f"{place.host}: {error}")
         meeting.is_ready(connection)
         while (news := meeting.news(connection)) == "none":
-            if ray.process.poll() is not None:
-                sys.exit(f"{place.host}: Ray ended with code {ray.process.returncode}")
+            if problem := ray.problem:
+                sys.exit(f"{place.host}: {problem}")
             time.sleep(LOOK_S)
     if news == "lost" and profile.nodes.min < profile.nodes.max:
         verdict.outlive(job.folder, profile.max_requeues, head["host"])

@@ -80,8 +80,8 @@ class Drive:
             missing = self.place.nodes - self.nodes
             if self.signals.warned:
                 raise NotStarted("warned of the end before all nodes were up")
-            if self.ray.process.poll() is not None:
-                raise NotStarted(f"Ray ended with code {self.ray.process.returncode} before all nodes were up")
+            if problem := self.ray.problem:
+                raise NotStarted(f"before all nodes were up {problem}")
             if time.monotonic() > deadline or (missing and missing == len(self.head.lost)):
                 lost = f"; lost {', '.join(self.head.lost.values())}, see its log" if self.head.lost else ""
                 there = f"{self.nodes} of {self.place.nodes} nodes came up within {self.profile.start_s} s{lost}"

@@ -74,11 +74,19 @@ class RayNode:
         ip: Its address.
         ports: Its ports.
         process: `ray start --block`, which all its processes end with.
+        log: What it says.
     """
 
     ip: str
     ports: Ports
     process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def problem(self) -> str:
+        """That it has ended, and its last words; empty while it runs."""
+        code = self.process.poll()
+        return "" if code is None else f"Ray ended with code {code}:\n{tail(self.log)}"
 
 
 def candidates(job_id: str, first: int, last: int) -> Iterator[Ports]:
@@ -124,7 +132,7 @@ def start_ray(
         services = ["node_manager"] + ([] if head_address else ["gcs", "dashboard"])
         while process.poll() is None and time.monotonic() < deadline and not give_up():
             if all(listens(ip if s != "dashboard" else "127.0.0.1", candidate[s]) for s in services):
-                return RayNode(ip, candidate, process)
+                return RayNode(ip, candidate, process, log)
             time.sleep(0.1)
         state = f"ended with code {process.poll()}" if process.poll() is not None else f"was not up after {limit_s:g} s"
         problem = f"ray start {state}:\n{tail(log)}"
