@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -82,7 +83,7 @@ def drive(
         for row in waiting
     ]
     here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    with tempfile.TemporaryDirectory(prefix="pirl-sweep-") as scratch, leaving_no_placement_group(waiting):
+    with tempfile.TemporaryDirectory(prefix="pirl-sweep-") as scratch, own_ctrl_c(), leaving_no_placement_group(waiting):
         tune.Tuner(
             # No CPU: it would be missing for the workers. On this node: where Tune's own files are.
             tune.with_resources(RunTrial, {"CPU": 0, f"node:{here}": 0.001}),
@@ -104,6 +105,16 @@ def drive(
                 stop=EndAfterWarning(waiting, warned),
             ),
         ).fit()
+
+
+@contextmanager
+def own_ctrl_c() -> Iterator[None]:
+    """Gives Ctrl-C back after the block: Tune keeps it, and the next one would end nothing."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -131,7 +142,7 @@ def leaving_no_placement_group(rows: Sequence[Row]) -> Iterator[None]:
 
 
 def concurrency(storage: Folder, rows: Sequence[Row]) -> int:
-    """How many trials fit on the connected cluster at once, so that all of them have all of their workers.
+    """How many of the trials that wait fit on the connected cluster at once, each with all of its workers.
 
     Raises:
         ConfigError: One does not fit alone, or a node cannot read the data or write the storage.
@@ -141,7 +152,7 @@ def concurrency(storage: Folder, rows: Sequence[Row]) -> int:
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in alive]
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in alive}
-    configs = [row.trial.config for row in rows]
+    configs = [row.trial.config for row in rows if row.state == "waiting"]
     for config in configs:
         check_resources(config, nodes)
     for config in {config.data.model_dump_json(): config for config in configs}.values():

@@ -119,6 +119,8 @@ def run(request: Request, rows: list[Row]) -> int:
                 asha = (request.grace, request.reduction) if request.grace else None
                 while any(row.state == "waiting" for row in rows) and not warned.is_set():
                     drive(request.folder, rows, request.metric, request.every, asha, at_once, changed, warned)
+                    if not all(row.ended for row in rows):  # after Ctrl-C, of which Tune says nothing
+                        return
                     add_rounds(request, rows)
 
             failure = interruption(train)
