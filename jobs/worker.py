@@ -13,8 +13,9 @@ import torch
 from jobs.warning import warned
 from pirl import dist
 from pirl.config import Config, from_json
-from pirl.evaluate import evaluate, evaluate_res5, why_not
+from pirl.evaluate import evaluate, evaluate_res5
 from pirl.folder import Folder
+from pirl.held_out import splits, why_not
 from pirl.meter import Metrics, TrainingDiverged, TrainingStopped
 from pirl.methods import PIRL
 from pirl.retry import StorageError
@@ -28,12 +29,14 @@ from pirl.runs import (
     upload,
     write_failure,
 )
-from pirl.shards import CorruptImage, Dataset, open_data, test_uri
+from pirl.shards import CorruptImage
 from pirl.train import Measure, train
 
 Publish = Callable[[Metrics, Path, Callable[[Path], None]], None]
 """Has a checkpoint's files, as this rank wrote them, sent by the function that it is given, now or in a thread; called
 by every rank, and not again before they are sent."""
+
+NO_EVALUATION = "no evaluation: {}; evaluation.enabled false leaves this line out"
 
 
 def ray_worker(arguments: dict[str, Any]) -> None:
@@ -191,9 +194,9 @@ class Checkpoints:
 
 def probe(config: Config, device: torch.device, say: Callable[[str], None]) -> Measure | None:
     """What is measured during training; None on data without labels."""
-    known, asked = splits(config)
+    known, asked = splits(config.data)
     if reason := why_not(known, asked):
-        say(reason)
+        say(NO_EVALUATION.format(reason))
         return None
     assert asked is not None
     return lambda network: dict(evaluate_res5(network.trunk, known, asked, config, device))
@@ -201,10 +204,10 @@ def probe(config: Config, device: torch.device, say: Callable[[str], None]) -> M
 
 def measure(config: Config, folder: Folder, network: PIRL, device: torch.device, log: RunLog | None) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
-    known, asked = splits(config)
+    known, asked = splits(config.data)
     if reason := why_not(known, asked):
         if log:
-            log.line(reason)
+            log.line(NO_EVALUATION.format(reason))
         return
     assert asked is not None
     if log:
@@ -214,9 +217,3 @@ def measure(config: Config, folder: Folder, network: PIRL, device: torch.device,
     report = evaluate(network.trunk, untrained, known, asked, config, device)
     if log:
         folder.write(EVALUATION, json.dumps(report, indent=2) + "\n")
-
-
-def splits(config: Config) -> tuple[Dataset, Dataset | None]:
-    """The data set, and the test split beside it."""
-    held_out = test_uri(config.data.uri, config.data.storage_options)
-    return open_data(config.data), open_data(config.data, held_out) if held_out else None

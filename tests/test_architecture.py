@@ -25,6 +25,7 @@ ORDER = [
         "state",
         "digits",
         "shards",
+        "held_out",
     ),
     *("labels", "scratch", "images", "parquet_source", "tar_source", "sources", "workers"),
     *("destination", "prepare", "inspection"),

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pirl.color import normalize
 from pirl.config import Config, override
-from pirl.evaluate import evaluate, knn, linear, table, why_not
+from pirl.evaluate import evaluate, knn, linear, table
 from pirl.evaluate.features import Features, extract, pool
+from pirl.held_out import why_not
 from pirl.models import TAPS, Trunk
 from pirl.shard_writer import ShardWriter
 from pirl.shards import CorruptImage, Dataset, open_dataset

@@ -15,19 +15,6 @@ MAX_IMAGES = 100_000
 """Images of each split that are used at most: their features are held by every worker."""
 
 
-def why_not(dataset: Dataset, test: Dataset | None) -> str | None:
-    """Says why a data set cannot be evaluated on, or None if it can."""
-    remedy = "python jobs/prepare.py writes them; evaluation.enabled false leaves this line out"
-    if test is None:
-        return f"no evaluation: {dataset.uri} has no test split beside it ({remedy})"
-    for split in (dataset, test):
-        if split.labels is None:
-            return f"no evaluation: the images of {split.uri} have no labels ({remedy})"
-    if not _classes(dataset) & _classes(test):
-        return f"no evaluation: no class of the images of {test.uri} is one of {dataset.uri}, so none can be recognised"
-    return None
-
-
 def evaluate(
     trunk: Trunk, random_trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device
 ) -> dict[str, Any]:
@@ -77,12 +64,6 @@ def table(report: dict[str, Any]) -> str:
     for name, before, after in pairs:
         lines.append(f"{name:<22}{100 * before:>9.1f}{100 * after:>9.1f}{100 * (after - before):>+9.1f}")
     return "\n".join(lines)
-
-
-def _classes(dataset: Dataset) -> set[tuple[int, str]]:
-    """Numbers and names of the classes that have images."""
-    rows = dataset.class_rows
-    return {(number, name) for number, name in enumerate(dataset.labels or []) if rows is None or rows[number]}
 
 
 def _measure(
