@@ -20,7 +20,7 @@ from pirl.credentials import refuse_user_in_environment
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
 from pirl.retry import StorageError, StoreRefusedError
-from pirl.runs import Resume, Run, data_of, open_run, storage_at
+from pirl.runs import NameTakenError, Resume, Run, data_of, open_run, storage_at
 from pirl.writable import check_can_write, check_place
 
 EXAMPLES = """
@@ -174,12 +174,12 @@ def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
             value = next(words, "--")
             if value.startswith("--"):
                 raise ConfigError(f"{word} needs a value: {word} VALUE")
-        changes[name] = _value(value, word)
+        changes[name] = value_of(value, word)
     return recipe, changes
 
 
-def _value(text: str, word: str) -> Any:
-    """Understands `null`, `None` and JSON objects; the rest stays text, which the config's types convert."""
+def value_of(text: str, word: str) -> Any:
+    """Understands `null`, `None` and JSON objects (or raises ConfigError); the rest stays text, for the config."""
     if text in ("null", "None"):
         return None
     if not text.startswith("{"):
@@ -226,9 +226,10 @@ def check_request(run: Run, use_ray: bool) -> None:
     dataset = open_data(config.data)
     check_data(config, dataset)
     if run.checkpoint and data_of(run.checkpoint) != dataset.fingerprint:
-        raise ConfigError(
+        raise NameTakenError(
             f"{config.data.uri} is not the data set that {run.checkpoint} was trained on: the memory bank has a row "
-            f"for each of those images. Choose another name (--run {run.name}-2)"
+            "for each of those images",
+            f"choose another name (--run {run.name}-2)",
         )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if not use_ray and processes > config.data.streams:

@@ -40,6 +40,22 @@ FREE = (
 """Settings that do not change what is learned: `--resume auto` takes the new ones."""
 
 
+class NameTakenError(ConfigError):
+    """The name of a run stands for something else.
+
+    Args:
+        what: For what.
+        remedy: What to type for a run; a sweep, which names its runs itself, says something else.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)  # both: so it can be pickled
+        self.what = what
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that may start or go on.
@@ -72,10 +88,24 @@ def storage_at(uri: str, config: Config) -> Folder:
 
     A store is reached as that of the data is, where both are of one kind; but not without a name, which allows to
     read and not to write.
+
+    Raises:
+        ConfigError: It is a file.
     """
     same_kind = uri.partition("://")[0].replace("s3a", "s3") == config.data.uri.partition("://")[0].replace("s3a", "s3")
     options = {name: value for name, value in config.data.storage_options.items() if name != "anon"}
+    if "://" not in uri and Path(uri).is_file():
+        raise ConfigError(f"--storage {uri} is a file: name a folder for runs")
     return Folder(uri, options if "://" in uri and same_kind else {}, config.data.deadline_s)
+
+
+def check_name(option: str, name: str) -> None:
+    """Refuses what cannot be the name of a folder on every disk and in every store; raises ConfigError."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{option} {name!r} is not a name for a folder: use at most 100 of A-Z a-z 0-9 _ - . +, beginning with a "
+            "letter or digit"
+        )
 
 
 def check_shared(storage: Folder, marker: str) -> None:
@@ -94,17 +124,11 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
         ConfigError: The name is taken by other settings, or there is nothing to resume; says what to type.
     """
     folder = storage / name
-    if storage.path and storage.path.is_file():
-        raise ConfigError(f"--storage {storage} is a file: name a folder for runs")
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"--run {name!r} is not a name for a folder: use at most 100 of A-Z a-z 0-9 _ - . +, beginning with a "
-            "letter or digit"
-        )
+    check_name("--run", name)
     files = folder.sizes()
     if "config.json" not in files:
         if files:
-            raise ConfigError(f"{folder} exists and is not a run: choose another --run or --storage")
+            raise NameTakenError(f"{folder} exists and is not a run", "choose another --run or --storage")
         if resume == "must":
             raise ConfigError(f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}")
         return Run(folder, config)
@@ -117,10 +141,9 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
     blocking = [c for c in changed if c.startswith(fixed)] if resume == "must" else changed
     if blocking:
         other = "" if resume == "must" else ", or --resume must to go on with the new settings"
-        raise ConfigError(
-            f"the run {name!r} exists in {storage} with other settings:\n  "
-            + "\n  ".join(blocking)
-            + f"\nchoose another name (--run {name}-2){other}"
+        raise NameTakenError(
+            "\n  ".join([f"the run {name!r} exists in {storage} with other settings:", *blocking]),
+            f"choose another name (--run {name}-2){other}",
         )
     same = not changed and saved.evaluation == config.evaluation
     done = _result_of(folder) if "result.json" in files and same else None
@@ -246,8 +269,8 @@ def _config_of(folder: Folder) -> Config:
     try:
         return from_json(folder.read("config.json"))
     except ConfigError as error:
-        raise ConfigError(
-            f"{folder / 'config.json'} cannot be read, so the run cannot go on: choose another --run\n{error}"
+        raise NameTakenError(
+            f"{folder / 'config.json'} cannot be read, so the run cannot go on:\n{error}", "choose another --run"
         ) from None
 
 

@@ -1,4 +1,5 @@
 import json
+import pickle
 import re
 
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from pirl.config import Config, ConfigError, override
 from pirl.folder import Folder
 from pirl.runs import (
+    NameTakenError,
     differences,
     newest_checkpoint,
     open_run,
@@ -337,3 +339,9 @@ def test_the_store_of_runs_is_reached_as_that_of_the_data_is():
     assert storage_at("s3://runs/b", config) == Folder("s3://runs/b", endpoint, 9)  # nobody writes without a name
     assert storage_at("gs://runs/b", config) == Folder("gs://runs/b", {}, 9)
     assert storage_at("/runs", config) == Folder("/runs", {}, 9)
+
+
+def test_a_refused_name_is_told_by_a_process_to_another(storage):
+    with pytest.raises(NameTakenError) as refusal:
+        open_run(storage, "a", override(CONFIG, {"optim.lr": 0.5}), "auto")
+    assert str(pickle.loads(pickle.dumps(refusal.value))) == str(refusal.value)
