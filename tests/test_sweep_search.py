@@ -95,6 +95,35 @@ def test_ranges_hold_short_numbers_of_the_setting_s_own_kind() -> None:
         assert values["loss.temperature"] in (0.05, 0.1)
 
 
+@pytest.mark.parametrize(("setting", "step"), [("checkpoint.every_steps", 1), ("data.batch_size", 4)])
+def test_a_range_has_the_numbers_that_its_setting_takes(setting: str, step: int) -> None:
+    """Whole ones where it is null by default, and those that the four streams of a batch can share."""
+    request = parse(["--set", setting, "64..512", "--search=optuna", "--num-samples=12"])
+    assert request.search
+    values = [row.trial.values[setting] for row in whole(request.search)]
+    assert {(type(value), value % step) for value in values} == {(int, 0)}
+
+
+def test_a_search_without_allowed_points_ends() -> None:
+    request = ["--set", "data.batch_size", "128..256", "--data.streams=64", "--search=optuna", "--num-samples=64"]
+    with pytest.raises(ConfigError, match="choose other ranges"):
+        parse([*request, "--max-concurrent=64"])
+
+
+def test_a_point_that_the_data_cannot_have_is_a_failed_trial_of_a_later_round(tmp_path: Path) -> None:
+    """The digits are 1,797, of which some are held out: too few for the largest batches."""
+    arguments = ["--set", "data.batch_size", "64..4000", "--search=optuna", "--num-samples=60", "--max-concurrent=1"]
+    request = parse([*arguments, "--data.streams=1", "--cluster.workers=1", f"--storage={tmp_path}"])
+    rows = [ended(trial, accuracy) for trial in request.trials]
+    while not any(row.state == "failed" for row in rows):
+        add_rounds(request, rows)
+        rows = [ended(row.trial, accuracy) if row.state == "waiting" else row for row in rows]
+    [failed] = [row for row in rows if row.state == "failed"]
+    assert "is more than the" in (failed.error or "")
+    add_rounds(request, rows)
+    assert len(rows) > rows.index(failed) + 1
+
+
 def test_a_point_that_is_chosen_again_counts_and_is_not_trained_again() -> None:
     two = Search(digits(), {"loss.temperature": ["0.05", "0.1"]}, 1, 12, 4, "linear_res5")
     assert sorted(names(whole(two))) == ["temperature-0.05_seed-0", "temperature-0.1_seed-0"]
@@ -120,6 +149,10 @@ def test_the_command_begins_with_the_first_round_and_knows_how_much_may_follow(t
         ("--epochs 1.5..5 --search optuna --num-samples 4", "optim.epochs"),
         ("--set optim.lr 0..1 --search optuna --num-samples 4", "optim.lr"),
         ("--set data.uri ../a..b --search optuna --num-samples 4 --set loss.temprature 1", "loss.temperature"),
+        ("--set optim.bf16 0..1 --search optuna --num-samples 4", "optim.bf16 0..1: it is no number"),
+        ("--set data.cache_folder 1..2 --search optuna --num-samples 4", "it is no number"),
+        ("--set cluster.workers 1..4 --search optuna --num-samples 4", "compare with --search grid"),
+        ("--set cluster.workers 1 2 --search optuna --num-samples 4", "compare with --search grid"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(arguments: str, message: str) -> None:

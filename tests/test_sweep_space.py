@@ -9,10 +9,8 @@ import pytest
 
 from pirl.config import ConfigError
 from pirl.recipes import digits
-from tests.digits import write_digits_to
 from tune.request import parse
 from tune.space import LONGEST_NAME, group_name, some_of, trials_of
-from tune.sweep import known_rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,13 +70,63 @@ def test_a_random_choice_keeps_what_a_smaller_one_has_and_all_seeds_of_a_point()
         ("--num-negatives 64 128 --metric loss", "--metric linear_res5 or knn"),
         ("--set loss.pretext-weight 0 1 --metric loss", "--metric linear_res5 or knn"),
         ("--epochs 5 --storage s3://", "names no bucket"),
-        ("--epochs 5 --name a/b", "letters, digits"),
+        ("--epochs 5 --storage pyproject.toml", "is a file"),
+        ("--epochs 5 --name a/b", "at most 100 of A-Z"),
+        ("--epochs 5 --name a:b", "at most 100 of A-Z"),
+        (f"--epochs 5 --name {300 * 'a'}", "at most 100 of A-Z"),
+        ("--seeds three", "'three' is not a whole number from 1 on"),
+        ("--reduction 1", "'1' is not a whole number from 2 on"),
+        ("--set loss.temperature=0.05 0.1", "--set loss.temperature 0.05 0.1"),
+        ("--set optim.lr 0.001..0.3", "--search optuna --num-samples N"),
+        ("--set optim.lr 0.001..0.3 0.5 --search optuna --num-samples 4", "this range alone"),
+        ("--set optim.lr 0.1 --set optim.lr 0.2", "behind one --set optim.lr"),
+        ("--epochs 5 --epochs 10", "behind one --set optim.epochs"),
+        ("--epochs 5 10 --num-samples 1", "add --search random or optuna"),
+        ("--epochs 5 --grace 2", "--grace 2 says when trials are stopped: add --scheduler asha"),
+        ("--epochs 5 --reduction 2", "add --scheduler asha"),
+        ("--scheduler asha --seeds 2 --epochs 2 4 --grace 10", "comes after 10"),
+        ("--scheduler asha --seeds 2 --epochs 4 --evaluate-every 9", "comes after 9"),
+        ("--scheduler asha --epochs 5 10", "there are no two: optim.epochs is 5, 10"),
+        ("--epochs 5 --evaluation.every-epochs 2", "type --evaluate-every"),
+        ("--set evaluation.every_epochs 1 null", "type --evaluate-every"),
+        ("--epochs 5 --evaluation.enabled false", "leave evaluation.enabled out"),
+        ("--set evaluation.enabled true false", "leave evaluation.enabled out"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: str, message: str):
     with pytest.raises(ConfigError) as refusal:
         parse(["digits", *arguments.split()])
     assert message in str(refusal.value)
+
+
+def test_a_recipe_behind_values_is_shown_its_place():
+    with pytest.raises(ConfigError, match=r"before the options, python tune/sweep.py cifar10 \.\.\."):
+        parse(["--num-negatives", "256", "512", "cifar10"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--pretext.name none --set loss.pretext_weight 0",
+        "--optim.warmup-epochs 60 --epochs 100 200",
+        "--cluster.workers 8 --set data.streams 8 16",
+        "--optim.final-lr 0.1 --set optim.lr 0.2 0.3",
+        "--optim.final-lr 0.1 --set optim.lr 0.2..0.3 --search optuna --num-samples 4",
+    ],
+)
+def test_what_is_fixed_needs_to_fit_to_the_values_and_not_to_the_recipe(arguments: str):
+    assert parse(["digits", *arguments.split()]).trials
+
+
+def test_null_is_a_value_as_where_it_is_fixed():
+    trials = parse(["--set", "optim.clip_norm", "null", "1"]).trials
+    assert [trial.config.optim.clip_norm for trial in trials] == [None, 1.0]
+
+
+def test_the_folder_of_swept_data_is_absolute_as_workers_run_elsewhere():
+    first, second = parse(["--set", "data.uri", "one", "s3://bucket/two"]).trials
+    assert first.config.data.uri == first.values["data.uri"] == str(Path("one").resolve())
+    assert second.config.data.uri == "s3://bucket/two"
 
 
 def test_settings_that_are_fixed_hold_in_all_trials_and_the_name_says_what_is_swept():
@@ -142,28 +190,3 @@ def test_a_ray_that_does_not_come_up_in_time_is_told_in_a_line(tmp_path: Path):
     assert answer.stderr.startswith("failed: Ray did not start on this machine: ")
     assert len(answer.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_is_something_else_is_refused(tmp_path: Path):
-    """A run of that name, and trials of that name with other settings."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(digits().model_dump_json())
-    with pytest.raises(ConfigError, match="is a run: choose another --name"):
-        known_rows(parse(["--epochs", "5", f"--storage={tmp_path}", "--name=run"]))
-    request = parse(["--epochs", "5", "6", f"--storage={tmp_path}", "--name=sweep"])
-    run = tmp_path / "sweep" / request.trials[1].name
-    run.mkdir(parents=True)
-    (run / "config.json").write_text(request.trials[0].config.model_dump_json())
-    with pytest.raises(ConfigError, match=r"(?s)trial epochs-6_seed-0: .*optim.epochs: 5 -> 6.*another --name"):
-        known_rows(request)
-
-
-def test_accuracies_of_data_without_labels_are_refused(tmp_path: Path):
-    alone = write_digits_to(str(tmp_path / "set"), {})
-    for arguments, refused in (([], True), (["--metric=loss"], False)):
-        request = parse(["--epochs", "5", "6", f"--data.uri={alone}", f"--storage={tmp_path}", *arguments])
-        if refused:
-            with pytest.raises(ConfigError, match="needs labels and a test split"):
-                known_rows(request)
-        else:
-            assert [row.state for row in known_rows(request)] == ["waiting", "waiting"]

@@ -1,7 +1,9 @@
 """The options of `tune/sweep.py`."""
 
 import argparse
+from collections.abc import Callable
 
+from jobs.options import Parser
 from jobs.pretrain import default_storage
 from pirl.recipes import RECIPES
 
@@ -16,16 +18,18 @@ EXAMPLES = """
 """
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
+def _from(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
     return number
 
 
 def options(about: str | None) -> argparse.ArgumentParser:
     """What understands the words of the command line that are no settings."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python tune/sweep.py",
         usage="%(prog)s [RECIPE] [--num-negatives N ...] [--epochs N ...] [--set NAME VALUE ...] "
         "[--section.field VALUE ...] ...",
@@ -36,25 +40,18 @@ def options(about: str | None) -> argparse.ArgumentParser:
         add_help=False,
     )
     add = parser.add_argument
-    add("--num-negatives", nargs="+", default=[], metavar="N", help="values of loss.num_negatives")
-    add("--epochs", nargs="+", default=[], metavar="N", help="values of optim.epochs")
+    add("--num-negatives", nargs="+", action="append", default=[], metavar="N", help="values of loss.num_negatives")
+    add("--epochs", nargs="+", action="append", default=[], metavar="N", help="values of optim.epochs")
     add("--set", nargs="+", action="append", default=[], metavar="NAME VALUE", help="values of any other setting")
-    add("--seeds", type=_count, default=1, metavar="N", help="trials for each point, with seeds from --seed on")
+    add("--seeds", type=_from(1), default=1, metavar="N", help="trials for each point, with seeds from --seed on")
     add("--search", choices=["grid", "random", "optuna"], default="grid", help="all points (default), or some")
-    add("--num-samples", type=_count, metavar="N", help="points that random and optuna try")
+    add("--num-samples", type=_from(1), metavar="N", help="points that random and optuna try")
     add("--metric", choices=["linear_res5", "knn", "loss"], default="linear_res5", help="default: linear_res5")
-    add("--evaluate-every", type=_count, default=1, metavar="EPOCHS", help="between measurements (default: 1)")
+    add("--evaluate-every", type=_from(1), default=1, metavar="EPOCHS", help="between measurements (default: 1)")
     add("--scheduler", choices=["none", "asha", "pbt"], default="none", help="asha stops trials that are behind")
-    add("--grace", type=_count, default=1, metavar="EPOCHS", help="that asha gives each trial (default: 1)")
-    add(
-        "--reduction",
-        type=int,
-        choices=range(2, 100),
-        default=3,
-        metavar="N",
-        help="one in N goes on (default: 3)",
-    )
-    add("--max-concurrent", type=_count, metavar="N", help="trials at once (default: as many as there is room for)")
+    add("--grace", type=_from(1), metavar="EPOCHS", help="that asha gives each trial (default: 1)")
+    add("--reduction", type=_from(2), metavar="N", help="of asha: one in N goes on (default: 3)")
+    add("--max-concurrent", type=_from(1), metavar="N", help="trials at once (default: as many as there is room for)")
     add("--name", help="of the sweep and its folder (default: the recipe's and those of the settings)")
     add("--storage", metavar="URI", help=f"where its folder lies, a folder or s3://… (default: {default_storage()})")
     add("--cluster", metavar="FILE", help="a profile (clusters/*.toml): how many workers each trial has, which storage")

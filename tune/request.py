@@ -1,22 +1,24 @@
 """What a command line of `tune/sweep.py` asks for, checked."""
 
 import argparse
+import math
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clusters.profile import read_profile
-from jobs.pretrain import absolute, pairs, storage_uri
-from pirl.config import ConfigError, override
+from jobs.pretrain import pairs, storage_uri, value_of
+from pirl.config import Config, ConfigError, override
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
-from pirl.runs import storage_at
+from pirl.runs import check_name, storage_at
 from tune.measured import Metric
 from tune.options import options
-from tune.search import ROUND, Search
+from tune.search import ROUND, Search, ends_of
 from tune.space import Trial, short_names, some_of, trials_of
 
 NO_PBT = (
@@ -54,7 +56,7 @@ def parse(argv: list[str], about: str | None = None) -> Request:
     """Reads the command line.
 
     Raises:
-        ConfigError: A recipe, setting or value that is not allowed, in whichever trial.
+        ConfigError: A recipe, setting or value that is not allowed, in whichever trial; an option without effect.
     """
     parser = options(about)
     given, rest = parser.parse_known_args(argv)
@@ -63,44 +65,67 @@ def parse(argv: list[str], about: str | None = None) -> Request:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without a word
         parser.print_help()
         sys.exit(0)
-    name = (recipe or "digits").replace("-", "_")
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {recipe!r}: use one of {', '.join(RECIPES)}")
+    axes = _axes(given, fixed)
+    name = _recipe(recipe, axes)
+    refuse_without_effect(given, axes, fixed)
+    refuse_unlike_losses(given.metric, axes)
+    measured = {} if given.metric == "loss" else {"evaluation.every_epochs": given.evaluate_every}
+    profile = read_profile(given.cluster) if given.cluster else None
+    first = {axis: (ends_of(values[0]) or values)[0] for axis, values in axes.items()}  # fits to what is fixed
+    base = override(RECIPES[name](), {**measured, **(profile.settings() if profile else {}), **fixed, **first})
+    refuse_unmeasured(given.metric, base, axes)
+    trials, search = _trials(given, base, axes)
+    grace = (given.grace or 1) if given.scheduler == "asha" else None
+    if grace:
+        refuse_no_race(trials, grace, given.evaluate_every)
+    sweep = "-".join([name, *short_names([*axes]).values()]) if given.name is None else given.name
+    check_name("--name", sweep)
+    storage = profile.storage if profile and given.storage is None else given.storage
+    return Request(
+        recipe=name,
+        trials=trials,
+        search=search,
+        folder=storage_at(storage_uri(storage), base) / sweep,
+        metric=given.metric,
+        every=given.evaluate_every,
+        grace=grace,
+        reduction=given.reduction or 3,
+        max_concurrent=given.max_concurrent,
+        check=given.check,
+        command=shlex.join(["python", "tune/sweep.py", *(word for word in argv if word != "--check")]),
+    )
+
+
+def refuse_without_effect(given: argparse.Namespace, axes: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    """Refuses options that go with others, and would change nothing here.
+
+    Raises:
+        ConfigError: Which, and what it goes with.
+    """
     if given.scheduler == "pbt":
         raise ConfigError(NO_PBT)
     if given.search == "optuna" and given.scheduler != "none":
         raise ConfigError(ALONE)
     if given.search != "grid" and given.num_samples is None:
         raise ConfigError(f"--search {given.search} needs --num-samples: how many points are tried")
-    axes = _axes(given, fixed)
-    refuse_unlike_losses(given.metric, axes)
-    measured = {} if given.metric == "loss" else {"evaluation.every_epochs": given.evaluate_every}
-    profile = read_profile(given.cluster) if given.cluster else None
-    base = absolute(override(RECIPES[name](), {**measured, **(profile.settings() if profile else {}), **fixed}))
-    search = None
-    if given.search == "optuna":
-        search = Search(base, axes, given.seeds, given.num_samples, given.max_concurrent or ROUND, given.metric)
-        search.check()
-        trials, _ = search.trials([])
-    else:
-        trials = trials_of(base, axes, given.seeds)
-        trials = some_of(trials, given.num_samples) if given.search == "random" else trials
-    sweep = given.name or "-".join([name, *short_names([*axes]).values()])
-    if sweep.startswith(".") or "/" in sweep:
-        raise ConfigError(f"--name {sweep!r} is not a name for a folder: use letters, digits, - and _")
-    return Request(
-        recipe=name,
-        trials=trials,
-        search=search,
-        folder=storage_at(storage_uri(given.storage or (profile.storage if profile else None)), base) / sweep,
-        metric=given.metric,
-        every=given.evaluate_every,
-        grace=given.grace if given.scheduler == "asha" else None,
-        reduction=given.reduction,
-        max_concurrent=given.max_concurrent,
-        check=given.check,
-        command=shlex.join(["python", "tune/sweep.py", *(word for word in argv if word != "--check")]),
-    )
+    if given.search == "grid" and given.num_samples is not None:
+        raise ConfigError(
+            f"--num-samples {given.num_samples} goes with a search, and --search grid trains all points: "
+            "add --search random or optuna"
+        )
+    for option in ("grace", "reduction"):
+        value = getattr(given, option)
+        if value is not None and given.scheduler != "asha":
+            raise ConfigError(f"--{option} {value} says when trials are stopped: add --scheduler asha")
+    if given.metric != "loss" and "evaluation.every_epochs" in {*axes, *_underscored(fixed)}:
+        raise ConfigError(f"evaluation.every_epochs follows --metric {given.metric}: type --evaluate-every EPOCHS")
+    for axis, values in axes.items():
+        for value in values:
+            if ends_of(value) and (given.search != "optuna" or len(values) > 1):
+                raise ConfigError(
+                    f"--set {axis} {value} is a range, from which optuna chooses: give values, or this range alone "
+                    f"with --search optuna --num-samples N"
+                )
 
 
 def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
@@ -117,20 +142,80 @@ def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
         )
 
 
-def _axes(given: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, list[str]]:
-    listed = [["loss.num_negatives", *given.num_negatives], ["optim.epochs", *given.epochs], *given.set]
-    axes: dict[str, list[str]] = {}
-    for name, *values in listed:
-        name = name.replace("-", "_")
-        if not values:
-            if name not in ("loss.num_negatives", "optim.epochs"):
-                raise ConfigError(f"--set {name} needs values: --set {name} VALUE VALUE ...")
-            continue
-        if name in axes or name in {known.replace("-", "_") for known in fixed}:
-            raise ConfigError(f"{name} is given twice")
+def refuse_unmeasured(metric: Metric, base: Config, axes: Mapping[str, Any]) -> None:
+    """Refuses a metric that trials do not measure.
+
+    Raises:
+        ConfigError: And what to leave out.
+    """
+    if metric != "loss" and ("evaluation.enabled" in axes or not base.evaluation.enabled):
+        raise ConfigError(
+            f"--metric {metric} is what the evaluation of a trial finds: leave evaluation.enabled out, or use "
+            "--metric loss"
+        )
+
+
+def refuse_no_race(trials: Sequence[Trial], grace: int, every: int) -> None:
+    """Refuses asha where it could stop no trial.
+
+    Raises:
+        ConfigError: No two of one length are measured in time.
+    """
+    first = every * math.ceil(grace / every)
+    lengths = Counter(trial.config.optim.epochs for trial in trials)
+    if not any(number > 1 and first < length for length, number in lengths.items()):
+        raise ConfigError(
+            "--scheduler asha compares trials of the same optim.epochs before their end, and there are no two: "
+            f"optim.epochs is {', '.join(map(str, lengths))}, and the first measurement that counts comes after "
+            f"{first} (--grace {grace}, --evaluate-every {every}). Use smaller ones, or --scheduler none"
+        )
+
+
+def _recipe(word: str | None, axes: Mapping[str, Sequence[Any]]) -> str:
+    name = (word or "digits").replace("-", "_")
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {word!r}: use one of {', '.join(RECIPES)}")
+    for axis, (*_, last) in axes.items():
+        if word is None and axis != "data.uri" and str(last).replace("-", "_") in RECIPES:
+            raise ConfigError(
+                f"{last!r} is read as a value of {axis}: a recipe comes before the options, "
+                f"python tune/sweep.py {last} ..."
+            )
+    return name
+
+
+def _axes(given: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, list[Any]]:
+    listed = [["loss.num_negatives", *words] for words in given.num_negatives]
+    listed += [["optim.epochs", *words] for words in given.epochs]
+    axes: dict[str, list[Any]] = {}
+    for typed, *words in [*listed, *given.set]:
+        name = typed.partition("=")[0].replace("-", "_")
+        if not words or "=" in typed:
+            example = " ".join([*filter(None, [typed.partition("=")[2]]), *words]) or "VALUE"
+            raise ConfigError(f"--set {typed} needs values behind the name: --set {name} {example} VALUE ...")
+        if name in axes:
+            raise ConfigError(f"{name} is given twice: write all of its values behind one --set {name}")
+        if name in _underscored(fixed):
+            raise ConfigError(f"{name} is given twice, with values to compare and as fixed: leave one of them out")
         if name == "seed":
             raise ConfigError("seeds are given by number: --seeds 3, from --seed on")
-        axes[name] = values
+        axes[name] = [value_of(word, f"--set {name}") for word in words]
     if not axes:
         raise ConfigError("nothing to compare: give --num-negatives, --epochs or --set NAME with values")
     return axes
+
+
+def _trials(
+    given: argparse.Namespace, base: Config, axes: Mapping[str, Sequence[Any]]
+) -> tuple[list[Trial], Search | None]:
+    """The trials, or those of a search's first round; and the search."""
+    if given.search == "optuna":
+        search = Search(base, axes, given.seeds, given.num_samples, given.max_concurrent or ROUND, given.metric)
+        search.check()
+        return search.trials([])[0], search
+    trials = trials_of(base, axes, given.seeds)
+    return some_of(trials, given.num_samples) if given.search == "random" else trials, None
+
+
+def _underscored(names: Iterable[str]) -> set[str]:
+    return {name.replace("-", "_") for name in names}

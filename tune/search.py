@@ -24,6 +24,9 @@ ROUND = 4
 AT_RANDOM = 8
 """Points before those that learn from others."""
 
+TRIES = 1000
+"""Points that are looked at for a round: a range may have more that are not allowed than that are."""
+
 DIGITS = 3
 """Of a value that is chosen from a range: names of trials stay short."""
 
@@ -33,8 +36,8 @@ class Search:
     """What is searched, and how long.
 
     Attributes:
-        base: The config of all trials, but for what is searched.
-        axes: By dotted name the words that were typed: values, or one range LOW..HIGH.
+        base: The config of all trials, with a value of what is searched.
+        axes: By dotted name what was typed: values, or one range LOW..HIGH.
         seeds: Trials of each point; it is judged by their mean.
         number: Points. One that is chosen again counts, and is not trained again.
         round: Points that are chosen at once.
@@ -42,7 +45,7 @@ class Search:
     """
 
     base: Config
-    axes: Mapping[str, Sequence[str]]
+    axes: Mapping[str, Sequence[Any]]
     seeds: int
     number: int
     round: int
@@ -54,7 +57,13 @@ class Search:
         Raises:
             ConfigError: Which, and why.
         """
-        trials_of(self.base, {name: _ends(words) or words for name, words in self.axes.items()}, seeds=1)
+        for name in self.axes:
+            if name.startswith("cluster."):
+                raise ConfigError(
+                    f"--search optuna cannot learn anything from {name}, which does not change what is learned: fix it "
+                    f"with --{name} VALUE, or compare with --search grid"
+                )
+        trials_of(self.base, {name: _range(values) or values for name, values in self.axes.items()}, seeds=1)
         self.distributions()
 
     def trials(self, rows: Sequence[Row]) -> tuple[list[Trial], int]:
@@ -76,7 +85,11 @@ class Search:
         return list(trials.values()), self.number - len(points)
 
     def next_round(self, points: Sequence[dict[str, Any]], rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """The points after `points`, whose trials are among the rows."""
+        """The points after `points`, whose trials are among the rows.
+
+        Raises:
+            ConfigError: There are none, or hardly any, that are allowed.
+        """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -87,8 +100,20 @@ class Search:
         )
         study.add_trials([self.told(point, rows) for point in points])
         distributions = self.distributions()
-        number = min(self.round, self.number - len(points))
-        return [_rounded(study.ask(distributions).params, distributions) for _ in range(number)]
+        found: list[dict[str, Any]] = []
+        for _ in range(TRIES):
+            point = _rounded(study.ask(distributions).params, distributions)
+            found += [point] if self.allows(point) else []
+            if len(found) == min(self.round, self.number - len(points)):
+                return found
+        raise ConfigError(f"--search optuna: of {TRIES} points only {len(found)} are allowed: choose other ranges")
+
+    def allows(self, point: Mapping[str, Any]) -> bool:
+        """Whether the settings of a point fit together, such as a batch and its streams."""
+        try:
+            return bool(trials_at(self.base, point, 1))
+        except ConfigError:
+            return False
 
     def told(self, point: dict[str, Any], rows: Sequence[Row]) -> "FrozenTrial":
         """What optuna is told of a point: the mean over its seeds, or that it failed."""
@@ -107,7 +132,7 @@ class Search:
         """By dotted name: a range, with logarithmic steps where its end is a hundred times its begin, or categories.
 
         Raises:
-            ConfigError: There is no optuna, or a range without width.
+            ConfigError: There is no optuna, a range without width, or one of what is no number.
         """
         try:
             from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -115,14 +140,16 @@ class Search:
             raise ConfigError("--search optuna needs the package optuna: pip install -r requirements.lock") from None
         found: dict[str, BaseDistribution] = {}
         held = leaves(self.base)
-        for name, words in self.axes.items():
-            ends = _ends(words)
+        for name, values in self.axes.items():
+            ends = _range(values)
             if not ends:
-                found[name] = CategoricalDistribution(tuple(words))
+                found[name] = CategoricalDistribution(tuple(values))
                 continue
             low, high = float(ends[0]), float(ends[1])
+            if type(held[name]) not in (int, float):
+                raise ConfigError(f"--set {name} {values[0]}: it is no number, so give values and not a range")
             if low >= high:
-                raise ConfigError(f"--set {name} {words[0]}: the first number is to be the smaller one")
+                raise ConfigError(f"--set {name} {values[0]}: the first number is to be the smaller one")
             log = low > 0 and high >= 100 * low
             if isinstance(held[name], int):
                 found[name] = IntDistribution(int(low), int(high), log=log)
@@ -131,13 +158,17 @@ class Search:
         return found
 
 
-def _ends(words: Sequence[str]) -> tuple[str, str] | None:
-    """The ends of a range; None for values."""
-    low, dots, high = words[0].partition("..")
+def ends_of(value: Any) -> tuple[str, str] | None:
+    """The ends of a range LOW..HIGH; None for another value."""
+    low, dots, high = str(value).partition("..")
     try:
-        return (low, high) if len(words) == 1 and dots and (float(low), float(high)) else None
+        return (low, high) if dots and (float(low), float(high)) else None
     except ValueError:  # a path, say
         return None
+
+
+def _range(values: Sequence[Any]) -> tuple[str, str] | None:
+    return ends_of(values[0]) if len(values) == 1 else None
 
 
 def _rounded(point: dict[str, Any], distributions: "Mapping[str, BaseDistribution]") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.pretrain import absolute
 from pirl.config import Config, ConfigError, leaves, override
 
 LONGEST_NAME = 100
@@ -57,7 +58,8 @@ def trials_at(base: Config, point: Mapping[str, Any], seeds: int) -> list[Trial]
     Raises:
         ConfigError: It is not allowed.
     """
-    return [_trial(override(base, {**point, "seed": base.seed + number}), [*point]) for number in range(seeds)]
+    configs = [override(base, {**point, "seed": base.seed + number}) for number in range(seeds)]
+    return [_trial(absolute(config), [*point]) for config in configs]
 
 
 def some_of(trials: list[Trial], number: int) -> list[Trial]:
