@@ -16,7 +16,7 @@ from pirl.recipes import digits
 from tune.live import groups_table, trials_table
 from tune.measured import Point, curve_of
 from tune.request import parse
-from tune.results import Row, as_csv, best_of, groups_of, repeat, stopped_before, write
+from tune.results import Row, as_csv, best_of, groups_of, repeat, write
 from tune.space import trials_at, trials_of
 from tune.sweep import conclude
 
@@ -109,8 +109,6 @@ def test_the_files_say_what_was_reached_and_how_to_make_it_again(tmp_path: Path)
     assert content["command"] == "python tune/sweep.py digits"
     assert content["best"]["folder"] == f"{tmp_path}/num_negatives-512_epochs-4_seed-0"
     assert content["trials"][0]["curve"] == [[1, 0.2, 2.0], [2, 0.4, 4.0]]
-    assert stopped_before(storage, "knn") == {"num_negatives-64_epochs-2_seed-0": 2}
-    assert stopped_before(storage, "loss") == {}, "decided by another metric"
 
     table = list(csv.DictReader(io.StringIO(as_csv(rows, "knn"))))
     assert len(table) == 8

@@ -83,7 +83,11 @@ def drive(
         for row in waiting
     ]
     here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-    with tempfile.TemporaryDirectory(prefix="pirl-sweep-") as scratch, own_ctrl_c(), leaving_no_placement_group(waiting):
+    with (
+        tempfile.TemporaryDirectory(prefix="pirl-sweep-") as scratch,
+        own_ctrl_c(),
+        leaving_no_placement_group(waiting),
+    ):
         tune.Tuner(
             # No CPU: it would be missing for the workers. On this node: where Tune's own files are.
             tune.with_resources(RunTrial, {"CPU": 0, f"node:{here}": 0.001}),

@@ -1,7 +1,7 @@
 """What was measured of a run so far, from the files of its folder: the same now, later, and after a kill."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pirl.config import Config
@@ -9,6 +9,9 @@ from pirl.folder import Folder
 from pirl.runs import EVALUATION
 
 Metric = Literal["linear_res5", "knn", "loss"]
+
+STOPPED = "stopped.json"
+"""In the folder of a run that a scheduler stopped."""
 
 
 class Point(NamedTuple):
@@ -49,6 +52,27 @@ def trained(folder: Folder, config: Config) -> tuple[float, float]:
     for line, train_s in _timed(folder, config):
         epoch, seconds = line["epoch"], train_s
     return epoch, seconds
+
+
+def without_end(curve: Sequence[Point], folder: Folder, config: Config, metric: Metric) -> str | None:
+    """Says that the curve of a run that is done has not the measurement after training; None if it has."""
+    if curve and curve[-1].epoch == config.optim.epochs:
+        return None
+    return (
+        f"{folder} is done and has no {metric} after epoch {config.optim.epochs}: its train.log may say why; without "
+        "that folder the same command trains it again"
+    )
+
+
+def stopped_at(folder: Folder, metric: Metric) -> int | None:
+    """The epoch after which a scheduler stopped a run, judging by this metric; None if none did."""
+    epoch: int | None = json.loads(folder.find(STOPPED) or "{}").get(metric)
+    return epoch
+
+
+def write_stopped(folder: Folder, metric: Metric, epoch: int) -> None:
+    """Writes down what `stopped_at` says."""
+    folder.write(STOPPED, json.dumps({metric: epoch}))
 
 
 def _points(folder: Folder, config: Config, metric: Metric, every: int) -> Iterator[Point]:

@@ -142,6 +142,7 @@ def write(storage: Folder, rows: list[Row], metric: Metric, recipe: str, command
     content = {
         "command": command,
         "metric": metric,
+        "config": rows[0].trial.config.model_dump(mode="json"),
         "best": {**best.as_dict(storage), "command": repeat(best.trial, recipe, storage)} if best else None,
         "groups": [asdict(group) for group in groups_of(rows)],
         "trials": [row.as_dict(storage) for row in rows],
@@ -165,14 +166,6 @@ def as_csv(rows: list[Row], metric: Metric) -> str:
             [row.trial.name, *values, row.trial.seed, row.state, *last, group.mean, group.deviation, row.error]
         )
     return text.getvalue()
-
-
-def stopped_before(storage: Folder, metric: Metric) -> dict[str, int]:
-    """At which epoch the scheduler stopped which trials, before the same sweep was cut off."""
-    known = json.loads(storage.find(SWEEP) or "{}")
-    if known.get("metric") != metric:
-        return {}
-    return {trial["name"]: trial["epoch"] for trial in known["trials"] if trial["state"] == "stopped"}
 
 
 def _group(members: list[Row]) -> Group:

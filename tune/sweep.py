@@ -1,19 +1,22 @@
 """Train PIRL with several values of settings, on Ray Tune, and show what they change."""
 
+import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from functools import cache
 from typing import Any
 
 from jobs.pretrain import check_request
-from pirl.config import Config, ConfigError
-from pirl.runs import open_run
+from pirl.config import Config, ConfigError, Data, from_dict
+from pirl.retry import StoreRefusedError
+from pirl.runs import NameTakenError, differences, open_run
 from pirl.writable import check_can_write
-from tune.measured import Metric, curve_of
+from tune.measured import Metric, curve_of, stopped_at, without_end, write_stopped
 from tune.request import Request, parse
-from tune.results import Row, best_of, repeat, stopped_before, write
+from tune.results import SWEEP, Row, best_of, repeat, write
 from tune.space import Trial
 
 
@@ -23,6 +26,7 @@ def main() -> int:
     Returns:
         The exit code: 0 done, 1 interrupted or a trial failed, 2 the request is wrong and nothing was started.
     """
+    started = False
     try:
         request = parse(sys.argv[1:], __doc__)
         rows = known_rows(request)
@@ -32,13 +36,16 @@ def main() -> int:
                 f"{waiting + sum(row.ended for row in rows)} trials, {waiting} of them to be trained\n{request.folder}"
             )
             return 0
+        started = True
         return run(request, rows)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"failed: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; to go on, type the same command again", file=sys.stderr)
         return 1
+    except (ConfigError, OSError) as error:
+        refused = isinstance(error, (StoreRefusedError, PermissionError, NotADirectoryError)) and not started
+        wrong = refused or isinstance(error, ConfigError)
+        print(f"{'error' if wrong else 'failed'}: {error}", file=sys.stderr)
+        return 2 if wrong else 1
 
 
 def known_rows(request: Request) -> list[Row]:
@@ -50,21 +57,44 @@ def known_rows(request: Request) -> list[Row]:
     """
     if request.folder.find("config.json") is not None:
         raise ConfigError(f"{request.folder} is a run: choose another --name for the sweep")
-    if request.metric != "loss":
-        refuse_unlabelled(request.trials[0].config, request.metric)
-    stopped = stopped_before(request.folder, request.metric) if request.grace else {}
-    rows = [_known_row(request, trial, stopped.get(trial.name)) for trial in request.trials]
+    refuse_other_sweep(request)
+    rows = [_known_row(request, trial) for trial in request.trials]
     add_rounds(request, rows)
     if any(row.state == "waiting" for row in rows):
         check_can_write("--storage", request.folder)
     return rows
 
 
+def refuse_other_sweep(request: Request) -> None:
+    """Refuses the folder of a sweep with other fixed settings, or over others: its tables would be lost.
+
+    Raises:
+        ConfigError: What differs.
+    """
+    known = json.loads(request.folder.find(SWEEP) or "{}")
+    if "config" not in known:
+        return
+    trial = request.trials[0]
+    before, now = list(known["trials"][0]["values"]), list(trial.values)
+    changed = [f"compared: {', '.join(before)} -> {', '.join(now)}"] if before != now else []
+    for line in differences(from_dict(known["config"]), trial.config):
+        changed += [line] if line.partition(":")[0] not in (*before, *now) else []
+    if changed:
+        raise ConfigError(
+            "\n  ".join([f"the sweep {request.folder.name!r} exists with other settings:", *changed])
+            + "\nchoose another --name"
+        )
+
+
 def add_rounds(request: Request, rows: list[Row]) -> None:
     """Adds the trials of a search's next rounds, up to the first round in which something is to be trained."""
     while request.search and all(row.ended for row in rows):
         trials, left = request.search.trials(rows)
-        rows += [_known_row(request, trial, None) for trial in trials[len(rows) :]]
+        for trial in trials[len(rows) :]:
+            try:
+                rows.append(_known_row(request, trial))
+            except ConfigError as error:  # no reason to end what is under way
+                rows.append(Row(trial, "failed", error=str(error)))
         if not left:
             break
 
@@ -76,23 +106,6 @@ def to_go(request: Request, rows: list[Row]) -> int:
         return waiting
     trials, left = request.search.trials(rows)
     return waiting + len(trials) - len(rows) + left * request.search.seeds
-
-
-def refuse_unlabelled(config: Config, metric: Metric) -> None:
-    """Refuses a metric that cannot be measured on this data.
-
-    Raises:
-        ConfigError: It has no labels, or no test split.
-    """
-    from pirl.shards import open_data, test_uri
-
-    held_out = test_uri(config.data.uri, config.data.storage_options)
-    splits = [open_data(config.data), open_data(config.data, held_out)] if held_out else []
-    if not splits or any(split.labels is None for split in splits):
-        raise ConfigError(
-            f"--metric {metric} needs labels and a test split, which {config.data.uri} lacks: python jobs/prepare.py "
-            "writes them from class folders; or use --metric loss"
-        )
 
 
 def run(request: Request, rows: list[Row]) -> int:
@@ -112,6 +125,8 @@ def run(request: Request, rows: list[Row]) -> int:
         with warnings_for_workers() as warned, showing(console, rows, request.metric) as show:
 
             def changed(row: Row, before: str) -> None:
+                if row.state == "stopped" and row.last:
+                    write_stopped(request.folder / row.trial.name, request.metric, row.last.epoch)
                 write(request.folder, rows, request.metric, request.recipe, request.command)
                 show(row, before)
 
@@ -159,22 +174,41 @@ def conclude(request: Request, rows: list[Row], console: Any) -> int:
     return int(waiting > 0 or any(row.state == "failed" for row in rows))
 
 
-def _known_row(request: Request, trial: Trial, stopped_at: int | None) -> Row:
+def _known_row(request: Request, trial: Trial) -> Row:
     try:
         run = open_run(request.folder, trial.name, trial.config, "auto")
-    except ConfigError as error:
-        raise ConfigError(f"trial {trial.name}: {error}\nfor a sweep: choose another --name") from None
-    try:
         if run.result is None:
             check_request(run, use_ray=True)
+            refuse_unlabelled(trial.config, request.metric)
+    except NameTakenError as error:
+        raise ConfigError(f"trial {trial.name}: {error.what}\nchoose another --name for the sweep") from None
     except ConfigError as error:
         raise ConfigError(f"trial {trial.name}: {error}") from None
-    if run.result is None and stopped_at is None:
+    stopped = stopped_at(run.folder, request.metric) if request.grace and run.result is None else None
+    if run.result is None and stopped is None:
         return Row(trial)
     curve = curve_of(run.folder, trial.config, request.metric, request.every)
-    if run.result is None:
-        return Row(trial, "stopped", [point for point in curve if point.epoch <= (stopped_at or 0)])
-    return Row(trial, "done", curve)
+    if stopped is not None:
+        return Row(trial, "stopped", [point for point in curve if point.epoch <= stopped])
+    problem = without_end(curve, run.folder, trial.config, request.metric)
+    return Row(trial, "failed" if problem else "done", curve, problem)
+
+
+def refuse_unlabelled(config: Config, metric: Metric) -> None:
+    """Refuses a metric that cannot be measured on the data.
+
+    Raises:
+        ConfigError: It has no labels, or no test split with the same classes.
+    """
+    if metric != "loss" and (reason := _unmeasurable(config.data.model_dump_json())):
+        raise ConfigError(f"--metric {metric} cannot be measured: {reason}. Or use --metric loss")
+
+
+@cache
+def _unmeasurable(data: str) -> str | None:
+    from pirl.held_out import splits, why_not
+
+    return why_not(*splits(Data.model_validate_json(data)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from jobs.outcome import RunFailed, RunStopped, settle
 from pirl.config import from_json
 from pirl.retry import StorageError
 from pirl.runs import open_run
-from tune.measured import Metric, Point, curve_of, trained
+from tune.measured import Metric, Point, curve_of, trained, without_end
 
 ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a trial that is ready waits for the one before it
@@ -89,7 +89,10 @@ class RunTrial(tune.Trainable):
             return {"done": True, "ended": True, "to_go_on": True}
         if self.error:
             return {"done": True, "ended": True, "error": self.error}
-        return {**self.curve()[-1]._asdict(), "done": True, "ended": True}
+        curve = self.curve()
+        if problem := without_end(curve, self.run.folder, self.run.config, self.metric):
+            return {"done": True, "ended": True, "error": problem}
+        return {**curve[-1]._asdict(), "done": True, "ended": True}
 
     def carry_out(self) -> None:
         """Trains until the run is done or cannot go on."""
@@ -102,3 +105,5 @@ class RunTrial(tune.Trainable):
             self.stopped = True
         except (RunFailed, OSError) as error:
             self.error = str(error).removeprefix("error: ")
+        except Exception as error:  # nobody else sees this thread
+            self.error = repr(error)
