@@ -61,7 +61,7 @@ def test_a_table_is_not_lost_to_a_sweep_of_other_settings(tmp_path: Path, argume
     """Also where no trial has the name of one that is there."""
     common = ["digits", f"--storage={tmp_path}", "--name=sweep"]
     before = parse([*common, "--set", "optim.lr", "0.1", "0.2"])
-    write(before.folder, [Row(trial) for trial in before.trials], "linear_res5", before.command)
+    write(before.folder, [Row(trial) for trial in before.trials], "linear_res5", before.recipe, before.command)
     after = parse([*common, *arguments.split()])
     if differs is None:
         assert len(known_rows(after)) == 4
@@ -79,7 +79,7 @@ def test_a_command_with_some_of_the_values_forgets_of_no_trial_that_it_was_stopp
     begin(whole.folder / slow.name, slow.config, epochs=2)
     write_stopped(whole.folder / slow.name, "loss", 1)
     narrower = parse(["--set", "optim.lr", "0.2", "0.3", *asha])
-    write(narrower.folder, known_rows(narrower), "loss", narrower.command)
+    write(narrower.folder, known_rows(narrower), "loss", narrower.recipe, narrower.command)
     first, *others = known_rows(whole)
     assert (first.state, first.curve) == ("stopped", [Point(1, 1.0, 1.0)])
     assert {row.state for row in others} == {"waiting"}
