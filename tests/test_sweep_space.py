@@ -89,8 +89,6 @@ def test_a_random_choice_keeps_what_a_smaller_one_has_and_all_seeds_of_a_point()
         ("--scheduler asha --epochs 5 10", "there are no two: optim.epochs is 5, 10"),
         ("--epochs 5 --evaluation.every-epochs 2", "type --evaluate-every"),
         ("--set evaluation.every_epochs 1 null", "type --evaluate-every"),
-        ("--epochs 5 --evaluation.enabled false", "leave evaluation.enabled out"),
-        ("--set evaluation.enabled true false", "leave evaluation.enabled out"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: str, message: str):

@@ -73,7 +73,6 @@ def parse(argv: list[str], about: str | None = None) -> Request:
     profile = read_profile(given.cluster) if given.cluster else None
     first = {axis: (ends_of(values[0]) or values)[0] for axis, values in axes.items()}  # fits to what is fixed
     base = override(RECIPES[name](), {**measured, **(profile.settings() if profile else {}), **fixed, **first})
-    refuse_unmeasured(given.metric, base, axes)
     trials, search = _trials(given, base, axes)
     grace = (given.grace or 1) if given.scheduler == "asha" else None
     if grace:
@@ -139,19 +138,6 @@ def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"--metric loss cannot compare trials with other {', '.join(unlike)}: it changes what the loss is, not "
             "only what is learned. Use --metric linear_res5 or knn"
-        )
-
-
-def refuse_unmeasured(metric: Metric, base: Config, axes: Mapping[str, Any]) -> None:
-    """Refuses a metric that trials do not measure.
-
-    Raises:
-        ConfigError: And what to leave out.
-    """
-    if metric != "loss" and ("evaluation.enabled" in axes or not base.evaluation.enabled):
-        raise ConfigError(
-            f"--metric {metric} is what the evaluation of a trial finds: leave evaluation.enabled out, or use "
-            "--metric loss"
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 NEGATIVES = [64, 96, 128, 192, 256, 384, 512, 768]
-RUN = ["digits", "--model.width=4", "--memory.init=random", "--evaluation.enabled=false", "--evaluation.every-epochs=1"]
+RUN = ["digits", "--model.width=4", "--memory.init=random", "--evaluation.enabled=false"]
 
 
 def main() -> None:
@@ -25,9 +25,9 @@ def main() -> None:
     negatives = NEGATIVES[: arguments.trials]
     common = [*RUN, f"--optim.epochs={arguments.epochs}"]
     with tempfile.TemporaryDirectory() as folder:
+        measured = [*common, "--evaluation.every-epochs=1", f"--storage={folder}"]
         single = [
-            seconds(["jobs/pretrain.py", *common, f"--loss.num-negatives={n}", f"--run={n}", f"--storage={folder}"])
-            for n in negatives
+            seconds(["jobs/pretrain.py", *measured, f"--loss.num-negatives={n}", f"--run={n}"]) for n in negatives
         ]
         swept = seconds(
             ["tune/sweep.py", *common, "--num-negatives", *map(str, negatives), f"--storage={folder}", "--name=sweep"]
