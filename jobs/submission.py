@@ -55,8 +55,7 @@ class Submission:
         """The batch script, exactly as SLURM gets it."""
         from submitit.slurm.slurm import _make_sbatch_string
 
-        python = self.profile.python or shlex.quote(sys.executable)
-        command = f"{python} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
+        command = f"{self._python} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
         parameters = self._parameters()
         if len(self.arguments) > 1:
             parameters["map_count"] = len(self.arguments)
@@ -76,15 +75,17 @@ class Submission:
             executor: Any = submitit.SlurmExecutor(folder=self.folder, python=self.profile.python)
             executor.update_parameters(**self._parameters())
         else:
-            os.environ |= self._environment()
             executor = submitit.DebugExecutor(folder=self.folder)
-            if self.profile.cluster == "local":
-                executor = submitit.LocalExecutor(folder=self.folder, python=self.profile.python)
+            if self.profile.cluster == "debug":
+                os.environ |= self.profile.environment
+                os.environ["PYTHONPATH"] = f"{self._code}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+                os.environ["PYTHONSAFEPATH"] = "1"
+            else:
+                # Not as submitit's own set-up: that is another shell, and the job would have its number.
+                lines = "\n".join([*self._setup(), f'exec {self._python} "$@"'])
+                executor = submitit.LocalExecutor(folder=self.folder, python=shlex.join(["bash", "-c", lines, "bash"]))
             executor.update_parameters(
-                timeout_min=WITHOUT_LIMIT_MIN,
-                gpus_per_node=self.profile.gpus_per_node,
-                setup=list(self.profile.setup),
-                stderr_to_stdout=True,
+                timeout_min=WITHOUT_LIMIT_MIN, gpus_per_node=self.profile.gpus_per_node, stderr_to_stdout=True
             )
         try:
             with quiet() if self.profile.cluster == "local" else nullcontext():
@@ -121,9 +122,7 @@ class Submission:
             "ntasks_per_node": None if "no-kill" in more else 1,
             "mem": f"{round(profile.memory_gb_per_node * 1024)}M" if profile.memory_gb_per_node else None,
         }
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in self._environment().items()]
-        python = profile.python or shlex.quote(sys.executable)
-        verdict = shlex.join([str(self.folder / "code/clusters/verdict.py"), str(self.folder)])
+        verdict = shlex.join([f"{self._code}/clusters/verdict.py", str(self.folder)])
         return {name: value for name, value in given.items() if value} | {
             "job_name": self.name,
             "nodes": profile.nodes.max,
@@ -133,7 +132,7 @@ class Submission:
             "stderr_to_stdout": True,
             "wckey": None,
             "additional_parameters": {**more, **profile.sbatch},
-            "setup": [*exports, *profile.setup],
+            "setup": self._setup(),
             # A task that ends must not end the others, which may go on without it.
             "srun_args": [
                 *("--kill-on-bad-exit=0", "--wait=0", "--ntasks-per-node=1"),
@@ -141,15 +140,27 @@ class Submission:
                 *(["--no-kill"] if "no-kill" in more else []),
                 *profile.srun_args,
             ],
-            "teardown": [f"{python} {verdict} {profile.max_requeues} $?"],
+            "teardown": [f"{self._python} {verdict} {profile.max_requeues} $?"],
         }
 
-    def _environment(self) -> dict[str, str]:
-        frozen = str(self.folder / "code")
-        given = dict(self.profile.environment)
-        path = f"{frozen}:{given.pop('PYTHONPATH')}" if "PYTHONPATH" in given else frozen
-        # Safe: else the code in the folder of sbatch, which may have changed, would come first.
-        return {**given, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    @property
+    def _code(self) -> str:
+        return str(self.folder / "code")
+
+    @property
+    def _python(self) -> str:
+        return self.profile.python or shlex.quote(sys.executable)
+
+    def _setup(self) -> list[str]:
+        """Lines of bash before the job; whatever those of the profile do, the frozen code comes first."""
+        return [
+            *(f"export {name}={shlex.quote(value)}" for name, value in self.profile.environment.items()),
+            *self.profile.setup,
+            "set +e",  # what stands behind the job has to run when it fails
+            f'export PYTHONPATH={shlex.quote(self._code)}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+            # Else the code in the folder of sbatch, which may have changed, would come before it.
+            "export PYTHONSAFEPATH=1",
+        ]
 
     def _make_folder(self) -> None:
         private_folder(self.folder.parent)
