@@ -20,7 +20,7 @@ from clusters.profile import Profile, read_profile
 from jobs.logs import follow_logs, print_logs
 from jobs.options import SUBMIT, submit_parser, watch_parser
 from jobs.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
-from jobs.submitted import Job, all_jobs, find_jobs, scancel, verdicts
+from jobs.submitted import Job, all_jobs, cancel_array, find_jobs, verdicts
 from jobs.watch import list_table, print_status
 from pirl.config import ConfigError
 
@@ -231,7 +231,7 @@ def cancel(jobs: list[Job]) -> int:
     """Ends a job, or all tasks of an array; returns the exit code."""
     first = jobs[0]
     as_a_whole = len(jobs) > 1 and first.cluster == "slurm"
-    problems = [scancel(first.array)] if as_a_whole else [job.cancel() for job in jobs]
+    problems = [cancel_array(jobs)] if as_a_whole else [job.cancel() for job in jobs]
     for problem in filter(None, problems):
         print(f"failed: {problem}", file=sys.stderr)
     if any(problems):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clusters.drive import reason_in
 from clusters.job_state import JobState as OwnState
 from clusters.job_state import read_state, state_file
 from clusters.queue import JobState, SlurmSilent, covers, job_state, jobs_of_user
@@ -16,6 +17,9 @@ from pirl.config import ConfigError
 
 SCANCEL_S = 60
 """What scancel may take."""
+
+ENDS = ("done", "failed", "cancelled")
+"""Phases in which a job has told its end itself."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.word}: {self.reason}" if self.reason else self.word
+
+
+CANCELLED = Verdict("CANCELLED", "by jobs/slurm.py cancel")
+"""Where neither the scheduler nor the job itself says more."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +99,14 @@ class Job:
             busy = theirs.state == "RUNNING" and phase in ("starting", "saving")
             word = f"{theirs.state} ({phase})" if busy else theirs.state
             return Verdict(word, theirs.reason or reason, True, theirs)
+        if theirs and theirs.state == "FAILED" and phase not in ENDS:
+            return Verdict("FAILED", self._last_words() or theirs.reason, False, theirs)
         if theirs:
             return Verdict(theirs.state, "" if theirs.state == "COMPLETED" else reason or theirs.reason, False, theirs)
-        if phase in ("done", "failed", "cancelled"):
+        if phase in ENDS:
             return _own_end(own)
+        if self.cancelled.exists():
+            return CANCELLED
         # Not in the queue any more, and it could not say how it ended.
         word = "GONE" if phase else "UNKNOWN"
         return Verdict(word, reason or "SLURM does not know it, and it has not written a result")
@@ -115,8 +127,24 @@ class Job:
 
     def cancel(self) -> str:
         """Ends the job; returns what went wrong."""
-        if self.cluster == "slurm":
-            return scancel(self.job_id)
+        problem = _scancel(self.job_id) if self.cluster == "slurm" else self._end_process()
+        if not problem:
+            self.cancelled.touch()
+        return problem
+
+    @property
+    def cancelled(self) -> Path:
+        """Is there once the job was cancelled: it may not have begun, or not have the time to say so itself."""
+        return self.folder / f"{self.job_id}_cancelled"
+
+    def _last_words(self) -> str:
+        """What the first node's log says of an error, where the job could not say so itself."""
+        try:
+            return reason_in(self.logs()[0])
+        except (KeyError, OSError):
+            return ""
+
+    def _end_process(self) -> str:
         pid = next((pid for pid in (self.state().get("pid"), self._controller()) if self._runs(pid)), None)
         if pid is None:
             return f"job {self.job_id} does not run"
@@ -132,14 +160,18 @@ class Job:
         lives = self._runs(self._controller()) or self._runs(self.state().get("pid"))
         own = self.state()
         phase, reason = own.get("phase"), own.get("reason", "")
-        if phase in ("done", "failed", "cancelled"):
+        if phase in ENDS:
             return _own_end(own)
         if phase == "requeue":
             return Verdict("FAILED", reason)
-        if phase:
-            return Verdict("RUNNING", "", True) if lives else Verdict("FAILED", "its process was killed")
         if lives:
-            return Verdict("PENDING", reason or "starting", True)
+            return Verdict("RUNNING", "", True) if phase else Verdict("PENDING", reason or "starting", True)
+        if self.cancelled.exists():
+            return CANCELLED
+        if phase:
+            return Verdict("FAILED", "its process was killed")
+        if told := self._last_words():
+            return Verdict("FAILED", told)
         return Verdict("UNKNOWN", reason or "its process is not there, and it has not written a result")
 
     def _controller(self) -> int | None:
@@ -157,15 +189,25 @@ class Job:
         return str(self.folder) in words and any("submitit" in word for word in words)
 
 
-def scancel(job_id: str) -> str:
-    """Has SLURM end a job, or all tasks of an array; returns what went wrong."""
+def cancel_array(tasks: list[Job]) -> str:
+    """Has SLURM end all tasks of an array at once; returns what went wrong."""
+    problem = _scancel(tasks[0].array)
+    if not problem:
+        for task in tasks:
+            task.cancelled.touch()
+    return problem
+
+
+def _scancel(job_id: str) -> str:
     try:
         answer = subprocess.run(["scancel", job_id], capture_output=True, text=True, timeout=SCANCEL_S)
     except FileNotFoundError:
         return "there is no scancel here: type this on a login node of the cluster"
     except subprocess.TimeoutExpired:
         return f"SLURM does not answer: scancel has said nothing for {SCANCEL_S} s"
-    return answer.stderr.strip() if answer.returncode else ""
+    if answer.returncode == 0:
+        return ""
+    return answer.stderr.strip() or f"scancel ended with code {answer.returncode}"
 
 
 def verdicts(jobs: list[Job]) -> list[Verdict]:

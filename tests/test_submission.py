@@ -101,6 +101,14 @@ def test_a_background_job_is_known_by_its_process_while_it_is_set_up(tmp_path: P
     assert told.read_text().startswith("python ")
 
 
+def test_a_background_job_that_cannot_begin_says_why(tmp_path: Path, told: Path) -> None:
+    sent = submission(tmp_path, "local", python="/no/python")
+    submit(sent)
+    (job,) = find_jobs(sent.folder.parent, None)
+    wait_for(lambda: job.verdict().word == "FAILED", "it is not said to have failed")
+    assert "/no/python: No such file or directory" in job.verdict().reason
+
+
 def test_the_path_of_the_profile_is_kept_too(tmp_path: Path, told: Path) -> None:
     sent = submission(tmp_path, environment={"PYTHONPATH": "/more"})
     run(sent)

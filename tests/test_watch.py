@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from clusters.job_state import enter, read_state
+from clusters.job_state import Phase, enter, read_state
 from clusters.queue import JobState
 from jobs.logs import follow_logs, new_lines
-from jobs.submitted import Job, Verdict, all_jobs, find_jobs, verdicts
+from jobs.submitted import Job, Verdict, all_jobs, cancel_array, find_jobs, verdicts
 from jobs.watch import last_numbers, print_status, sweep_numbers
 from pirl.config import ConfigError
 from pirl.folder import Folder
@@ -64,6 +64,46 @@ def test_a_job_that_slurm_has_forgotten_tells_its_end_itself(tmp_path: Path) -> 
     assert known.verdict() == Verdict("COMPLETED")
 
 
+@pytest.mark.parametrize("before", [None, "requeue"])
+def test_a_cancelled_job_is_said_to_be_when_slurm_has_forgotten_it(
+    tmp_path: Path, monkeypatch, before: Phase | None
+) -> None:
+    """It was waiting, for the first time or again, so it could not say so itself."""
+    known, other = job(tmp_path / "a", "17_0", "17_1"), job(tmp_path / "b", "18")
+    for task in [*find_jobs(tmp_path, "17"), other]:
+        if before:
+            enter(task.folder, task.job_id, before, "warned of the end")
+    words_of(tmp_path / "bin", monkeypatch, scancel="exit 1", scontrol=UNKNOWN_JOB, squeue=UNKNOWN_JOB)
+    cancel_array(find_jobs(tmp_path, "17"))
+    other.cancel()
+    assert "CANCELLED" not in {known.verdict().word, other.verdict().word}, "scancel has failed"
+    words_of(tmp_path / "bin", monkeypatch, scancel="exit 0", scontrol=UNKNOWN_JOB, squeue=UNKNOWN_JOB)
+    cancel_array(find_jobs(tmp_path, "17"))
+    for cancelled in find_jobs(tmp_path, "17"):
+        assert cancelled.verdict() == Verdict("CANCELLED", "by jobs/slurm.py cancel")
+    assert other.verdict().word == ("GONE" if before else "UNKNOWN"), "it was not cancelled"
+    assert other.cancel() == ""
+    assert other.verdict().word == "CANCELLED"
+    enter(known.folder, "17_0", "done")
+    assert known.verdict() == Verdict("COMPLETED"), "the end was faster"
+    requeued = JobState("18", "PENDING", reason="Resources")
+    assert other.judged(requeued).active, "SLURM knows better"
+
+
+@pytest.mark.parametrize("before", [None, "requeue"])
+def test_a_job_that_could_not_begin_has_its_reason_in_the_log(tmp_path: Path, before: Phase | None) -> None:
+    """Nothing of ours has run: the Python is not there, or a set-up line has ended the script."""
+    known = job(tmp_path / "a")
+    if before:
+        enter(known.folder, "17", before, "warned of the end")
+    theirs = JobState("17", "FAILED", reason="NonZeroExitCode", exit_code=127)
+    assert known.judged(theirs).reason == "NonZeroExitCode", "there is no log"
+    (known.folder / "17_0_log.out").write_text("/bin/bash: line 19: /no/python: No such file or directory\n")
+    assert known.judged(theirs).reason == "/bin/bash: line 19: /no/python: No such file or directory"
+    enter(known.folder, "17", "failed", "error: the loss is nan")
+    assert known.judged(theirs).reason == "error: the loss is nan", "it could say so itself"
+
+
 @contextmanager
 def controller(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process with the command line of those that submitit starts for a local job."""
@@ -82,8 +122,12 @@ def test_a_local_job_lives_as_long_as_its_process(tmp_path: Path) -> None:
         assert known.verdict() == Verdict("RUNNING", "", True)
         assert known.cancel() == ""
         process.wait(10)
-    assert known.verdict() == Verdict("FAILED", "its process was killed")
+    assert known.verdict() == Verdict("CANCELLED", "by jobs/slurm.py cancel"), "it had no time to say so itself"
     assert known.cancel() == f"job {process.pid} does not run"
+    with controller(tmp_path / "b") as process:
+        known = job(tmp_path / "b", str(process.pid), cluster="local")
+        enter(known.folder, known.job_id, "running", pid=process.pid)
+    assert known.verdict() == Verdict("FAILED", "its process was killed")
 
 
 def test_the_process_of_a_job_is_no_other_with_its_number(tmp_path: Path) -> None:
