@@ -53,11 +53,10 @@ class Place:
     def here(cls, profile: Profile, job_id: str, rank: int, nodes: int, log: Path) -> "Place":
         """Reads the rest from the environment of a task."""
         head_ip = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
-        megabytes = os.environ.get("SLURM_MEM_PER_NODE")
-        memory_bytes = int(megabytes) * 2**20 if megabytes else None
-        if not memory_bytes and profile.memory_gb_per_node:
-            memory_bytes = int(profile.memory_gb_per_node * 2**30)
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", profile.cpus_per_node))
+        # For each node if the profile asks for some, else for each CPU, as many clusters have it by default.
+        per_node, per_cpu = (int(os.environ.get(f"SLURM_MEM_PER_{what}", "0")) for what in ("NODE", "CPU"))
+        megabytes = per_node or per_cpu * cpus or 1024 * (profile.memory_gb_per_node or 0)
         return cls(
             job_id=job_id,
             rank=rank,
@@ -65,6 +64,6 @@ class Place:
             restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             host=os.environ.get("SLURMD_NODENAME", socket.gethostname()),
             ip=meeting.own_ip(head_ip),
-            resources=Resources(cpus, profile.gpus_per_node, memory_bytes),
+            resources=Resources(cpus, profile.gpus_per_node, int(megabytes * 2**20) or None),
             log=log,
         )
