@@ -1,6 +1,7 @@
 """Cluster profiles: what a team's cluster is like, in one TOML file, checked before anything is submitted."""
 
 import math
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -92,6 +93,12 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        for name in self.environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"environment {name!r}: use letters, digits and _, no digit first")
+        for name in self.sbatch:
+            if not re.fullmatch(r"[a-z][a-z-]*", name):
+                raise ValueError(f"sbatch {name!r}: use a long name of sbatch, without dashes before it")
         refuse_secrets(self.environment, "environment")
         if self.cluster in ("local", "debug") and self.nodes.max > 1:
             raise ValueError(f"cluster {self.cluster} is this machine: use nodes = 1")

@@ -71,6 +71,9 @@ def test_time_limits_as_slurm_takes_them(given: Any, expected: int):
         ({"ports": "[20000, 20050]"}, "a job needs 100 on each node"),
         ({"partition": '"a\\n#SBATCH --uid=0"'}, "String should match pattern"),
         ({"environment": '{AWS_SECRET_ACCESS_KEY = "x7q"}'}, "environment holds secrets (AWS_SECRET_ACCESS_KEY)"),
+        ({"environment": '{BAD-NAME = "x7q"}'}, "environment 'BAD-NAME': use letters, digits and _, no digit first"),
+        ({"environment": '{"A B" = "x7q"}'}, "environment 'A B': use letters, digits and _, no digit first"),
+        ({"sbatch": '{"--exclude" = "n7"}'}, "sbatch '--exclude': use a long name of sbatch, without dashes before it"),
         ({"storage": '"unfinished'}, "x.toml: "),
     ],
 )
