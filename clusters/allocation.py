@@ -34,7 +34,7 @@ def run(job: JobFile, profile: Profile, place: Place) -> None:
         enter(job.folder, place.job_id, "cancelled", "ended by a signal", exit_code=end.code)
         raise
     except Exception as error:
-        enter(job.folder, place.job_id, "failed", repr(error), exit_code=1)
+        enter(job.folder, place.job_id, "failed", f"{type(error).__name__}: {error}", exit_code=1)
         raise
     enter(job.folder, place.job_id, phase, reason, exit_code=code)
     print(f"{phase}: {reason}" if reason else phase, flush=True)

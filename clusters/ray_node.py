@@ -16,6 +16,9 @@ from pathlib import Path
 
 from clusters.profile import PORTS_PER_NODE
 
+MANY_NODES = 10_000
+"""The most that Ray's dashboard tells of at once; it tells of a hundred if it is not asked for more."""
+
 TRIES = 3
 """How often Ray is started anew, on other ports, when it ends while it starts."""
 
@@ -194,7 +197,8 @@ def start_process(
 def alive_nodes(dashboard_port: int, token: str) -> int:
     """How many nodes the head on this host knows; a node that listens may not be among them yet."""
     headers = {"Authorization": f"Bearer {token}"}
-    request = urllib.request.Request(f"http://127.0.0.1:{dashboard_port}/api/v0/nodes", headers=headers)
+    url = f"http://127.0.0.1:{dashboard_port}/api/v0/nodes?limit={MANY_NODES}"
+    request = urllib.request.Request(url, headers=headers)
     try:
         with _DIRECTLY.open(request, timeout=5) as answer:
             nodes = json.load(answer)["data"]["result"]["result"]

@@ -1,18 +1,26 @@
 """What runs on the nodes, in pieces: ports, the meeting, the janitor. As a whole: tests/test_slurm.py."""
 
 import itertools
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from ray.util.state.common import DEFAULT_LIMIT, RAY_MAX_LIMIT_FROM_API_SERVER
 
-from clusters import janitor, meeting
+from clusters import allocation, janitor, meeting
 from clusters.janitor import Janitor
+from clusters.job_state import read_state
+from clusters.place import JobFile, Place
+from clusters.profile import Profile
 from clusters.ray_node import PORTS_PER_NODE, SERVICES, Ports, Resources, alive_nodes, candidates, is_free, ray_command
 from tests.ray_cluster import free_ports
 
@@ -192,3 +200,38 @@ def test_what_is_asked_of_the_dashboard_goes_to_no_proxy(monkeypatch: pytest.Mon
         proxy.settimeout(0.2)
         with pytest.raises(TimeoutError):
             proxy.accept()
+
+
+def test_a_cluster_of_more_than_a_hundred_nodes_is_counted_in_full():
+    """With a dashboard that cuts its answer as Ray's does."""
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = parse_qs(urlsplit(self.path).query)
+            limit = int(asked.get("limit", [DEFAULT_LIMIT])[0])
+            assert limit <= RAY_MAX_LIMIT_FROM_API_SERVER, "it would refuse"
+            nodes = [{"state": "DEAD"}, *[{"state": "ALIVE"}] * 150]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": {"result": {"result": nodes[:limit]}}}).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        thread = Thread(target=server.handle_request)
+        thread.start()
+        assert alive_nodes(server.server_port, "secret") == 150
+        thread.join()
+
+
+def test_what_fails_on_the_first_node_is_said_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(allocation, "Signals", lambda: None)  # they are this process's, and nothing sends any
+    profile = Profile.model_validate(
+        {"cluster": "slurm", "nodes": 1, "cpus_per_node": 1, "storage": "runs", "temp_dir": "/no-scratch"}
+    )
+    place = Place("17", 0, 1, 0, "n1", "127.0.0.1", Resources(1, 0, None), tmp_path / "log")
+    with pytest.raises(FileNotFoundError):
+        allocation.run(JobFile(tmp_path, ("jobs/pretrain.py",), True), profile, place)
+    state = read_state(tmp_path, "17")
+    assert state["phase"] == "failed"
+    assert state["reason"] == "FileNotFoundError: [Errno 2] No such file or directory: '/no-scratch/pirl-j17-0'"
