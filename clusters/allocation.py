@@ -75,7 +75,9 @@ def lead(job: JobFile, profile: Profile, place: Place, signals: Signals) -> tupl
                 enter(job.folder, place.job_id, "starting", head=at)
                 drive = Drive(job, profile, place, ray, token, head, signals, environment)
                 drive.wait_for_nodes()
-                return drive.run()
+                ended = drive.run()
+                signals.ignore_the_end()
+                return ended
         except NotStarted as error:
             return "requeue", f"{place.host}: {error}", 1
 

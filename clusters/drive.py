@@ -24,11 +24,8 @@ FORGET_S = 120
 """Ray looks for its nodes several times before it gives one up."""
 
 STEP_BACK_S = 3
-"""After the job fails: a node that was lost may be the reason, and is noticed a moment later."""
-
-
-READ_S = 1
-"""What a job printed last takes its way through the scheduler into the log."""
+"""After the job fails: a node or Ray may be lost, which is noticed a moment later, as `ray start` looks once a second;
+and what the job printed last takes its way through the scheduler into the log."""
 
 
 class NotStarted(RuntimeError):  # noqa: N818 - what it is, not that it is an error
@@ -43,11 +40,15 @@ class Signals:
         signal.signal(signal.SIGUSR2, self._warn)
         signal.signal(signal.SIGTERM, self._end)
 
+    def ignore_the_end(self) -> None:
+        """SIGTERM does nothing from now on: how the job ended is known, and what is left is to clean up."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     def _warn(self, number: int, frame: FrameType | None) -> None:
         self.warned = True
 
     def _end(self, number: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.ignore_the_end()
         sys.exit(128 + number)
 
 
@@ -102,26 +103,27 @@ class Drive:
                 return "done", "", 0
             if self.signals.warned:
                 return "requeue", "warned of the end", 1
+            self._step_back()
             if self.ray.process.poll() is not None:
                 return "requeue", f"Ray on {self.place.host} ended with code {self.ray.process.returncode}", 1
-            lost = self._lost(nodes)
-            if not lost:
-                time.sleep(READ_S)
+            if not self.head.lost:
                 return "failed", reason_in(self.place.log, read) or f"exit code {code}", code
+            forgotten = self._ray_forgets()
+            lost = ", ".join(self.head.lost.values())
             if self.nodes < self.profile.nodes.min:
                 return "requeue", f"lost {lost}; {self.nodes} of {nodes} nodes are left", 1
-            print(f"lost {lost}: going on with {self.nodes} of {nodes} nodes", flush=True)
-            if not self._ray_forgets():
+            if not forgotten:
                 return "requeue", f"lost {lost}, and Ray did not notice within {FORGET_S} s", 1
+            print(f"lost {lost}: going on with {self.nodes} of {nodes} nodes", flush=True)
 
     def _ray_knows(self, nodes: int) -> bool:
         """Whether Ray's head has as many: one that listens may not be among them yet, and one that is lost may be."""
         return alive_nodes(self.ray.ports["dashboard"], self.token) == nodes
 
     def _ray_forgets(self) -> bool:
-        """Waits until Ray has noticed that nodes are lost: it would place workers on them."""
+        """Waits until Ray has noticed that nodes are lost: it would place workers on them. More may be lost then."""
         deadline = time.monotonic() + FORGET_S
-        while not self._ray_knows(self.nodes):
+        while self.nodes >= self.profile.nodes.min and not self._ray_knows(self.nodes):
             if time.monotonic() > deadline or self.signals.warned:
                 return False
             time.sleep(LOOK_S)
@@ -152,13 +154,12 @@ class Drive:
                     end(process, patience_s=1)
         return process.returncode if 0 <= process.returncode < 128 else 1
 
-    def _lost(self, nodes: int) -> str:
-        """Names of the nodes that were lost while the job ran."""
+    def _step_back(self) -> None:
+        """Waits for what may be the reason of a failure, the loss of a node or of Ray, and for the end of the log."""
         deadline = time.monotonic() + STEP_BACK_S
-        while not self.head.lost and time.monotonic() < deadline and nodes > 1:
+        while not self.head.lost and self.ray.process.poll() is None and time.monotonic() < deadline:
             time.sleep(LOOK_S)
             self.head.look()
-        return ", ".join(self.head.lost.values())
 
 
 def job_settings(profile: Profile, nodes: int) -> list[str]:

@@ -14,10 +14,10 @@ from datetime import datetime
 LIMIT_S = 20.0
 """For each command: a controller that is away must not keep `status` for ever."""
 ENDED = {
-    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"),
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"),
     *("OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "LAUNCH_FAILED", "REVOKED"),
 }
-"""States that a job does not leave by itself. PREEMPTED is not among them: such a job is requeued."""
+"""States that a job does not leave by itself. PREEMPTED is among them: one that is requeued is PENDING."""
 SQUEUE_FORMAT = "%i|%T|%M|%l|%S|%N|%r|%j"
 """The name comes last: nothing else may hold the separator."""
 SACCT_FORMAT = "JobID,State,Elapsed,Timelimit,Start,NodeList,ExitCode,JobName"

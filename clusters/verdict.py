@@ -30,9 +30,7 @@ LOOK_S = 5
 
 def main(folder: Path, max_requeues: int, code: int) -> int:
     """Returns the exit code of the batch script; does not return when the job goes back to the queue."""
-    job_id = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    job_id = own_id()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if not _is_first(folder / f"{job_id}_verdict_{restarts}"):
         time.sleep(CARRIED_OUT_S)
@@ -40,9 +38,10 @@ def main(folder: Path, max_requeues: int, code: int) -> int:
 
     state = read_state(folder, job_id)
     phase = state.get("phase") if state.get("restarts") == restarts else None
-    if phase in ("done", "failed", "cancelled"):
+    if phase in ("done", "failed"):
         return state["exit_code"]
-    if phase == "requeue":
+    # Ended by a signal, as preemption may begin; a job that is cancelled loses this script too.
+    if phase in ("requeue", "cancelled"):
         reason = state["reason"]
     elif phase is None and code < 128:
         told = f"the first node could not begin, exit code {code}: its log says why"
@@ -59,7 +58,8 @@ def main(folder: Path, max_requeues: int, code: int) -> int:
     print(f"back to the queue: {reason}", flush=True)
     enter(folder, job_id, "requeue", reason, history=history, restarts=restarts)
     for _ in range(TRIES):
-        answer = subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], timeout=CARRIED_OUT_S)
+        # Incomplete: not one that was cancelled meanwhile.
+        answer = subprocess.run(["scontrol", "requeue", "incomplete", job_id], timeout=CARRIED_OUT_S)
         time.sleep(CARRIED_OUT_S if answer.returncode == 0 else CARRIED_OUT_S / TRIES)
     return 1
 
@@ -82,7 +82,14 @@ def outlive(folder: Path, max_requeues: int, head: str) -> None:
         if host_state(head) != "down":
             raise
     main(folder, max_requeues, code=137)
-    subprocess.run(["scancel", os.environ["SLURM_JOB_ID"]], timeout=CARRIED_OUT_S)
+    subprocess.run(["scancel", own_id()], timeout=CARRIED_OUT_S)
+
+
+def own_id() -> str:
+    """The id of this job; of a task of an array `12_3`, as the last one to start has SLURM's number of them all."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
 
 
 def host_state(host: str) -> Literal["up", "down", "unknown"]:
