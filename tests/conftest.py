@@ -27,7 +27,7 @@ pytest_plugins = ["tests.ray_cluster", "tests.s3", "tests.slurm_cluster"]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ON_CLUSTERS = {
-    **dict.fromkeys(("test_slurm", "test_devcluster", "test_queue"), "slurm"),
+    **dict.fromkeys(("test_slurm", "test_devcluster", "test_queue", "test_verdict"), "slurm"),
     **dict.fromkeys(("test_ray", "test_ray_store", "test_sweep_ray"), "ray"),
 }
 """The cluster that the tests of a file share with those of others, by the file's name."""

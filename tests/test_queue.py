@@ -131,6 +131,12 @@ def test_scontrol_tells_of_restarts_and_exit_codes_too():
     ]
 
 
+def test_a_job_that_slurm_has_preempted_for_good_has_ended():
+    """With PreemptMode=CANCEL; one that is requeued is PENDING."""
+    (job,) = parse_scontrol(KILLED.replace("JobState=FAILED Reason=JobLaunchFailure", "JobState=PREEMPTED Reason=None"))
+    assert (job.state, job.ended, job.exit_code) == ("PREEMPTED", True, 137)
+
+
 def test_scontrol_of_other_versions_is_read_too():
     day = 24 * 3600
     reason = "launch failed requeued held"

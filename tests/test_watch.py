@@ -192,7 +192,7 @@ def test_a_job_without_an_answer_is_active_and_followed(tmp_path: Path, monkeypa
     assert known.verdict() == Verdict("FAILED", "error: the loss is nan"), "that is certain without SLURM"
 
 
-@pytest.mark.parametrize("word", ["TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"])
+@pytest.mark.parametrize("word", ["TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED"])
 def test_how_a_job_ended_is_slurms_word_and_the_reason_its_own(tmp_path: Path, word: str) -> None:
     known = job(tmp_path / "a")
     theirs = JobState("17", word, reason="in short")
