@@ -44,11 +44,12 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
         RunFailed: It is not done; RunStopped where that is because it was asked to.
         OSError: The run folder cannot be read or written.
     """
+    remedy = "type the same command again"
     if lasting := last_failure(run.folder):
         failure = f"error: {lasting['error']}"
         if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
             remove_checkpoint(run.folder / f"checkpoint_{lasting['step']:09d}")
-            raise RunFailed(failure)
+            remedy += ", with --resume must and a lower --optim.lr or --optim.clip-norm 1"
     checkpoint = newest_checkpoint(run.folder)
     not_done = RunFailed
     if not failure:
@@ -59,7 +60,7 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
             failure, not_done = f"stopped after step {reports[-1]['step']:,}, as asked", RunStopped
     if failure:
         what = f"go on from {checkpoint.name}" if checkpoint else "start again, as there is no checkpoint yet"
-        raise not_done(f"{failure}\nto {what}, type the same command again")
+        raise not_done(f"{failure}\nto {what}, {remedy}")
     result = {
         "metrics": reports[-1],
         "retries": sum(report["retries"] for report in reports),

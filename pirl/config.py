@@ -162,8 +162,8 @@ class Checkpoint(Section):
 
     every_steps: Count | None = None
     """Steps between checkpoints; by default one at the end of each epoch."""
-    keep: Count = 2
-    """Newest checkpoints that stay."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints that stay; where the loss of the next step is no number, the newest goes too."""
     log_every_steps: Count = 10
     """Steps between lines of progress and of metrics.jsonl."""
 

@@ -99,11 +99,10 @@ class Meter:
         """
         loss = sum(weight * term for weight, term in zip(self.weights, terms, strict=True))
         if not math.isfinite(loss):
-            ids = ", ".join(map(str, batch.ids[:32].tolist())) + (", …" if len(batch.ids) > 32 else "")
+            first = batch.ids[:32].tolist()
             raise TrainingDiverged(
                 f"the loss is {loss} at step {batch.step} (epoch {batch.step // self.steps_per_epoch}), learning "
-                f"rate {lr:g}, {len(batch.ids)} images with ids {ids}. The last checkpoint is from before: go on "
-                f"from it with a lower --optim.lr, or --optim.clip-norm 1, and --resume must",
+                f"rate {lr:g}, ids of the first {len(first)} of {len(batch.ids)} images {', '.join(map(str, first))}",
                 batch.step,
             )
         self.done = batch.step + 1

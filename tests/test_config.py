@@ -106,7 +106,7 @@ def test_from_dict_refuses_unknown_names_as_override_does(tree, message):
         ("cluster.loader_processes", 0, -1),
         ("cluster.max_failures", 0, -1),
         ("checkpoint.every_steps", 1, 0),
-        ("checkpoint.keep", 1, 0),
+        ("checkpoint.keep", 2, 1),
         ("seed", 0, -1),
     ],
 )

@@ -14,12 +14,13 @@ from jobs.launch import following
 from jobs.outcome import conclude
 from pirl.config import Config
 from pirl.folder import Folder
-from pirl.runs import Run, newest_checkpoint, write_failure
+from pirl.runs import Run, newest_checkpoint, prune_checkpoints, write_failure
 from tests.s3 import Store
+from tests.test_runs import write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 240  # for a machine that is busy with other things; a run takes 10 s
-SMALL = ["--model.width=4", "--loss.num-negatives=200", "--memory.init=random", "--checkpoint.keep=1"]
+SMALL = ["--model.width=4", "--loss.num-negatives=200", "--memory.init=random"]
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node"]
 
 
@@ -34,7 +35,7 @@ def test_a_run_in_one_process_is_done_once_and_goes_on_under_torchrun(tmp_path: 
     first = pretrain(tmp_path, "--no-ray", "--optim.epochs=2", "--checkpoint.every-steps=10")
     assert first.returncode == 0, first.stderr
     assert "res5 linear" in first.stdout
-    assert [path.name for path in run.glob("checkpoint_*")] == ["checkpoint_000000024"]
+    assert sorted(path.name for path in run.glob("checkpoint_*")) == ["checkpoint_000000020", "checkpoint_000000024"]
     reached = json.loads((run / "result.json").read_text())
     assert reached["evaluation"]["knn"]["k"] == 20
 
@@ -49,15 +50,15 @@ def test_a_run_in_one_process_is_done_once_and_goes_on_under_torchrun(tmp_path: 
     result = json.loads((run / "result.json").read_text())
     assert result["metrics"]["step"] == 36
     assert result["evaluation"] is None  # and not that of the shorter run
-    assert [path.name for path in run.glob("checkpoint_*")] == ["checkpoint_000000036"]
+    assert sorted(path.name for path in run.glob("checkpoint_*")) == ["checkpoint_000000024", "checkpoint_000000036"]
 
 
 def test_a_run_that_diverged_goes_on_from_what_is_left_at_a_lower_rate(tmp_path: Path) -> None:
     arguments = ["--no-ray", "--optim.epochs=2", "--evaluation.enabled=false", "--checkpoint.every-steps=1"]
-    diverged = pretrain(tmp_path, *arguments, "--optim.lr=1e30", "--optim.warmup-epochs=1", "--checkpoint.keep=3")
+    diverged = pretrain(tmp_path, *arguments, "--optim.lr=1e30", "--optim.warmup-epochs=1")
     assert diverged.returncode == 1, diverged.stdout
     assert "learning rate" in diverged.stderr
-    assert "same command again" not in diverged.stderr
+    assert "same command again, with --resume must and a lower --optim.lr" in diverged.stderr
     assert "Traceback" not in diverged.stderr
     assert newest_checkpoint(Folder(f"{tmp_path}/digits")) is not None
     lower = pretrain(tmp_path, *arguments, "--optim.lr=0.01", "--resume=must")
@@ -108,6 +109,28 @@ def test_what_is_followed_may_be_cut_within_a_character(tmp_path: Path, capsys: 
                 file.write(part)
             time.sleep(0.7)  # it is looked at every half second
     assert capsys.readouterr().out == line.decode()
+
+
+@pytest.mark.parametrize(
+    ("saved", "left", "advice"),
+    [
+        ([10, 20, 30], "checkpoint_000000020", "to go on from checkpoint_000000020"),
+        ([30], None, "to start again, as there is no checkpoint yet"),
+    ],
+)
+def test_a_loss_that_is_no_number_right_after_a_checkpoint_takes_that_one_and_says_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], saved: list[int], left: str | None, advice: str
+) -> None:
+    folder = Folder(str(tmp_path))
+    for step in saved:
+        write_checkpoint(folder, step)
+    prune_checkpoints(folder, Config().checkpoint.keep)  # no config allows fewer
+    write_failure(folder, "the loss is nan", 30)
+    assert conclude(Run(folder, Config()), 0.0, None) == 1
+    remedy = "type the same command again, with --resume must and a lower --optim.lr or --optim.clip-norm 1"
+    assert capsys.readouterr().err == f"error: the loss is nan\n{advice}, {remedy}\n"
+    newest = newest_checkpoint(folder)
+    assert (newest and newest.name) == left
 
 
 @pytest.mark.parametrize("metrics", ["", '{"step": 10, "retries": 0, "skipped": 0}\n{"step": 20, "retr'])

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-RUN = ["jobs/pretrain.py", "digits", "--evaluation.enabled=false", "--memory.init=random", "--checkpoint.keep=1"]
+RUN = ["jobs/pretrain.py", "digits", "--evaluation.enabled=false", "--memory.init=random"]
 
 
 def main() -> None:
