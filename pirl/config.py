@@ -19,6 +19,9 @@ Count = Annotated[int, Field(ge=1)]
 
 PretextName = Literal["jigsaw", "rotation", "both", "none"]
 
+OTHER_WORDS = {"lambda": "loss.pretext_weight", "tau": "loss.temperature", "learning_rate": "optim.lr"}
+"""What the field also calls some settings."""
+
 ROW_DIM = 128
 """Length of an embedding and of a row of the memory bank (paper, section 3)."""
 
@@ -275,10 +278,12 @@ def from_json(text: str) -> Config:
 
 
 def unknown_name(given: str, name: str, names: list[str]) -> str:
-    """Says which name was meant, or lists all of them."""
-    by_leaf = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = by_leaf or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "valid names: " + ", ".join(names)
+    """Says which name was meant, or lists those of its section, or all."""
+    section, _, word = name.rpartition(".")
+    by_word = [n for n in names if n == OTHER_WORDS.get(word) or n.rpartition(".")[2] == word]
+    near = by_word or difflib.get_close_matches(name, names, n=1, cutoff=0.75)  # "seed" for "sead"
+    listed = [n for n in names if n.startswith(f"{section or name}.")] or names
+    hint = f"did you mean {near[0]}?" if near else "valid names: " + ", ".join(listed)
     return f"unknown setting {given!r}: {hint}"
 
 

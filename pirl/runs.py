@@ -138,9 +138,10 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
     saved = _config_of(folder)
     changed = differences(saved, config)
     fixed = FIXED if saved.has_pretext == config.has_pretext else (*FIXED, "loss.pretext_weight")
-    blocking = [c for c in changed if c.startswith(fixed)] if resume == "must" else changed
+    lasting = [c for c in changed if c.startswith(fixed)]
+    blocking = lasting if resume == "must" else changed
     if blocking:
-        other = "" if resume == "must" else ", or --resume must to go on with the new settings"
+        other = "" if lasting else ", or --resume must to go on with the new settings"
         raise NameTakenError(
             "\n  ".join([f"the run {name!r} exists in {storage} with other settings:", *blocking]),
             f"choose another name (--run {name}-2){other}",

@@ -47,6 +47,9 @@ def test_hyphens_count_as_underscores():
         ("loss.lr", "optim.lr"),  # the wrong section
         ("data.batchsize", "data.batch_size"),
         ("Seed", "seed"),
+        ("optim.learning_rate", "optim.lr"),  # as others call it
+        ("tau", "loss.temperature"),
+        ("loss.lambda", "loss.pretext_weight"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_one(given, meant):
@@ -56,6 +59,12 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(given, meant):
 def test_an_unknown_name_that_resembles_none_is_refused_with_all_of_them():
     message = refuse({"zzz": 1})
     assert all(name in message for name in leaves(Config()))
+
+
+@pytest.mark.parametrize("given", ["memory.size", "memory"])
+def test_an_unknown_name_in_a_section_that_resembles_none_is_refused_with_those_of_the_section(given):
+    names = "memory.keep, memory.init, memory.wire_dtype"
+    assert refuse({given: 1}) == f"unknown setting {given!r}: valid names: {names}"
 
 
 def test_a_section_is_not_a_setting():
@@ -69,7 +78,7 @@ def test_a_section_is_not_a_setting():
             {"loss": {"num_negative": 8}},
             "unknown setting 'loss.num_negative': did you mean loss.num_negatives?",
         ),
-        ({"los": {}}, "unknown setting 'los': did you mean loss.kind?"),
+        ({"los": {}}, "unknown setting 'los': valid names: seed, data.uri, "),
         ({"sead": 1}, "unknown setting 'sead': did you mean seed?"),
     ],
 )

@@ -118,10 +118,12 @@ def test_must_goes_on_with_other_settings(storage):
     ],
 )
 def test_must_refuses_settings_that_the_checkpoint_depends_on(storage, name, value):
-    message = refuse(storage, "a", "must", override(CONFIG, {name: value}))
-    assert f"{name}: " in message
-    assert "--run a-2" in message
-    assert "--resume must" not in message
+    config = override(CONFIG, {name: value, "optim.lr": 0.5})
+    for resume in ("must", "auto"):  # nor is it advised
+        message = refuse(storage, "a", resume, config)
+        assert f"{name}: " in message
+        assert "--run a-2" in message
+        assert "--resume must" not in message
 
 
 @pytest.mark.parametrize(
