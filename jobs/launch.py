@@ -25,6 +25,7 @@ from jobs.outcome import conclude
 from jobs.warning import warnings_for_workers, warnings_heard
 from pirl.config import ConfigError
 from pirl.folder import Folder
+from pirl.processes import torchrun
 from pirl.retry import StorageError
 from pirl.runs import (
     Run,
@@ -176,12 +177,12 @@ def run_here(run: Run) -> int:
     from pirl import dist
 
     began = time.time()
-    rank = int(os.environ.get("RANK", "0"))
+    rank = torchrun("RANK") or 0
     use_gpu = run.config.cluster.gpus_per_worker > 0
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
+    device = torch.device("cuda", torchrun("LOCAL_RANK") or 0) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
-    if "WORLD_SIZE" in os.environ:
+    if torchrun("WORLD_SIZE"):
         td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
     try:
         check_ranks(run.folder.parent)

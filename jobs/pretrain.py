@@ -18,6 +18,7 @@ from clusters.profile import read_profile
 from pirl.config import Config, ConfigError, override
 from pirl.credentials import refuse_user_in_environment
 from pirl.folder import Folder
+from pirl.processes import torchrun
 from pirl.recipes import RECIPES
 from pirl.retry import StorageError, StoreRefusedError
 from pirl.runs import NameTakenError, Resume, Run, data_of, open_run, storage_at
@@ -59,14 +60,14 @@ def main() -> int:
         request = parse(sys.argv[1:])
         run = open_run(request.storage, request.name, request.config, request.resume)
         if run.result is None:
-            if "WORLD_SIZE" not in os.environ:  # torchrun's processes ask each other: one alone must not end here
+            if not torchrun("WORLD_SIZE"):  # its processes ask each other: one alone must not end here
                 check_can_write("--storage", request.storage)
             check_request(run, request.use_ray)
         if request.only_check:
             print(run.folder)
             return 0
     except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
-        if os.environ.get("RANK", "0") != "0":
+        if torchrun("RANK"):
             time.sleep(RANK_0_S)
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -142,7 +143,7 @@ def parse(argv: list[str]) -> Request:
         storage=storage_at(storage_uri(storage), config),
         name=name if known.run is None else known.run,
         resume=known.resume,
-        use_ray=not (known.no_ray or "TORCHELASTIC_RUN_ID" in os.environ),
+        use_ray=not (known.no_ray or torchrun("WORLD_SIZE")),
         only_check=known.check,
     )
 
@@ -220,22 +221,23 @@ def check_request(run: Run, use_ray: bool) -> None:
         ConfigError: What is wrong with it.
         StorageError: The store did not give its manifest.
     """
-    from pirl.shards import check_data, open_data
+    from pirl.dealing import check_data
+    from pirl.shards import open_data
 
     config = run.config
+    processes = torchrun("WORLD_SIZE") or 1
+    if not use_ray and processes > config.data.streams:
+        raise ConfigError(
+            f"torchrun's {processes} processes are more than data.streams {config.data.streams}, and a stream has "
+            f"one reader: use --nproc-per-node {config.data.streams} or --data.streams {processes}"
+        )
     dataset = open_data(config.data)
-    check_data(config, dataset)
+    check_data(config, dataset, config.cluster.workers if use_ray else processes)
     if run.checkpoint and data_of(run.checkpoint) != dataset.fingerprint:
         raise NameTakenError(
             f"{config.data.uri} is not the data set that {run.checkpoint} was trained on: the memory bank has a row "
             "for each of those images",
             f"choose another name (--run {run.name}-2)",
-        )
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if not use_ray and processes > config.data.streams:
-        raise ConfigError(
-            f"torchrun's {processes} processes are more than data.streams {config.data.streams}, and a stream has "
-            f"one reader: use --nproc-per-node {config.data.streams} or --data.streams {processes}"
         )
     if not use_ray and config.cluster.gpus_per_worker:
         check_gpus(config.cluster.gpus_per_worker)
@@ -249,7 +251,7 @@ def check_gpus(gpus_per_worker: float) -> None:
     """
     import torch
 
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = torchrun("LOCAL_WORLD_SIZE") or 1
     if gpus_per_worker != 1:
         raise ConfigError(f"cluster.gpus_per_worker {gpus_per_worker:g} needs Ray: without it use 1 or 0")
     if torch.cuda.device_count() < processes:

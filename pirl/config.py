@@ -19,9 +19,6 @@ Count = Annotated[int, Field(ge=1)]
 
 PretextName = Literal["jigsaw", "rotation", "both", "none"]
 
-OTHER_WORDS = {"lambda": "loss.pretext_weight", "tau": "loss.temperature", "learning_rate": "optim.lr"}
-"""What the field also calls some settings."""
-
 ROW_DIM = 128
 """Length of an embedding and of a row of the memory bank (paper, section 3)."""
 
@@ -58,8 +55,7 @@ class Data(Section):
     read_ahead_mb: Positive = 128
     """What a loader process reads ahead of need, in 10^6 bytes; best a window of row groups of its streams."""
     cache_gb: Annotated[float, Field(ge=0)] = 10
-    """Space on each node's disk for what was read from a store, in 10^9 bytes; 0 keeps nothing. It pays where the
-    data set fits; 10 are small beside a node's disk."""
+    """Space on each node's disk for what was read from a store, in 10^9 bytes: best all of it; 0 keeps nothing."""
     cache_folder: str | None = None
     """Where they are kept; by default in the temporary folder (TMPDIR)."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
@@ -94,8 +90,7 @@ class Model(Section):
     """`imagenet`: 7x7 stride 2 and max-pool. `small`: 3x3 stride 1, for images of about 32 px."""
     head: Literal["linear", "mlp"] = "linear"
     norm: Literal["batch", "frozen"] = "batch"
-    """`frozen` keeps batch norm's statistics as they were loaded: then the result does not depend on the
-    number of workers."""
+    """`frozen` keeps batch norm's statistics as loaded: then the result does not depend on the number of workers."""
 
 
 class Pretext(Section):
@@ -280,7 +275,8 @@ def from_json(text: str) -> Config:
 def unknown_name(given: str, name: str, names: list[str]) -> str:
     """Says which name was meant, or lists those of its section, or all."""
     section, _, word = name.rpartition(".")
-    by_word = [n for n in names if n == OTHER_WORDS.get(word) or n.rpartition(".")[2] == word]
+    other_words = {"lambda": "loss.pretext_weight", "tau": "loss.temperature", "learning_rate": "optim.lr"}
+    by_word = [n for n in names if n == other_words.get(word) or n.rpartition(".")[2] == word]
     near = by_word or difflib.get_close_matches(name, names, n=1, cutoff=0.75)  # "seed" for "sead"
     listed = [n for n in names if n.startswith(f"{section or name}.")] or names
     hint = f"did you mean {near[0]}?" if near else "valid names: " + ", ".join(listed)

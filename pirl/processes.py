@@ -1,4 +1,4 @@
-"""What processes that help another one have in common."""
+"""What processes know of those that they belong to."""
 
 import multiprocessing
 import os
@@ -18,3 +18,8 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def torchrun(name: str) -> int | None:
+    """A number that torchrun gives its processes, as RANK; None in others, where one of that name means nothing."""
+    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pirl import storage
 from pirl.cache import SpanCache, default_folder
-from pirl.config import Config, ConfigError, Data
+from pirl.config import ConfigError, Data
 from pirl.digits import ensure_digits
 from pirl.retry import DEADLINE_S, StorageError, pause
 from pirl.shard_writer import MANIFEST, VERSION, fingerprint, is_whole, parsed
@@ -279,21 +279,3 @@ def _from_manifest(
         deadline_s=deadline_s,
         cache=cache,
     )
-
-
-def check_data(config: Config, dataset: Dataset) -> None:
-    """Refuses a data set that is smaller than the batch or the negatives.
-
-    Raises:
-        ConfigError: What is too large, and the largest value that fits.
-    """
-    if config.data.batch_size > dataset.rows:
-        raise ConfigError(
-            f"data.batch_size {config.data.batch_size} is more than the {dataset.rows} images of {dataset.uri}: "
-            f"use a smaller --data.batch-size"
-        )
-    if config.loss.num_negatives >= dataset.rows:
-        raise ConfigError(
-            f"loss.num_negatives {config.loss.num_negatives} needs more than the {dataset.rows} images of "
-            f"{dataset.uri}: use --loss.num-negatives {dataset.rows - 1} or less"
-        )

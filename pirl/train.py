@@ -17,6 +17,7 @@ from pirl import checkpoint, nce
 from pirl.checkpoint import State
 from pirl.color import color_and_normalize
 from pirl.config import Config, PretextName
+from pirl.dealing import check_data, data_order
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
 from pirl.folder import Folder
 from pirl.loader import Batch, Loader
@@ -24,7 +25,7 @@ from pirl.memory import MemoryBank
 from pirl.meter import Meter, Metrics, TrainingStopped
 from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
 from pirl.order import Order
-from pirl.shards import Dataset, check_data, open_data
+from pirl.shards import Dataset, open_data
 from pirl.transforms import Views
 
 Report = Callable[[Metrics, Path | None], None]
@@ -63,14 +64,14 @@ def train(
 
     Raises:
         TrainingStopped: `stop` was true before the last step; `report` has taken the checkpoint.
-        ConfigError: The data set is smaller than the batch or the negatives.
+        ConfigError: The data set is too small for the batch or the negatives, or the batch for the workers.
         TrainingDiverged: The loss is not finite; names step, learning rate and images.
         CorruptImage: An image cannot be used and `data.on_error` is `raise`, or too many were skipped.
         StorageError: A store did not answer within `data.deadline_s`.
     """
     device = device or torch.device("cpu")
     dataset = open_data(config.data)
-    check_data(config, dataset)
+    check_data(config, dataset, world_size())
     order = data_order(config, dataset)
     last_step = config.optim.epochs * order.steps_per_epoch
 
@@ -147,12 +148,6 @@ def is_measured(config: Config, step: int, steps_per_epoch: int) -> bool:
     if step == config.optim.epochs * steps_per_epoch:
         return every is not None and not config.evaluation.enabled
     return every is not None and step % (every * steps_per_epoch) == 0
-
-
-def data_order(config: Config, dataset: Dataset) -> Order:
-    """The order of the data of this run."""
-    data = config.data
-    return Order(dataset.starts, config.seed, data.streams, data.batch_size, data.window_groups)
 
 
 def pretext_name(config: Config) -> PretextName:

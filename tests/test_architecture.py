@@ -26,6 +26,7 @@ ORDER = [
         "digits",
         "shards",
         "held_out",
+        "dealing",
     ),
     *("labels", "scratch", "images", "parquet_source", "tar_source", "sources", "workers"),
     *("destination", "prepare", "inspection"),

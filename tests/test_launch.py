@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from jobs.launch import following
+from jobs.launch import following, run_here
 from jobs.outcome import conclude
+from jobs.pretrain import check_request
+from pirl import dist
 from pirl.config import Config
 from pirl.folder import Folder
 from pirl.runs import Run, newest_checkpoint, prune_checkpoints, write_failure
@@ -51,6 +54,25 @@ def test_a_run_in_one_process_is_done_once_and_goes_on_under_torchrun(tmp_path: 
     assert result["metrics"]["step"] == 36
     assert result["evaluation"] is None  # and not that of the shorter run
     assert sorted(path.name for path in run.glob("checkpoint_*")) == ["checkpoint_000000024", "checkpoint_000000036"]
+
+
+@pytest.mark.parametrize("left", [{"WORLD_SIZE": "2"}, {"RANK": "1", "LOCAL_RANK": "7", "WORLD_SIZE": "9"}])
+def test_what_a_launcher_left_in_the_environment_does_not_make_one_process_wait_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: dict[str, str]
+) -> None:
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    seen: list[tuple[int, torch.device]] = []
+
+    def work(config: Config, folder: Folder, scratch: Path, publish: object, device: torch.device, **_: object) -> None:
+        seen.append((dist.world_size(), device))
+
+    monkeypatch.setattr("jobs.worker.work", work)
+    run = Run(Folder(str(tmp_path)), Config())
+    check_request(run, use_ray=False)
+    assert run_here(run) == 1  # nothing was trained
+    assert seen == [(1, torch.device("cpu"))]
+    assert (tmp_path / "config.json").exists()  # rank 0 wrote it
 
 
 def test_a_run_that_diverged_goes_on_from_what_is_left_at_a_lower_rate(tmp_path: Path) -> None:

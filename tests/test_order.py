@@ -170,3 +170,10 @@ def test_it_pickles_small_after_use():
     order.batch_ids(3)
     # 1,001 starts of 8 bytes, and nothing of the epoch.
     assert len(pickle.dumps(order)) < 9000
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1438, 8), (1438, 16), (1001, 64), (9, 8), (997, 12)])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_no_step_has_a_smaller_share_than_the_first(rows, batch_size, world):
+    order = order_of(rows=rows, batch_size=batch_size)
+    assert min(order.shares(0, world)) == min(min(order.shares(t, world)) for t in range(order.steps_per_epoch))

@@ -147,6 +147,11 @@ def test_a_local_data_folder_becomes_absolute_because_workers_run_elsewhere(tmp_
         ),
         # The built-in data set has 1,438 images for training.
         (["--data.batch-size", "1440"], ["data.batch_size 1440", "1438 images", "--data.batch-size"]),
+        # 1,438 images make 180 steps of 8, and some leave a worker of four one image: res5 of it would be one pixel.
+        (
+            ["--model.stem=imagenet", "--data.image_size=32", "--data.batch-size=8", "--cluster.workers=4"],
+            ["data.batch_size 8 leaves one of 4 workers a single image in some steps", "a larger --data.batch-size"],
+        ),
         (["--loss.num-negatives", "1438"], ["loss.num_negatives 1438", "--loss.num-negatives 1437 or less"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

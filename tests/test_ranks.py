@@ -19,12 +19,14 @@ def two_ranks(storage: Path, second: str) -> list[tuple[int, str]]:
     ensure_digits()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "jobs/pretrain.py", "digits", "--no-ray", f"--storage={storage}", "--model.width=4"]
+    command = [sys.executable, "jobs/pretrain.py", "digits", f"--storage={storage}", "--model.width=4"]
     unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
     starts = [command, [*unshare, "sh", "-c", f"{second} && exec " + " ".join(command)]]
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_RUN_ID": "by hand",
+        "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": f"{port}",
