@@ -21,5 +21,9 @@ def end_with_parent() -> None:
 
 
 def torchrun(name: str) -> int | None:
-    """A number that torchrun gives its processes, as RANK; None in others, where one of that name means nothing."""
-    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    """A number that torchrun gives its processes, as RANK; None in others, where one of that name means nothing.
+
+    Other launchers count too that set all that a process group needs: each process would train alone otherwise.
+    """
+    has_group = os.environ.keys() >= {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"}
+    return int(os.environ[name]) if has_group and name in os.environ else None

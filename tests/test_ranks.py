@@ -25,7 +25,6 @@ def two_ranks(storage: Path, second: str) -> list[tuple[int, str]]:
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "TORCHELASTIC_RUN_ID": "by hand",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
