@@ -310,8 +310,7 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
     user.wait_until_done(both)
 
     assert_same_end(both, undisturbed)
-    first, second = both.state["history"]
-    assert "n2" in first or "ended by SLURM" in first  # who notices first, the job or SLURM, is not said
+    _, second = both.state["history"]  # the first is told by who noticed first, the job or SLURM
     assert second == "the processes of the first node were lost"
     assert fewer.state["nodes"] == ["n1"]
     assert fewer.state["restarts"] == 0
@@ -326,9 +325,8 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
 
 def test_an_array_in_which_one_fails_and_a_job_that_is_cancelled(user: User) -> None:
     """Each of an array with its own arguments, folder and logs; told apart by their numbers."""
-    (user.folder / "runs.txt").write_text(
-        "--seed=1 --run=good  # a comment\n\n--optim.lr=1e30 --optim.warmup-epochs=1 --run=bad\n"
-    )
+    diverges = "--optim.lr=1e30 --optim.warmup-epochs=1 --checkpoint.every-steps=1"
+    (user.folder / "runs.txt").write_text(f"--seed=1 --run=good  # a comment\n\n{diverges} --run=bad\n")
     array = [f"--cluster={user.profile(nodes=1)}", "--array=runs.txt"]
     line = job_line("one of the array")[:-1]
     assert "#SBATCH --array=0-1%2" in user.type(*array, "--dry-run", *line).stdout
