@@ -65,6 +65,11 @@ class Submitted:
     def wait_for_step(self, step: int) -> None:
         wait_for(lambda: len(lines(self.run)) >= step, f"no step {step}: {self.log[-2000:]}")
 
+    def wait_until_gone_on(self) -> None:
+        """Returns soon after it has gone on from a checkpoint for the first time: far from its end."""
+        wait_for(lambda: "going on from checkpoint_" in self.log, f"it does not go on: {self.log[-2000:]}")
+        self.wait_for_step(len(lines(self.run)) + 2)
+
     def wait_for_phase(self, *phases: str) -> None:
         wait_for(lambda: self.state.get("phase") in phases, f"not {phases}: {self.state}\n{self.log[-2000:]}")
 
@@ -262,7 +267,7 @@ def test_preempted_limited_and_requeued_by_hand(user: User, undisturbed: Submitt
     user.slurm.wait_for(high, "COMPLETED")
 
     for job in (rude, warned):
-        job.wait_for_step(34)
+        job.wait_until_gone_on()
         tell_workers(job, signal.SIGSTOP)
     user.slurm.ask("scancel", "--signal=TERM", rude.id)
     # SLURM looks at time limits every 30 s, and limits are whole minutes; an end may be nearer.
@@ -301,7 +306,7 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
     assert fewer.state["nodes"] == both.state["nodes"] == ["n1", "n2"]
     user.slurm.cluster.kill("n2", silent=True)
     user.wait_for_restart(1, both)
-    both.wait_for_step(34)
+    both.wait_until_gone_on()
     tell_workers(both, signal.SIGSTOP)
     assert both.state["nodes"] == ["n1", "n3"]
     user.wait_until_done(fewer)
@@ -318,8 +323,8 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
     expected, got = lines(undisturbed.run), lines(fewer.run)
     assert [line["step"] for line in got] == list(range(1, STEPS + 1))
     assert [line["loss"] for line in got[:8]] == [line["loss"] for line in expected[:8]]
-    # One worker for two from some checkpoint on: the batch norm sees the whole batch, so the losses are near only.
-    assert got[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=0.05)
+    # One worker for two from step 8 or so on: the batch norm sees the whole batch, so the losses are near only (7 %).
+    assert got[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=0.15)
     user.slurm.wait_until_nothing_is_left()
 
 
