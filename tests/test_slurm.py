@@ -358,9 +358,9 @@ def test_an_array_in_which_one_fails_and_a_job_that_is_cancelled(user: User) -> 
     assert re.search(rf"{good.id} +good +COMPLETED", table)
 
     cancelled.wait_for_step(1)
-    line = user.type("tunnel", cancelled.id, f"--job-folder={user.folder}/jobs").stdout
+    shown = user.type("tunnel", cancelled.id, f"--job-folder={user.folder}/jobs").stdout
     port = cancelled.state["head"]["dashboard_port"]
-    assert line == f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{cancelled.state['head']['host']}\n"
+    assert shown == f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{cancelled.state['head']['host']}\n"
     ask = [sys.executable, "-c", STATUS_OF, f"http://127.0.0.1:{port}/api/version"]
     there = user.slurm.cluster.enter(cancelled.state["head"]["host"], *ask)
     assert user.slurm.ask(*there) == "401", "it wants the token, also of who came through the tunnel"
