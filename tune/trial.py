@@ -104,6 +104,6 @@ class RunTrial(tune.Trainable):
         except RunStopped:
             self.stopped = True
         except (RunFailed, OSError) as error:
-            self.error = str(error).removeprefix("error: ")
+            self.error = str(error).removeprefix("error: ").partition("\n")[0]  # without what to type for a run alone
         except Exception as error:  # nobody else sees this thread
             self.error = repr(error)
