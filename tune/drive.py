@@ -8,12 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clusters.preflight import check_nodes, check_resources, room_for
 from pirl.folder import Folder
 from tune.measured import Metric
 from tune.results import Row
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
 
 LOST = 3
 """How often the process that watches a trial may be lost; what its workers survive is `cluster.max_failures`."""
@@ -57,20 +60,12 @@ def drive(
     os.environ |= QUIET
     import ray
     from ray import tune
-    from ray.tune.schedulers import FIFOScheduler
 
     from tune.follower import EndAfterWarning, Follower
-    from tune.schedule import ByLength
     from tune.trial import RunTrial
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the table
     waiting = [row for row in rows if row.state == "waiting"]
-    scheduler = FIFOScheduler()  # type: ignore[no-untyped-call]
-    if asha:
-        scheduler = ByLength((row.trial.config.optim.epochs for row in rows), metric, *asha)
-        for row in rows:
-            if row.state in ("done", "stopped"):
-                scheduler.remember(row)
     asked = [
         {
             "storage": storage,
@@ -93,7 +88,7 @@ def drive(
             tune.with_resources(RunTrial, {"CPU": 0, f"node:{here}": 0.001}),
             param_space={"trial": tune.grid_search(asked)},
             tune_config=tune.TuneConfig(
-                scheduler=scheduler,
+                scheduler=scheduler_of(rows, metric, asha),
                 max_concurrent_trials=at_once,
                 trial_name_creator=lambda trial: trial.config["trial"]["name"],
                 trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
@@ -109,6 +104,21 @@ def drive(
                 stop=EndAfterWarning(waiting, warned),
             ),
         ).fit()
+
+
+def scheduler_of(rows: Sequence[Row], metric: Metric, asha: tuple[int, int] | None) -> "TrialScheduler":
+    """What stops trials, with what it is to know of those that have ended; see `drive`."""
+    from ray.tune.schedulers import FIFOScheduler
+
+    from tune.schedule import ByLength
+
+    if not asha:
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
+    scheduler = ByLength((row.trial.config.optim.epochs for row in rows), metric, *asha)
+    for row in rows:
+        if row.state in ("done", "stopped"):
+            scheduler.remember(row)
+    return scheduler
 
 
 @contextmanager
