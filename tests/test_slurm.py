@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,10 +66,10 @@ class Submitted:
     def wait_for_step(self, step: int) -> None:
         wait_for(lambda: len(lines(self.run)) >= step, f"no step {step}: {self.log[-2000:]}")
 
-    def wait_until_gone_on(self) -> None:
-        """Returns soon after it has gone on from a checkpoint for the first time: far from its end."""
-        wait_for(lambda: "going on from checkpoint_" in self.log, f"it does not go on: {self.log[-2000:]}")
-        self.wait_for_step(len(lines(self.run)) + 2)
+    def has_gone_on(self) -> bool:
+        """Whether it has made steps since it went on from a checkpoint."""
+        found = re.findall(r"going on from checkpoint_(\d+)", self.log)
+        return bool(found) and len(lines(self.run)) >= int(found[-1]) + 2
 
     def wait_for_phase(self, *phases: str) -> None:
         wait_for(lambda: self.state.get("phase") in phases, f"not {phases}: {self.state}\n{self.log[-2000:]}")
@@ -183,6 +184,25 @@ def tell_workers(job: Submitted, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
+def hold(began: Callable[[Submitted], bool], *jobs: Submitted) -> None:
+    """Stops the workers of each job as soon as it has begun: else it might be done before it is disturbed."""
+    waiting = set(jobs)
+
+    def all_held() -> bool:
+        for job in [job for job in waiting if began(job)]:
+            tell_workers(job, signal.SIGSTOP)
+            waiting.remove(job)
+        return not waiting
+
+    wait_for(all_held, f"these do not begin: {[job.log[-2000:] for job in waiting]}")
+    for job in jobs:
+        assert len(lines(job.run)) < STEPS, "it came to its end before it was held"
+
+
+def has_begun(job: Submitted) -> bool:
+    return len(lines(job.run)) >= 12
+
+
 def kill_processes(user: User, job: Submitted, host: str, rank: int) -> None:
     """SIGKILL for all that a job's part on a node is, on a host that stays up; its janitor is no part of it."""
     mark, number = f"PIRL_NODE={job.id}.{rank}", f"SLURM_JOB_ID={job.id}"
@@ -256,9 +276,7 @@ def test_preempted_limited_and_requeued_by_hand(user: User, undisturbed: Submitt
     for file in ("pirl/train.py", "clusters/allocation.py", "jobs/task.py"):  # what was submitted is what runs
         (checkout / file).write_text("raise SystemExit('this is not what was submitted')\n")
     rude = user.submit("rude", partition="rude")
-    for job in (warned, rude):
-        job.wait_for_step(12)
-        tell_workers(job, signal.SIGSTOP)  # else it might be done before SLURM gets to it
+    hold(has_begun, warned, rude)
     assert warned.state["nodes"] == rude.state["nodes"] == ["n1", "n2"]
     high = user.slurm.submit("sleep 1", user.folder, "--partition=high", "--nodes=3", "--exclusive")
     warned.wait_for_phase("saving")
@@ -266,9 +284,7 @@ def test_preempted_limited_and_requeued_by_hand(user: User, undisturbed: Submitt
     user.wait_for_restart(1, warned, rude)
     user.slurm.wait_for(high, "COMPLETED")
 
-    for job in (rude, warned):
-        job.wait_until_gone_on()
-        tell_workers(job, signal.SIGSTOP)
+    hold(Submitted.has_gone_on, rude, warned)
     user.slurm.ask("scancel", "--signal=TERM", rude.id)
     # SLURM looks at time limits every 30 s, and limits are whole minutes; an end may be nearer.
     user.slurm.ask("scontrol", "update", f"JobId={warned.id}", "EndTime=now+60")
@@ -300,14 +316,11 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
     """
     fewer = user.submit("fewer", nodes={"min": 1, "max": 2})
     both = user.submit("both")
-    for job in (fewer, both):
-        job.wait_for_step(12)
-        tell_workers(job, signal.SIGSTOP)
+    hold(has_begun, fewer, both)
     assert fewer.state["nodes"] == both.state["nodes"] == ["n1", "n2"]
     user.slurm.cluster.kill("n2", silent=True)
     user.wait_for_restart(1, both)
-    both.wait_until_gone_on()
-    tell_workers(both, signal.SIGSTOP)
+    hold(Submitted.has_gone_on, both)
     assert both.state["nodes"] == ["n1", "n3"]
     user.wait_until_done(fewer)
     user.slurm.boot("n2")

@@ -38,9 +38,13 @@ def test_in_the_background_and_in_this_process(tmp_path: Path) -> None:
     assert again.returncode == 2
     assert f"job {number[1]} is working on {tmp_path}/runs/background" in again.stderr
 
-    here = slurm_py(tmp_path, debug, "--", "jobs/pretrain.py", "digits", *SHORT, "--run=here", "--optim.lr=1e30")
-    assert here.returncode == 1
-    assert "error: the loss is" in here.stdout + here.stderr
+    broken = tmp_path / "photos" / "cats" / "broken.jpg"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("no image")
+    photos = [str(tmp_path / "photos"), str(tmp_path / "prepared")]
+    here = slurm_py(tmp_path, debug, "--", "jobs/prepare.py", *photos, "--strict")
+    assert here.returncode == 1, here.stdout + here.stderr
+    assert "broken.jpg" in here.stdout + here.stderr
 
     logs = slurm_py(tmp_path, "logs", number[1], "-f", local)
     assert logs.returncode == 0, logs.stdout + logs.stderr
