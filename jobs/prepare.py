@@ -105,7 +105,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--resize", metavar="N", type=int, help="make the short side of larger images N pixels long, as 256"
     )
     parser.add_argument(
-        "--shard-mb", metavar="MB", type=int, default=256, help="size of the files that are written (default: 256)"
+        "--shard-mb", metavar="MB", type=int, default=32, help="size of the files that are written (default: 32)"
     )
     parser.add_argument("--strict", action="store_true", help="stop at an image that cannot be used, not leave it out")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set in DESTINATION")
@@ -127,7 +127,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if words.inspect is not None and words.source is not None:
         parser.error("--inspect URI stands alone: leave out SOURCE and DESTINATION")
     if words.shard_mb < 1:
-        parser.error(f"--shard-mb {words.shard_mb} is too small: use 256, say")
+        parser.error(f"--shard-mb {words.shard_mb} is too small: use 32, say")
     if words.resize is not None and words.resize < 1:
         parser.error(f"--resize {words.resize} is no number of pixels: use 256, say")
     return words

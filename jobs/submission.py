@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -235,7 +236,7 @@ def ask_slurm(script: str) -> str:
     said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
     if answer.returncode:
         raise ConfigError(f"SLURM would not take this job: {said}")
-    return said
+    return re.sub(r"^Job \d+ ", "", said)  # the number is that of this question
 
 
 def description(folder: Path) -> dict[str, Any] | None:

@@ -47,7 +47,7 @@ class Request:
     test_fraction: float | None = None
     seed: int = 0
     resize: int | None = None
-    shard_mb: int = 256
+    shard_mb: int = 32
     strict: bool = False
     overwrite: bool = False
     image_column: str = "image"

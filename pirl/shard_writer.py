@@ -31,7 +31,9 @@ VERSION = 2
 MANIFEST = "manifest.json"
 ROWS_PER_GROUP = 64
 """Small enough to shuffle by, large enough (7 MB of ImageNet) to be worth a request."""
-SHARD_BYTES = 256 * 2**20
+SHARD_BYTES = 32 * 2**20
+"""Sent to a store in one request. Readers take row groups, so nothing is gained by larger ones; and some small stores
+take a whole object into their memory for each range of it."""
 SHARD = re.compile(r"shard-\d{5,}\.parquet")
 RECORD = b"pirl"
 GROUPS = b"pirl.groups"

@@ -4,7 +4,6 @@ The manifest holds span and checksum of every row group, so nothing is ever list
 that are not those that were written are noticed: flipped on the way, damaged, or overwritten since.
 """
 
-import zlib
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from pirl import storage
@@ -113,7 +113,7 @@ class Dataset:
             table = pq.ParquetFile(pa.BufferReader(data)).read_row_group(0, use_threads=False)
             images: list[bytes] = table["image"].to_pylist()
             sums = table["crc32"].to_numpy()  # of the images; the group's own checksum holds for all of its bytes
-            wrong = [] if whole else [row for row, image in enumerate(images) if zlib.crc32(image) != sums[row]]
+            wrong = [] if whole else [row for row, image in enumerate(images) if crc32(image) != sums[row]]
         except StorageError:
             raise
         except Exception as error:  # damaged bytes can make a reader raise anything
@@ -147,13 +147,13 @@ class Dataset:
         uri, checksum = self._shard_uri(shard), int(self.checksums[number])
         offset, length = (int(value) for value in self.spans[number])
         name = f"{uri} {offset} {length} {checksum}"
-        if self.cache and (kept := self.cache.get(name)) is not None and zlib.crc32(kept) == checksum:
+        if self.cache and (kept := self.cache.get(name)) is not None and crc32(kept) == checksum:
             return kept, True
         for failures in range(READS):
             if failures:
                 pause(failures, LONGEST_PAUSE_S)
             data = storage.read_bytes(uri, offset, length, self.storage_options, self.deadline_s)
-            if zlib.crc32(data) == checksum:
+            if crc32(data) == checksum:
                 if self.cache:
                     self.cache.put(name, data)
                 return data, True

@@ -152,12 +152,17 @@ def weights(run: Path) -> dict[str, Any]:
 
 
 def train_workers(cluster: Cluster) -> list[int]:
-    """Processes of Ray Train's workers on this cluster, by its token's path."""
+    """Processes of Ray Train's workers on this cluster."""
+    return processes(cluster, b"RayTrainWorker")
+
+
+def processes(cluster: Cluster, name: bytes) -> list[int]:
+    """Processes on this cluster, known by its token's path, with this in their command line."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             ours = cluster.env["RAY_AUTH_TOKEN_PATH"].encode() in (process / "environ").read_bytes()
-            if ours and b"RayTrainWorker" in (process / "cmdline").read_bytes():
+            if ours and name in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
         except OSError:  # it has ended meanwhile
             continue

@@ -105,8 +105,11 @@ class User:
         return path
 
     def submit(self, run: str, *settings: str, **profile: Any) -> Submitted:
+        return self.submit_line(run, job_line(run, *settings), **profile)
+
+    def submit_line(self, run: str, line: list[str], **profile: Any) -> Submitted:
         cluster = self.profile(**profile)
-        answer = self.type(f"--cluster={cluster}", *job_line(run, *settings))
+        answer = self.type(f"--cluster={cluster}", *line)
         found = re.match(r"job (\d+)   run (\S+)\n", answer.stdout)
         assert found, answer.stdout
         return Submitted(found[1], Path(found[2]), self.folder / "jobs" / f"{run}-1")
@@ -311,13 +314,17 @@ def test_preempted_limited_and_requeued_by_hand(user: User, undisturbed: Submitt
 def test_hosts_die(user: User, undisturbed: Submitted) -> None:
     """One job may go on with fewer nodes, and does so at once; the other goes back to the queue.
 
-    The host dies as when its power is cut, with workers of both. After that all processes of the head are killed on a
-    host that stays up.
+    Both lose once all processes of their head, on a host that stays up, and once a host with a worker of both, which
+    dies as when its power is cut.
     """
     fewer = user.submit("fewer", nodes={"min": 1, "max": 2})
     both = user.submit("both")
     hold(has_begun, fewer, both)
     assert fewer.state["nodes"] == both.state["nodes"] == ["n1", "n2"]
+    kill_processes(user, fewer, "n1", rank=0)
+    user.wait_for_restart(1, fewer)
+    hold(Submitted.has_gone_on, fewer)
+    assert fewer.state["nodes"] == ["n1", "n2"]
     user.slurm.cluster.kill("n2", silent=True)
     user.wait_for_restart(1, both)
     hold(Submitted.has_gone_on, both)
@@ -331,7 +338,7 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
     _, second = both.state["history"]  # the first is told by who noticed first, the job or SLURM
     assert second == "the processes of the first node were lost"
     assert fewer.state["nodes"] == ["n1"]
-    assert fewer.state["restarts"] == 0
+    assert fewer.state["history"] == ["the processes of the first node were lost"]
     assert "going on with 1 of 2 nodes" in fewer.log
     expected, got = lines(undisturbed.run), lines(fewer.run)
     assert [line["step"] for line in got] == list(range(1, STEPS + 1))
@@ -341,7 +348,7 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
     user.slurm.wait_until_nothing_is_left()
 
 
-def test_an_array_in_which_one_fails_and_a_job_that_is_cancelled(user: User) -> None:
+def test_an_array_in_which_one_fails_and_a_sweep_that_is_cancelled(user: User) -> None:
     """Each of an array with its own arguments, folder and logs; told apart by their numbers."""
     diverges = "--optim.lr=1e30 --optim.warmup-epochs=1 --checkpoint.every-steps=1"
     (user.folder / "runs.txt").write_text(f"--seed=1 --run=good  # a comment\n\n{diverges} --run=bad\n")
@@ -355,7 +362,9 @@ def test_an_array_in_which_one_fails_and_a_job_that_is_cancelled(user: User) -> 
     good, bad = (
         Submitted(f"{number[1]}_{n}", user.folder / "runs" / run, folder) for n, run in enumerate(("good", "bad"))
     )
-    cancelled = user.submit("cancelled", "--optim.epochs=500")
+    sweep = ["--", "tune/sweep.py", "digits", *(word for word in SMALL if "epochs" not in word), "--name=cancelled"]
+    each = ["--epochs=500", "--evaluate-every=100", "--cluster.workers=1", "--cluster.loader-processes=0"]
+    cancelled = user.submit_line("cancelled", [*sweep, *each, "--set", "optim.lr", "0.01", "0.03"])
 
     user.wait_until_done(good)
     assert json.loads((good.run / "config.json").read_text())["seed"] == 1
@@ -370,7 +379,8 @@ def test_an_array_in_which_one_fails_and_a_job_that_is_cancelled(user: User) -> 
     table = user.type("list", f"--job-folder={user.folder}/jobs").stdout
     assert re.search(rf"{good.id} +good +COMPLETED", table)
 
-    cancelled.wait_for_step(1)
+    trials = [cancelled.run / f"lr-{rate}_seed-0" for rate in ("0.01", "0.03")]
+    wait_for(lambda: all(lines(trial) for trial in trials), f"not both trials train: {cancelled.log[-2000:]}")
     shown = user.type("tunnel", cancelled.id, f"--job-folder={user.folder}/jobs").stdout
     port = cancelled.state["head"]["dashboard_port"]
     assert shown == f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{cancelled.state['head']['host']}\n"

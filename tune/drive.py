@@ -24,6 +24,9 @@ LOST = 3
 LOOKS = 10
 """How often in turn, 0.2 s apart, no placement group must be found; the last one may come after its trial's end."""
 
+LOOK_FOR_S = 60
+"""After which placement groups that do not go stay."""
+
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -146,7 +149,8 @@ def leaving_no_placement_group(rows: Sequence[Row]) -> Iterator[None]:
     finally:
         looks = LOOKS if any(row.state in ("starting", "running") for row in rows) else 0
         job: str = ray.get_runtime_context().get_job_id()
-        while looks > 0:
+        deadline = time.monotonic() + LOOK_FOR_S
+        while looks > 0 and time.monotonic() < deadline:
             table: dict[str, dict[str, Any]] = placement_group_table()
             left = [key for key, group in table.items() if group["state"] != "REMOVED" and key.endswith(job)]
             for key in left:

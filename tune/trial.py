@@ -22,7 +22,6 @@ from tune.measured import Metric, Point, curve_of, trained, without_end
 
 ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1000000",  # a trial that is ready waits for the one before it
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # after which the end of the workers is seen; 2 by default
 }
 """Passed on by Ray Train to those that run the trial."""
 

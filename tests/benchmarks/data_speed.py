@@ -1,11 +1,11 @@
-"""Images per second of our loader: from an S3 store beside WebDataset, from its cache beside an ImageFolder on a disk.
+"""Images per second of our loader: from a store beside WebDataset, from its cache beside an ImageFolder on a disk.
 
     python tests/benchmarks/data_speed.py --images images.tar
 
 All read the same photographs, with as many loader processes, into batches of 128:
 
 - ours, cold: row groups from the store, without a cache, and with a cache that has none of them and takes all.
-- WebDataset, cold: tar files of the same size from the same store by http, which it reads through curl;
+- WebDataset, cold: tar files of the same size from the same store, which it reads through curl;
   shard shuffle, a shuffle buffer of 1,000 images, batches made in the loader processes.
 - ours, warm: row groups out of the cache on the local disk.
 - ImageFolder, warm: one file for each image on the local disk, random order.
@@ -14,8 +14,9 @@ All read the same photographs, with as many loader processes, into batches of 12
 by the same two functions of pirl/transforms.py on all sides. A figure is that of the middle of a run without pauses
 between epochs: what starting costs is left out, and reading ahead does not count twice. The pairs are measured in
 turn; the table has medians, the ratio of the pairs of each round, and the processor time for an image of all that
-reads (loader processes, what they start, and the process that takes the batches), without the store's. The store is
-on this machine too, so where the processor is what limits, its work counts on each cold side. Linux only.
+reads (loader processes, what they start, and the process that takes the batches), without the store's. The store is a
+server on this machine that sends files and ranges of files, so where the processor is what limits, its work counts on
+each cold side. Linux only.
 """
 
 import sys
@@ -33,7 +34,7 @@ from functools import partial
 from itertools import product
 
 from tests.benchmarks import readers
-from tests.benchmarks.local_store import store
+from tests.benchmarks.local_store import Options, ranges_of
 from tests.benchmarks.photographs import from_tar
 from tests.benchmarks.prepare_memory import family
 
@@ -55,14 +56,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, after two to settle")
     parser.add_argument("--folder", type=Path, help="where to write, several times the size of the images")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as name, store(Path(name)) as options:
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        places = readers.write(folder, list(from_tar(args.images)), args.count, args.shard_mb * 2**20, options)
-        print(f"{args.count:,} images, {os.cpu_count()} cores\n")
-        print("| | loader processes | images | images/s | ratio | processor ms |\n| --- | ---: | --- |" + " ---: |" * 3)
-        for processes, work, cache in product(args.processes, args.work, args.caches):
-            ways = {name: partial(way, places, processes, work) for name, way in readers.WAYS[cache].items()}
-            report(processes, work, speeds(ways, args.rounds, args.seconds))
+        (folder / "store").mkdir()
+        with ranges_of(folder / "store") as options:
+            measure(folder, options, args)
+
+
+def measure(folder: Path, options: Options, args: argparse.Namespace) -> None:
+    """Prints the table."""
+    places = readers.write(folder, list(from_tar(args.images)), args.count, args.shard_mb * 2**20, options)
+    print(f"{args.count:,} images, {os.cpu_count()} cores\n")
+    print("| | loader processes | images | images/s | ratio | processor ms |\n| --- | ---: | --- |" + " ---: |" * 3)
+    for processes, work, cache in product(args.processes, args.work, args.caches):
+        ways = {name: partial(way, places, processes, work) for name, way in readers.WAYS[cache].items()}
+        report(processes, work, speeds(ways, args.rounds, args.seconds))
 
 
 def speeds(ways: dict[str, Callable[[], Stream]], rounds: int, seconds: float) -> dict[str, list[Speed]]:
@@ -103,7 +111,7 @@ def used_s(pid: int) -> float:
 
 def is_store(pid: int) -> bool:
     try:
-        return b"moto_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"add_static" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 

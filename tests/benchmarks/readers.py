@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset as wds
-from s3fs import S3FileSystem
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, get_worker_info
 from torchvision.datasets import ImageFolder
@@ -56,15 +55,16 @@ class Places:
 
 
 def write(folder: Path, photos: list[bytes], count: int, shard_bytes: int, options: Options) -> Places:
-    """Writes the images as shards and as tar files into the store, and as files, 100 in a folder."""
-    write_shards(f"s3://{BUCKET}/shards", repeat(photos, count), shard_bytes, options)
+    """Writes the images as shards and as tar files into the folder of the store, and as files, 100 in a folder."""
+    bucket = folder / "store" / BUCKET
+    write_shards(str(bucket / "shards"), repeat(photos, count), shard_bytes)
     a_tar = max(1, shard_bytes * len(photos) // sum(map(len, photos)))
-    fs, tars = S3FileSystem(**options), []
+    tars = []
     images = repeat(photos, count)
+    (bucket / "tars").mkdir()
     for number in range(-(-count // a_tar)):
-        path = f"{BUCKET}/tars/{number:05d}.tar"
-        fs.pipe_file(path, tar_of(list(islice(images, a_tar))))
-        tars.append(fs.sign(path, expiration=10**5))
+        (bucket / "tars" / f"{number:05d}.tar").write_bytes(tar_of(list(islice(images, a_tar))))
+        tars.append(f"{options['endpoint_url']}/{BUCKET}/tars/{number:05d}.tar")
     for number, image in enumerate(repeat(photos, count)):
         path = folder / "files" / f"{number // 100:04}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
