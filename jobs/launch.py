@@ -244,8 +244,10 @@ def interruption(start: Callable[[], object]) -> str | None:
     except Exception as error:
         if _told_to_end.is_set():  # torch makes another error of what ends it while it writes
             return "interrupted"
-        causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-        return f"error: {str(causes[0]).strip()}"
+        cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
+        raised = getattr(cause, "_base_exc", None)  # Ray's text of what a worker raised begins with where
+        what = f"{type(raised).__name__}: {raised}\n" if raised else ""
+        return f"error: {what}{str(cause).strip()}"
     return None
 
 

@@ -127,7 +127,7 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
     check_name("--run", name)
     files = folder.sizes()
     if "config.json" not in files:
-        if files:
+        if not all(name.startswith("config.json.") for name in files):  # else it was killed while it wrote that
             raise NameTakenError(f"{folder} exists and is not a run", "choose another --run or --storage")
         if resume == "must":
             raise ConfigError(f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}")

@@ -1,4 +1,4 @@
-"""What stores do wrong, and runs that end with the weights of an undisturbed one; docs/faults.md has the table."""
+"""What stores do wrong, and runs that end as an undisturbed one does; docs/how-it-works.md has the table."""
 
 import json
 from typing import Any

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 
-from jobs.launch import following, run_here
+from jobs.launch import following, interruption, run_here
 from jobs.outcome import conclude
 from jobs.pretrain import check_request
 from pirl import dist
@@ -201,3 +202,20 @@ def test_a_run_that_is_ended_leaves_nothing_temporary_and_one_that_is_killed_unt
     assert not left()
     assert not [path for path in temporary.glob("pirl-*") if path.is_dir()]
     assert not (tmp_path / "runs" / "digits" / ".scratch").exists()
+
+
+def test_what_a_worker_of_ray_raised_is_told_before_where() -> None:
+    """A sweep has room for the first line alone."""
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    def fail() -> None:
+        try:
+            raise MemoryError("2 GB are not there")
+        except MemoryError as error:
+            failure = UserExceptionWithTraceback(error, traceback.format_exc())
+        raise WorkerGroupError("rank 1", {1: failure})
+
+    first, second, *_ = (interruption(fail) or "").splitlines()
+    assert first == "error: MemoryError: 2 GB are not there"
+    assert second.startswith("Traceback")

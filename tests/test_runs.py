@@ -219,6 +219,11 @@ def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
     assert f"--run {name!r}" in refuse(Folder(str(tmp_path)), name, "auto")
 
 
+def test_a_run_that_was_killed_while_it_wrote_its_config_starts(empty):
+    (empty / "a").write("config.json.17.tmp", '{"seed"')
+    assert open_run(empty, "a", CONFIG, "auto").checkpoint is None
+
+
 def test_a_damaged_config_is_refused_with_its_place(storage):
     (storage / "a").write("config.json", '{"seed": ')
     message = refuse(storage, "a", "auto")

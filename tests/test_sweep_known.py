@@ -54,6 +54,7 @@ def test_a_folder_that_is_something_else_is_refused_with_what_to_type_for_a_swee
         ("--set optim.lr 0.1 0.2 --seed 7", "seed: 0 -> 7"),
         ("--set optim.momentum 0.1 0.2", "compared: optim.lr -> optim.momentum"),
         ("--set optim.lr 0.1 0.2 --set optim.momentum 0.1", "compared: optim.lr -> optim.lr, optim.momentum"),
+        ("--set optim.lr 0.1 0.2 --evaluation.knn-k 7", "evaluation.knn_k: 20 -> 7"),
         ("--set optim.lr 0.3 0.4 --seeds 2 --cluster.workers 1", None),
     ],
 )
@@ -83,6 +84,8 @@ def test_a_command_with_some_of_the_values_forgets_of_no_trial_that_it_was_stopp
     first, *others = known_rows(whole)
     assert (first.state, first.curve) == ("stopped", [Point(1, 1.0, 1.0)])
     assert {row.state for row in others} == {"waiting"}
+    write_stopped(whole.folder / slow.name, "knn", 2)
+    assert known_rows(whole)[0].state == "stopped", "judging by another metric takes nothing back"
     alone = parse(["--set", "optim.lr", "0.1", "0.2", *arguments])
     assert {row.state for row in known_rows(alone)} == {"waiting"}, "without asha all are trained to their end"
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from pirl.config import override
 from pirl.folder import Folder
 from pirl.recipes import digits
-from tune.follower import Follower
+from tune.follower import EndAfterWarning, Follower
 from tune.live import live_view, open_console, showing, trials_table
 from tune.measured import Point, trained
 from tune.results import Row
 from tune.schedule import ByLength
-from tune.space import trials_at, trials_of
+from tune.space import Trial, trials_at, trials_of
 from tune.trial import RunTrial
 
 LOST = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:4242 :x:"
@@ -124,10 +124,40 @@ def test_a_trial_tells_how_far_it_is_between_its_measurements(tmp_path: Path) ->
 def test_asha_compares_measurements_alone() -> None:
     """Words of progress are not counted: of two trials with a measurement the worse one is stopped, at its own."""
     scheduler = ByLength([4], "knn", grace=1, reduction=2)
-    better, worse = (SimpleNamespace(trial_id=name, config={"trial": {"epochs": 4}}) for name in ("better", "worse"))
+    better, worse = (SimpleNamespace(config={"trial": {"name": name, "epochs": 4}}) for name in ("better", "worse"))
     for trial in (better, worse):
         scheduler.on_trial_add(None, trial)
         assert scheduler.on_trial_result(None, trial, {"told": (1.5, 6.0)}) == "CONTINUE"
     assert scheduler.on_trial_result(None, better, {"epoch": 2, "metric": 0.5}) == "CONTINUE"
     assert scheduler.on_trial_result(None, worse, {"told": (2.0, 8.0)}) == "CONTINUE"
     assert scheduler.on_trial_result(None, worse, {"epoch": 2, "metric": 0.4}) == "STOP"
+
+
+def test_asha_does_not_judge_again_what_goes_on_after_a_kill() -> None:
+    """A trial was let go on since it came first; better ones came after it, and are done when the sweep goes on."""
+    config = override(digits(), {"optim.epochs": 9})
+    early, better, worse, *others = (Row(Trial(name, {}, config)) for name in ("early", "better", "worse", "c", "d"))
+    scheduler = ByLength([9], "knn", grace=1, reduction=3)
+    scheduler.remember(better, [Point(1, 0.4, 1.0), Point(9, 0.5, 9.0)])
+    scheduler.remember(worse, [Point(1, 0.2, 1.0)])
+    scheduler.remember(early, [Point(1, 0.3, 1.0), Point(2, 0.35, 2.0)])
+    trial = SimpleNamespace(trial_id="0001", config={"trial": {"name": "early", "epochs": 9}})
+    scheduler.on_trial_add(None, trial)
+    for epoch in (1, 2):
+        assert scheduler.on_trial_result(None, trial, {"epoch": epoch, "metric": 0.3}) == "CONTINUE"
+    for row, reached in zip(others, (0.6, 0.5), strict=True):
+        scheduler.remember(row, [Point(3, reached, 3.0)])
+    assert scheduler.on_trial_result(None, trial, {"epoch": 3, "metric": 0.3}) == "STOP", "its next rung"
+
+
+def test_after_a_warning_the_trials_that_train_are_waited_for() -> None:
+    """And not one that waits for workers: it would get those that come free, and has nothing to save."""
+    rows = [Row(trial) for trial in trials_of(digits(), {"optim.lr": [0.1, 0.2, 0.3]}, 1)]
+    rows[0].state, rows[1].state = "running", "starting"
+    warned = threading.Event()
+    end = EndAfterWarning(rows, warned)
+    assert not end.stop_all()
+    warned.set()
+    assert not end.stop_all()
+    rows[0].state = "waiting"
+    assert end.stop_all()

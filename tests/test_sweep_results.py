@@ -114,6 +114,8 @@ def test_the_files_say_what_was_reached_and_how_to_make_it_again(tmp_path: Path)
     assert len(table) == 8
     assert table[2]["mean"] == table[3]["mean"] == "0.7"
     assert table[7]["error"] == "the loss is nan,\nat step 3"
+    norms = [Row(trial) for trial in trials_of(digits(), {"optim.clip_norm": [None, 1.0]}, 1)]
+    assert [row["optim.clip_norm"] for row in csv.DictReader(io.StringIO(as_csv(norms, "knn")))] == ["null", "1"]
 
 
 def test_the_tables_show_each_trial_and_each_point():

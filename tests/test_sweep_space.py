@@ -152,6 +152,9 @@ def test_a_profile_says_what_a_trial_gets_and_where_it_lies_unless_something_els
     with pytest.raises(ConfigError, match=r"no such file; the examples are"):
         parse(["--epochs", "1", "2", "--cluster=nowhere.toml"])
 
+    on_slurm = parse(["--cluster.workers=4", "--cluster.cpus-per-worker=3", "--set", "cluster.workers", "1", "2"])
+    assert [t.config.cluster.workers for t in on_slurm.trials] == [1, 2], "a job's settings come from the profile"
+
 
 def test_losses_of_one_kind_are_compared_without_any_evaluation_during_training():
     request = parse(["digits", "--set", "optim.lr", "0.01", "0.1", "--metric", "loss"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clusters.preflight import check_nodes, check_resources, room_for
 from pirl.folder import Folder
-from tune.measured import Metric
+from tune.measured import Metric, curve_of
 from tune.results import Row
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def drive(
             tune.with_resources(RunTrial, {"CPU": 0, f"node:{here}": 0.001}),
             param_space={"trial": tune.grid_search(asked)},
             tune_config=tune.TuneConfig(
-                scheduler=scheduler_of(rows, metric, asha),
+                scheduler=scheduler_of(storage, rows, metric, every, asha),
                 max_concurrent_trials=at_once,
                 trial_name_creator=lambda trial: trial.config["trial"]["name"],
                 trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
@@ -109,8 +109,10 @@ def drive(
         ).fit()
 
 
-def scheduler_of(rows: Sequence[Row], metric: Metric, asha: tuple[int, int] | None) -> "TrialScheduler":
-    """What stops trials, with what it is to know of those that have ended; see `drive`."""
+def scheduler_of(
+    storage: Folder, rows: Sequence[Row], metric: Metric, every: int, asha: tuple[int, int] | None
+) -> "TrialScheduler":
+    """What stops trials, with what it is to know of those that have begun; see `drive`."""
     from ray.tune.schedulers import FIFOScheduler
 
     from tune.schedule import ByLength
@@ -119,8 +121,9 @@ def scheduler_of(rows: Sequence[Row], metric: Metric, asha: tuple[int, int] | No
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     scheduler = ByLength((row.trial.config.optim.epochs for row in rows), metric, *asha)
     for row in rows:
-        if row.state in ("done", "stopped"):
-            scheduler.remember(row)
+        config = row.trial.config
+        known = row.curve if row.ended else curve_of(storage / row.trial.name, config, metric, every)
+        scheduler.remember(row, known)
     return scheduler
 
 

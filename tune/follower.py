@@ -89,9 +89,9 @@ class EndAfterWarning(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether all ends now. Trials that Tune started after the warning are not waited for."""
+        """Whether all ends now. Trials that have not begun to train have nothing to save."""
         if not self.warned.is_set():
             return False
         if self.saving is None:
-            self.saving = [row for row in self.rows if row.state in ("starting", "running")]
-        return not any(row.state in ("starting", "running") for row in self.saving)
+            self.saving = [row for row in self.rows if row.state == "running"]
+        return not any(row.state == "running" for row in self.saving)

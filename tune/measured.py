@@ -72,7 +72,8 @@ def stopped_at(folder: Folder, metric: Metric) -> int | None:
 
 def write_stopped(folder: Folder, metric: Metric, epoch: int) -> None:
     """Writes down what `stopped_at` says."""
-    folder.write(STOPPED, json.dumps({metric: epoch}))
+    known = json.loads(folder.find(STOPPED) or "{}")
+    folder.write(STOPPED, json.dumps({**known, metric: epoch}))
 
 
 def _points(folder: Folder, config: Config, metric: Metric, every: int) -> Iterator[Point]:

@@ -218,7 +218,7 @@ def name_ends(panel: Axes, rows: Sequence[Row], setting: str, metric: Metric) ->
                 fontsize=8,
                 arrowprops={"arrowstyle": "-", "color": "gray", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkB": 3},
             )
-    panel.set_title(f"each trial during training; beside its end: {setting.rpartition('.')[2]}")
+    panel.set_title(f"each trial during training; beside the highest seed's end: {setting.rpartition('.')[2]}")
 
 
 def columns_of(ends: Sequence[End]) -> list[list[End]]:

@@ -181,7 +181,8 @@ def _axes(given: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, list
             raise ConfigError(f"--set {typed} needs values behind the name: --set {name} {example} VALUE ...")
         if name in axes:
             raise ConfigError(f"{name} is given twice: write all of its values behind one --set {name}")
-        if name in _underscored(fixed):
+        # A profile's are given as fixed ones where the sweep is a job on SLURM.
+        if name in _underscored(fixed) and not name.startswith("cluster."):
             raise ConfigError(f"{name} is given twice, with values to compare and as fixed: leave one of them out")
         if name == "seed":
             raise ConfigError("seeds are given by number: --seeds 3, from --seed on")

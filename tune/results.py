@@ -13,7 +13,7 @@ from pirl.config import leaves
 from pirl.folder import Folder
 from pirl.recipes import RECIPES
 from tune.measured import Metric, Point
-from tune.space import Trial, group_name
+from tune.space import Trial, group_name, text_of
 
 State = Literal["waiting", "starting", "running", "done", "stopped", "failed"]
 """`starting` until the first line of its metrics; `stopped` by the scheduler, before the end. What is cut off with the
@@ -160,7 +160,7 @@ def as_csv(rows: list[Row], metric: Metric) -> str:
     table.writerow(["trial", *names, "seed", "state", "epoch", metric, "train_s", "mean", "deviation", "error"])
     for row in rows:
         group = groups[group_name(row.trial)]
-        values = [row.trial.values[name] for name in names]
+        values = [text_of(row.trial.values[name]) for name in names]
         last = row.last or (None, None, None)
         table.writerow(
             [row.trial.name, *values, row.trial.seed, row.state, *last, group.mean, group.deviation, row.error]

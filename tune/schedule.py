@@ -1,12 +1,12 @@
 """Which trials are stopped early: ASHA, among trials of one length."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from tune.measured import Metric
+from tune.measured import Metric, Point
 from tune.results import Row
 
 
@@ -41,22 +41,25 @@ class ByLength(FIFOScheduler):
         """The one for a trial."""
         return self.by_length[trial.config["trial"]["epochs"]]
 
-    def remember(self, row: Row) -> None:
-        """Takes what a trial reached before this sweep was cut off, as if it had just been told."""
-        trial = SimpleNamespace(trial_id=row.trial.name, config={"trial": {"epochs": row.trial.config.optim.epochs}})
+    def remember(self, row: Row, curve: Sequence[Point]) -> None:
+        """Takes what a trial reached before this sweep was cut off, as if it had just been told.
+
+        One that goes on is not judged again by what it is known to have reached.
+        """
+        trial = SimpleNamespace(config={"trial": {"name": row.trial.name, "epochs": row.trial.config.optim.epochs}})
         self.on_trial_add(None, trial)
-        for point in row.curve:
+        for point in curve:
             if point.epoch < row.trial.config.optim.epochs:
                 self.on_trial_result(None, trial, point._asdict())
         self.on_trial_remove(None, trial)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial waits."""
-        self.of(trial).on_trial_add(tune_controller, trial)
+        self.of(trial).on_trial_add(tune_controller, _by_name(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether it goes on."""
-        decision: str = self.of(trial).on_trial_result(tune_controller, trial, result)
+        decision: str = self.of(trial).on_trial_result(tune_controller, _by_name(trial), result)
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
@@ -64,4 +67,9 @@ class ByLength(FIFOScheduler):
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """A trial is no more."""
-        self.of(trial).on_trial_remove(tune_controller, trial)
+        self.of(trial).on_trial_remove(tune_controller, _by_name(trial))
+
+
+def _by_name(trial: Any) -> Any:
+    """A trial as ASHA knows it: by its name, which is the same when the sweep goes on."""
+    return SimpleNamespace(trial_id=trial.config["trial"]["name"])

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from jobs.pretrain import check_request
-from pirl.config import Config, ConfigError, Data, from_dict
+from pirl.config import Config, ConfigError, Data, from_dict, leaves
 from pirl.retry import StoreRefusedError
 from pirl.runs import NameTakenError, differences, open_run
 from pirl.writable import check_can_write
@@ -77,13 +77,20 @@ def refuse_other_sweep(request: Request) -> None:
     trial = request.trials[0]
     before, now = list(known["trials"][0]["values"]), list(trial.values)
     changed = [f"compared: {', '.join(before)} -> {', '.join(now)}"] if before != now else []
-    for line in differences(from_dict(known["config"]), trial.config):
+    old, new = from_dict(known["config"]), trial.config
+    for line in [*differences(old, new), *_measured_otherwise(leaves(old), leaves(new))]:
         changed += [line] if line.partition(":")[0] not in (*before, *now) else []
     if changed:
         raise ConfigError(
             "\n  ".join([f"the sweep {request.folder.name!r} exists with other settings:", *changed])
             + "\nchoose another --name"
         )
+
+
+def _measured_otherwise(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines `name: old -> new` for settings without which accuracies cannot be compared; how often is none."""
+    names = [name for name in old if name.startswith("evaluation.") and name != "evaluation.every_epochs"]
+    return [f"{name}: {old[name]} -> {new[name]}" for name in names if old[name] != new[name]]
 
 
 def add_rounds(request: Request, rows: list[Row]) -> None:
