@@ -363,7 +363,7 @@ def test_an_array_in_which_one_fails_and_a_sweep_that_is_cancelled(user: User) -
         Submitted(f"{number[1]}_{n}", user.folder / "runs" / run, folder) for n, run in enumerate(("good", "bad"))
     )
     sweep = ["--", "tune/sweep.py", "digits", *(word for word in SMALL if "epochs" not in word), "--name=cancelled"]
-    each = ["--epochs=500", "--evaluate-every=100", "--cluster.workers=1", "--cluster.loader-processes=0"]
+    each = ["--optim.epochs=500", "--evaluate-every=100", "--cluster.workers=1", "--cluster.loader-processes=0"]
     cancelled = user.submit_line("cancelled", [*sweep, *each, "--set", "optim.lr", "0.01", "0.03"])
 
     user.wait_until_done(good)
