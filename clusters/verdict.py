@@ -6,6 +6,7 @@ whichever way.
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -59,8 +60,8 @@ def main(folder: Path, max_requeues: int, code: int) -> int:
     enter(folder, job_id, "requeue", reason, history=history, restarts=restarts)
     for _ in range(TRIES):
         # Incomplete: not one that was cancelled meanwhile.
-        answer = subprocess.run(["scontrol", "requeue", "incomplete", job_id], timeout=CARRIED_OUT_S)
-        time.sleep(CARRIED_OUT_S if answer.returncode == 0 else CARRIED_OUT_S / TRIES)
+        taken = _ask("scontrol", "requeue", "incomplete", job_id) is not None
+        time.sleep(CARRIED_OUT_S if taken else CARRIED_OUT_S / TRIES)
     return 1
 
 
@@ -70,6 +71,9 @@ def outlive(folder: Path, max_requeues: int, head: str) -> None:
     SLURM leaves a job that may lose nodes (`--no-kill`) as it is then: running, with nothing in it. Ends without a
     verdict where the host answers: the batch script is there, or it was only this node that was cut off.
     """
+    if not shutil.which("scontrol"):  # in a container of srun_args, say
+        print(f"{head} is lost, and there is no scontrol here to bring the job back with: scancel it", flush=True)
+        return
     deadline = time.monotonic() + DOWN_S
     try:
         state = "unknown"
@@ -82,7 +86,7 @@ def outlive(folder: Path, max_requeues: int, head: str) -> None:
         if host_state(head) != "down":
             raise
     main(folder, max_requeues, code=137)
-    subprocess.run(["scancel", own_id()], timeout=CARRIED_OUT_S)
+    _ask("scancel", own_id())
 
 
 def own_id() -> str:
@@ -94,8 +98,7 @@ def own_id() -> str:
 
 def host_state(host: str) -> Literal["up", "down", "unknown"]:
     """Whether a host's slurmd answers, or SLURM has given the host up."""
-    command = ["scontrol", "-o", "show", "node", host]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=CARRIED_OUT_S).stdout
+    told = _ask("scontrol", "-o", "show", "node", host) or ""
     if " State=DOWN" in told:
         return "down"
     address, port = (re.search(rf" {name}=(\S+)", told) for name in ("NodeAddr", "Port"))
@@ -104,6 +107,16 @@ def host_state(host: str) -> Literal["up", "down", "unknown"]:
     except OSError:
         return "unknown"
     return "up"
+
+
+def _ask(*command: str) -> str | None:
+    """What a command of SLURM prints; None where it fails or takes too long, which is said in the log."""
+    try:
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, errors="replace", timeout=CARRIED_OUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        print(f"{command[0]}: {error}", flush=True)
+        return None
+    return answer.stdout if answer.returncode == 0 else None
 
 
 def _is_first(file: Path) -> bool:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from clusters import verdict as script
 from clusters.job_state import enter, read_state
 from clusters.queue import job_state
 from tests.slurm_cluster import ROOT, Slurm
+from tests.slurm_words import words_of
 
 SCRIPT = ROOT / "clusters/verdict.py"
 
@@ -117,6 +119,30 @@ def test_requeues_are_bounded_and_told(tmp_path: Path):
     assert state["phase"] == "failed"
     assert state["reason"] == "lost n2; the job was requeued 3 times, which is all that max_requeues allows"
     assert state["history"] == ["lost n1", "lost n2"]
+
+
+def test_a_controller_that_is_slow_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(script, "CARRIED_OUT_S", 0.5)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    hangs_once = f"echo $* >> {tmp_path}/asked; mkdir {tmp_path}/hung || exit 1; exec sleep 60"
+    words_of(tmp_path / "bin", monkeypatch, scontrol=hangs_once)
+    assert script.main(tmp_path, 3, 137) == 1
+    assert (tmp_path / "asked").read_text().splitlines() == ["requeue incomplete 7"] * script.TRIES
+    assert read_state(tmp_path, "7")["phase"] == "requeue"
+
+
+def test_a_host_that_slurm_says_nothing_of_is_not_taken_for_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(script, "CARRIED_OUT_S", 0.2)
+    words_of(tmp_path / "bin", monkeypatch, scontrol="exec sleep 60")
+    assert script.host_state("127.45.67.89") == "unknown", "nobody listens there"
+
+
+def test_a_node_without_scontrol_says_that_it_cannot_bring_the_job_back(tmp_path: Path, monkeypatch, capsys):
+    """As in a container, which has none of SLURM's commands."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    script.outlive(tmp_path, 3, "n1")
+    assert "n1 is lost, and there is no scontrol here" in capsys.readouterr().out
+    assert read_state(tmp_path, "7") == {}
 
 
 def test_the_last_task_of_an_array_goes_back_alone(tmp_path: Path):
