@@ -88,7 +88,10 @@ def job_state(job_id: str) -> JobState | None:
             continue
         if text is None:
             continue
-        if known := parse(text):
+        known = parse(text)
+        if heard and parse is parse_sacct:  # what the controller does not know has ended, even if sacct missed that
+            known = [job for job in known if job.ended]
+        if known:
             same = next((job for job in known if covers(job.id, job_id)), None)
             return same or min(known, key=lambda job: job.ended)
         # Only the controller knows that a job does not wait or run; accounting may be late.

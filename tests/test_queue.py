@@ -180,6 +180,18 @@ def test_a_command_that_hangs_or_fails_is_passed_over(monkeypatch, tmp_path: Pat
     assert time.monotonic() - start < 10, "the three limits, and room for a busy machine"
 
 
+def test_what_accounting_alone_takes_for_running_is_gone(monkeypatch, tmp_path: Path):
+    """A record whose end was lost stays as it is for years (`sacctmgr show runawayjobs`)."""
+    running, ended = "7|RUNNING|0:06|10:00|Unknown|n1|0:0|pirl", SACCT.splitlines()[0]
+    for squeue in (UNKNOWN_JOB, "exit 0"):
+        words_of(tmp_path, monkeypatch, scontrol=UNKNOWN_JOB, squeue=squeue, sacct=f"echo '{running}'")
+        assert job_state("7") is None
+        words_of(tmp_path, monkeypatch, scontrol=UNKNOWN_JOB, squeue=squeue, sacct=f"echo '{ended}'")
+        assert job_state("7") == parse_sacct(ended)[0]
+    words_of(tmp_path, monkeypatch, scontrol=DOWN, squeue=DOWN, sacct=f"echo '{running}'")
+    assert job_state("7") == parse_sacct(running)[0], "the controller, which would know, was not heard"
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
