@@ -1,8 +1,10 @@
 """The options of `jobs/slurm.py`, and its help."""
 
 import argparse
+import shlex
 from typing import NoReturn
 
+from clusters.profile import Profile
 from pirl.config import ConfigError
 
 SUBMIT = "python jobs/slurm.py"
@@ -69,3 +71,32 @@ def watch_parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("--cluster", metavar="FILE", help="the profile that names the job folder")
     parser.add_argument("--job-folder", metavar="FOLDER", help="where jobs lie (default: ~/pirl-jobs)")
     return parser
+
+
+def refuse_words(profile: Profile, job: str, words: list[str]) -> None:
+    """Refuses what a job file understands, and what would go wrong on the cluster.
+
+    Raises:
+        ConfigError: Which word behind --, and what to type instead.
+    """
+    for word, behind in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        value = value if equals else behind
+        if option in ("-h", "--help"):
+            raise ConfigError(f"{word} asks for no job: type python {shlex.join([job, *words])}")
+        if option == "--check":
+            raise ConfigError(f"{word} asks for no job: type --dry-run before --, which checks too and sends nothing")
+        if job != "jobs/pretrain.py":
+            continue
+        if option == "--resume" and value == "never" and profile.cluster == "slurm":
+            raise ConfigError(
+                "--resume never: the job could not go on when it comes back from the queue; "
+                "leave it out, and choose a new --run NAME"
+            )
+        if option == "--no-ray":
+            raise ConfigError("--no-ray: the first node would train alone, and the others would wait: leave it out")
+        if option == "--cluster.workers" and profile.nodes.min < profile.nodes.max:
+            raise ConfigError(
+                "--cluster.workers would stay the same when a node is lost: leave it out, "
+                f"and write workers_per_node or nodes = {profile.nodes.max} in the profile"
+            )

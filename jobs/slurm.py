@@ -18,7 +18,7 @@ from collections.abc import Callable
 from clusters.drive import job_settings
 from clusters.profile import Profile, read_profile
 from jobs.logs import follow_logs, print_logs
-from jobs.options import SUBMIT, submit_parser, watch_parser
+from jobs.options import SUBMIT, refuse_words, submit_parser, watch_parser
 from jobs.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
 from jobs.submitted import Job, all_jobs, cancel_array, find_jobs, verdicts
 from jobs.watch import list_table, print_status
@@ -95,6 +95,8 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
     job, arguments = job_file(words[0]), words[1:]
     lines = array_lines(known.array) if known.array else [[]]
     runs = [[*arguments, *line] for line in lines]
+    for run in runs:
+        refuse_words(profile, job, run)
     folders = [check(profile, job, run) for run in runs]
     if twice := {folder for folder in folders if folders.count(folder) > 1 and folder}:
         raise ConfigError(f"two runs of {known.array} have the folder {twice.pop()}: give each a name with --run")

@@ -34,12 +34,16 @@ def type_(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *w
     return code, *capfd.readouterr()
 
 
+def toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
+
+
 def profile(folder: Path, **keys: object) -> str:
     told = {"cluster": "slurm", "nodes": 1, "cpus_per_node": 1, "storage": f"{folder}/runs"}
-    lines = [
-        f"{name} = {json.dumps(value)}" for name, value in (told | {"job_folder": f"{folder}/jobs"} | keys).items()
-    ]
-    (folder / "cluster.toml").write_text("\n".join(lines))
+    keys = told | {"job_folder": f"{folder}/jobs"} | keys
+    (folder / "cluster.toml").write_text("\n".join(f"{name} = {toml(value)}" for name, value in keys.items()))
     return f"--cluster={folder}/cluster.toml"
 
 
@@ -77,6 +81,46 @@ def test_a_wrong_command_is_answered_in_one_line(monkeypatch, capfd, line: str, 
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
     assert said in err
+
+
+ELASTIC = {"nodes": {"min": 1, "max": 2}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "line", "said"),
+    [
+        ({}, "jobs/pretrain.py digits --help", "--help asks for no job: type python jobs/pretrain.py digits --help"),
+        ({}, "tune/sweep.py -h", "-h asks for no job: type python tune/sweep.py -h"),
+        ({}, "jobs/prepare.py a b --check", "--check asks for no job: type --dry-run before --"),
+        ({}, "jobs/pretrain.py --resume never", "--resume never: the job could not go on when it comes back"),
+        ({}, "jobs/pretrain.py --run=x --resume=never", "choose a new --run NAME"),
+        ({}, "jobs/pretrain.py --no-ray", "--no-ray: the first node would train alone"),
+        (ELASTIC, "jobs/pretrain.py --cluster.workers=2", "--cluster.workers would stay the same when a node is lost"),
+        (ELASTIC, "jobs/pretrain.py --cluster.workers 2", "or nodes = 2 in the profile"),
+    ],
+)
+def test_what_a_job_cannot_have_is_refused(monkeypatch, capfd, tmp_path: Path, keys, line: str, said: str) -> None:
+    monkeypatch.setattr(slurm, "check", lambda *_: f"{tmp_path}/runs/new")  # which lets all of this pass
+    first, *words = shlex.split(line)
+    (tmp_path / "array").write_text(shlex.join(words))
+    cluster = profile(tmp_path, **keys)
+    for own, behind in (([], [first, *words]), ([f"--array={tmp_path}/array"], [first])):
+        code, out, err = type_(monkeypatch, capfd, cluster, "--dry-run", *own, "--", *behind)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert said in err
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({}, "jobs/pretrain.py --resume must --cluster.workers=1"),
+        ({"cluster": "local"}, "jobs/pretrain.py --resume never"),  # which comes back from nowhere
+        (ELASTIC, "tune/sweep.py --cluster.workers=1"),  # of a trial
+    ],
+)
+def test_what_a_job_can_have_is_taken(monkeypatch, capfd, tmp_path: Path, keys, line: str) -> None:
+    monkeypatch.setattr(slurm, "check", lambda *_: f"{tmp_path}/runs/new")
+    assert type_(monkeypatch, capfd, profile(tmp_path, **keys), "--dry-run", "--", *line.split())[0] == 0
 
 
 def test_broken_job_folders_are_passed_over(monkeypatch, capfd, tmp_path: Path) -> None:
