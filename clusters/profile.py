@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from pirl.config import ConfigError, Count, Positive, Section, unknown_name
+from pirl.config import ConfigError, Count, Section, unknown_name
 from pirl.credentials import refuse_secrets
 
 Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]+$")]
@@ -18,11 +18,31 @@ PORTS_PER_NODE = 100
 """Of a job on one node: some for Ray's services, the rest for its workers."""
 
 
+KEY_OF = {
+    **{name: name for name in ("nodes", "partition", "account", "qos", "constraint", "time")},
+    **{"no-kill": "nodes", "cpus-per-task": "cpus_per_node", "gpus-per-node": "gpus_per_node"},
+    **{"signal": "warning_s", "requeue": "max_requeues", "no-requeue": "max_requeues"},
+}
+"""Options of sbatch that a key of the profile stands for."""
+
+OURS = ("array", "wrap", "job-name", "ntasks", "ntasks-per-node", "output", "error", "open-mode")
+"""Those that no profile may set."""
+
+
+def refuse_truth(given: Any) -> Any:
+    """Raises ValueError for true and false, which would pass for 1 and 0."""
+    if isinstance(given, bool):
+        raise ValueError("write a value, not true or false")
+    return given
+
+
 class Nodes(Section):
     """How many nodes: with fewer than `max` the job starts, and goes on when some are lost, down to `min`."""
 
     min: Count
     max: Count
+
+    _is_number = field_validator("*", mode="before")(refuse_truth)
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -43,7 +63,7 @@ class Profile(Section):
     nodes: Nodes
     cpus_per_node: Count
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    memory_gb_per_node: Positive | None = None
+    memory_gb_per_node: Annotated[float, Field(ge=0.1)] | None = None
     workers_per_node: Count | None = None
     """By default one for each GPU, or one on nodes without."""
 
@@ -79,10 +99,12 @@ class Profile(Section):
     start_s: Count = 300
     """How long nodes may take to come up before the job goes on without them, requeues or fails."""
 
+    _is_number = field_validator("*", mode="before")(refuse_truth)
+
     @field_validator("nodes", mode="before")
     @classmethod
     def _one_number(cls, given: Any) -> Any:
-        return {"min": given, "max": given} if isinstance(given, int) else given
+        return {"min": given, "max": given} if isinstance(given, int) and not isinstance(given, bool) else given
 
     @field_validator("temp_dir")
     @classmethod
@@ -96,9 +118,17 @@ class Profile(Section):
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment {name!r}: use letters, digits and _, no digit first")
-        for name in self.sbatch:
+            if name.startswith(("PIRL_NODE", "SLURM_", "SUBMITIT_")):
+                raise ValueError(f"environment {name!r}: the job sets it itself")
+        for name, value in self.sbatch.items():
             if not re.fullmatch(r"[a-z][a-z-]*", name):
                 raise ValueError(f"sbatch {name!r}: use a long name of sbatch, without dashes before it")
+            if name in KEY_OF:
+                raise ValueError(f"sbatch {name!r}: write {KEY_OF[name]} outside of sbatch")
+            if name in OURS:
+                raise ValueError(f"sbatch {name!r}: jobs/slurm.py sets it itself")
+            if value is False:
+                raise ValueError(f"sbatch {name!r} is false: leave it out")
         refuse_secrets(self.environment, "environment")
         if self.cluster in ("local", "debug") and self.nodes.max > 1:
             raise ValueError(f"cluster {self.cluster} is this machine: use nodes = 1")
@@ -108,6 +138,9 @@ class Profile(Section):
             raise ValueError(f"ports {list(self.ports)}: a job needs {PORTS_PER_NODE} on each node")
         if self.workers_on_node > self.cpus_per_node:
             raise ValueError(f"{self.workers_on_node} workers on a node need at least as many cpus_per_node")
+        few, many = sorted((self.workers_on_node, self.gpus_per_node))
+        if few and many % few:  # Ray gives a worker whole GPUs, or a part of one
+            raise ValueError(f"{self.workers_on_node} workers cannot share {self.gpus_per_node} GPUs evenly")
         return self
 
     @property
@@ -166,7 +199,8 @@ def minutes(time: Any) -> int:
 def _describe(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return unknown_name(name, name, list(Profile.model_fields))
+        keys = [f"nodes.{key}" for key in Nodes.model_fields] if "." in name else list(Profile.model_fields)
+        return unknown_name(name, name, keys)
     if problem["type"] == "missing":
         return f"{name} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")

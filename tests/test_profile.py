@@ -45,6 +45,9 @@ def test_workers_share_a_node(tmp_path: Path):
     gpus = read_profile(written(tmp_path, gpus_per_node="2", nodes="{min = 1, max = 3}"))
     assert gpus.settings() == {"cluster.workers": 6, "cluster.cpus_per_worker": 2, "cluster.gpus_per_worker": 1}
     assert gpus.settings(nodes=1)["cluster.workers"] == 2
+    for workers, share in (("1", 2), ("4", 0.5)):
+        gpus = read_profile(written(tmp_path, gpus_per_node="2", workers_per_node=workers))
+        assert gpus.settings()["cluster.gpus_per_worker"] == share
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,24 @@ def test_time_limits_as_slurm_takes_them(given: Any, expected: int):
         ({"environment": '{AWS_SECRET_ACCESS_KEY = "x7q"}'}, "environment holds secrets (AWS_SECRET_ACCESS_KEY)"),
         ({"environment": '{BAD-NAME = "x7q"}'}, "environment 'BAD-NAME': use letters, digits and _, no digit first"),
         ({"environment": '{"A B" = "x7q"}'}, "environment 'A B': use letters, digits and _, no digit first"),
+        ({"environment": '{PIRL_NODE = "x7q"}'}, "environment 'PIRL_NODE': the job sets it itself"),
+        ({"environment": '{SLURM_NNODES = "x7q"}'}, "environment 'SLURM_NNODES': the job sets it itself"),
+        ({"environment": '{SUBMITIT_FOLDER = "x7q"}'}, "environment 'SUBMITIT_FOLDER': the job sets it itself"),
+        ({"sbatch": '{nodes = "7"}'}, "sbatch 'nodes': write nodes outside of sbatch"),
+        ({"sbatch": '{signal = "TERM@5"}'}, "sbatch 'signal': write warning_s outside of sbatch"),
+        ({"sbatch": '{time = "5"}'}, "sbatch 'time': write time outside of sbatch"),
+        ({"sbatch": "{no-requeue = true}"}, "sbatch 'no-requeue': write max_requeues outside of sbatch"),
+        ({"sbatch": '{array = "0-3"}'}, "sbatch 'array': jobs/slurm.py sets it itself"),
+        ({"sbatch": '{wrap = "x"}'}, "sbatch 'wrap': jobs/slurm.py sets it itself"),
+        ({"sbatch": "{exclusive = false}"}, "sbatch 'exclusive' is false: leave it out"),
+        ({"gpus_per_node": "4", "workers_per_node": "3"}, "3 workers cannot share 4 GPUs evenly"),
+        ({"gpus_per_node": "2", "workers_per_node": "3"}, "3 workers cannot share 2 GPUs evenly"),
+        ({"memory_gb_per_node": "0.0001"}, "memory_gb_per_node 0.0001: Input should be greater than or equal to 0.1"),
+        ({"nodes": "true"}, "nodes True: write a value, not true or false"),
+        ({"nodes": "{min = true, max = 2}"}, "nodes.min True: write a value, not true or false"),
+        ({"cpus_per_node": "true"}, "cpus_per_node True: write a value, not true or false"),
+        ({"gpus_per_node": "true"}, "gpus_per_node True: write a value, not true or false"),
+        ({"nodes": "{min = 2, max = 4, foo = 1}"}, "unknown setting 'nodes.foo': valid names: nodes.min, nodes.max"),
         ({"sbatch": '{"--exclude" = "n7"}'}, "sbatch '--exclude': use a long name of sbatch, without dashes before it"),
         ({"storage": '"unfinished'}, "x.toml: "),
     ],
