@@ -18,10 +18,13 @@ PORTS_PER_NODE = 100
 """Of a job on one node: some for Ray's services, the rest for its workers."""
 
 
-KEY_OF = {
-    **{name: name for name in ("nodes", "partition", "account", "qos", "constraint", "time")},
-    **{"no-kill": "nodes", "cpus-per-task": "cpus_per_node", "gpus-per-node": "gpus_per_node"},
-    **{"signal": "warning_s", "requeue": "max_requeues", "no-requeue": "max_requeues"},
+KEY_OF = {name: name for name in ("nodes", "partition", "account", "qos", "constraint", "time")} | {
+    "no-kill": "nodes",
+    "cpus-per-task": "cpus_per_node",
+    "gpus-per-node": "gpus_per_node",
+    "signal": "warning_s",
+    "requeue": "max_requeues",
+    "no-requeue": "max_requeues",
 }
 """Options of sbatch that a key of the profile stands for."""
 
