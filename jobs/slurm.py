@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from clusters.drive import job_settings
 from clusters.profile import Profile, read_profile
+from clusters.queue import SlurmSilent
 from jobs.logs import follow_logs, print_logs
 from jobs.options import SUBMIT, refuse_words, submit_parser, watch_parser
 from jobs.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
@@ -42,8 +43,8 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except subprocess.TimeoutExpired as error:
-        print(f"failed: {error.cmd[0]} has not answered for {error.timeout:g} s", file=sys.stderr)
+    except SlurmSilent as silence:
+        print(f"failed: SLURM did not answer: {silence}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"failed: {error}", file=sys.stderr)
@@ -116,12 +117,20 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
         print(submission.script(), flush=True)
     estimate = ""
     if profile.cluster == "slurm" and shutil.which("sbatch"):
-        estimate = ask_slurm(submission.script())
+        try:
+            estimate = ask_slurm(submission.script())
+        except SlurmSilent as silence:
+            if not known.dry_run:
+                raise
+            print(f"SLURM did not answer: {silence}", file=sys.stderr)
+            return 0
     if known.dry_run:
         print(f"SLURM says: {estimate}" if estimate else "there is no sbatch here to ask", file=sys.stderr)
         return 0
     if profile.cluster == "slurm" and not estimate:
         raise ConfigError("there is no sbatch here: type this on a login node of the cluster, or add --dry-run")
+    if profile.cluster != "slurm" and not os.access(profile.temp_dir, os.W_OK | os.X_OK):
+        raise ConfigError(f"temp_dir {profile.temp_dir}: there is no such folder, or you may not write in it")
     try:
         private_folder(parent)
     except OSError as error:

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,7 @@ from typing import Any, cast
 
 from clusters.place import JobFile
 from clusters.profile import Profile
+from clusters.queue import SlurmSilent
 from pirl.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,23 @@ WITHOUT_LIMIT_MIN = 60 * 24 * 365
 
 TEST_ONLY_S = 60
 """How long the scheduler may take to say what it thinks of a script."""
+
+AWAY = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "in standby mode")
+"""What sbatch says that has not reached the controller; anything else is the controller's word."""
+
+USERS_OWN = ("SLURM_CONF", "SLURM_JWT", "SBATCH_")
+"""Variables with which a user's shell tells SLURM's commands something; the others tell of an allocation."""
+
+
+@contextmanager
+def outside_of_allocations() -> Iterator[None]:
+    """Hides in the block what an allocation in which this process runs has told it: a new job would believe it."""
+    from submitit.helpers import clean_env
+
+    kept = {name: value for name, value in os.environ.items() if name.startswith(USERS_OWN)}
+    with clean_env():
+        os.environ |= kept
+        yield
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,7 @@ class Submission:
             parameters["map_count"] = len(self.arguments)
         return _make_sbatch_string(command=command, folder=self.folder, **parameters)
 
+    @outside_of_allocations()
     def submit(self) -> list[str]:
         """Makes the folder, freezes the code, hands the job over; returns the id of each run's job.
 
@@ -224,16 +244,27 @@ def next_folder(parent: Path, name: str) -> Path:
     return parent / f"{name}-{number}"
 
 
+@outside_of_allocations()
 def ask_slurm(script: str) -> str:
     """Asks SLURM whether it would take a script, and when it would start it; submits nothing.
 
     Raises:
         ConfigError: It would not, and why.
+        SlurmSilent: There is no answer.
     """
-    answer = subprocess.run(
-        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=TEST_ONLY_S
-    )
+    with tempfile.TemporaryFile("w+") as file:  # a pipe would end this process, too, if sbatch did not read it
+        file.write(script)
+        file.seek(0)
+        command = ("sbatch", "--test-only")
+        try:
+            answer = subprocess.run(
+                command, stdin=file, capture_output=True, text=True, errors="replace", timeout=TEST_ONLY_S
+            )
+        except subprocess.TimeoutExpired:
+            raise SlurmSilent(f"sbatch has said nothing for {TEST_ONLY_S:g} s") from None
     said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
+    if answer.returncode and any(words in said.lower() for words in AWAY):
+        raise SlurmSilent(said.splitlines()[-1].removeprefix("sbatch: ").removeprefix("error: "))
     if answer.returncode:
         raise ConfigError(f"SLURM would not take this job: {said}")
     return re.sub(r"^Job \d+ ", "", said)  # the number is that of this question

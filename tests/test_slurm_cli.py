@@ -210,7 +210,42 @@ def test_an_sbatch_that_hangs_fails_in_one_line(monkeypatch, capfd, tmp_path: Pa
     monkeypatch.setattr("jobs.submission.TEST_ONLY_S", 0.2)
     words_of(tmp_path / "bin", monkeypatch, sbatch="exec sleep 60")
     code, _, err = type_(monkeypatch, capfd, profile(tmp_path), "--", "jobs/pretrain.py", "digits")
-    assert (code, err) == (1, "failed: sbatch has not answered for 0.2 s\n")
+    assert (code, err) == (1, "failed: SLURM did not answer: sbatch has said nothing for 0.2 s\n")
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_a_controller_that_is_away_has_refused_nothing(monkeypatch, capfd, tmp_path: Path) -> None:
+    monkeypatch.setattr(slurm, "check", lambda *_: f"{tmp_path}/runs/new")
+    failure = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    words_of(tmp_path / "bin", monkeypatch, sbatch=f"echo '{failure}' >&2; exit 1")
+    told = f"SLURM did not answer: {failure.removeprefix('sbatch: error: ')}\n"
+    command = (profile(tmp_path), "--", "jobs/pretrain.py", "digits")
+    assert type_(monkeypatch, capfd, *command) == (1, "", f"failed: {told}")
+    code, out, err = type_(monkeypatch, capfd, "--dry-run", *command)
+    assert (code, err) == (0, told)
+    assert out.startswith("#!/bin/bash\n")
+
+
+def test_what_sbatch_says_is_shown_whatever_it_is_written_in(monkeypatch, capfd, tmp_path: Path) -> None:
+    monkeypatch.setattr(slurm, "check", lambda *_: f"{tmp_path}/runs/new")
+    words_of(tmp_path / "bin", monkeypatch, sbatch=r"printf 'sbatch: error: Ung\xfcltige Partition' >&2; exit 1")
+    code, _, err = type_(monkeypatch, capfd, profile(tmp_path), "--", "jobs/pretrain.py", "digits")
+    assert (code, err) == (
+        2,
+        "error: SLURM would not take this job: error: Ung\N{REPLACEMENT CHARACTER}ltige Partition\n",
+    )
+
+
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_a_temporary_folder_that_is_not_there_is_refused(monkeypatch, capfd, tmp_path: Path, cluster: str) -> None:
+    monkeypatch.setattr(slurm, "check", lambda *_: f"{tmp_path}/runs/new")
+    given = profile(tmp_path, cluster=cluster, temp_dir="/no-scratch")
+    code, out, err = type_(monkeypatch, capfd, given, "--", "jobs/pretrain.py", "digits")
+    assert (code, out, err) == (
+        2,
+        "",
+        "error: temp_dir /no-scratch: there is no such folder, or you may not write in it\n",
+    )
     assert not (tmp_path / "jobs").exists()
 
 

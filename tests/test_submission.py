@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clusters.profile import Profile
-from jobs.submission import Submission
+from jobs.submission import Submission, ask_slurm
 from jobs.submitted import find_jobs
 from tests.ray_cluster import wait_for
 
@@ -107,6 +107,29 @@ def test_a_background_job_that_cannot_begin_says_why(tmp_path: Path, told: Path)
     (job,) = find_jobs(sent.folder.parent, None)
     wait_for(lambda: job.verdict().word == "FAILED", "it is not said to have failed")
     assert "/no/python: No such file or directory" in job.verdict().reason
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "local"])
+def test_an_allocation_that_submits_tells_the_job_nothing_of_itself(
+    tmp_path: Path, told: Path, monkeypatch: pytest.MonkeyPatch, cluster: str
+) -> None:
+    """As in a terminal of `salloc`: what SLURM said there would be taken for the new job's."""
+    theirs = ("SLURM_MEM_PER_CPU", "SLURM_RESTART_COUNT", "RANK")
+    users = ("SLURM_CONF", "SLURM_JWT", "SBATCH_ACCOUNT")
+    for name in theirs + users:
+        monkeypatch.setenv(name, "1")
+    listed = f"env > {tmp_path}/env.part; mv {tmp_path}/env.part {tmp_path}/env"
+    for name in ("sbatch", "python"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{listed}\necho Submitted batch job 7\n")
+        (tmp_path / "bin" / name).chmod(0o700)
+    for hand_over in (submit, lambda sent: ask_slurm(sent.script())) if cluster == "slurm" else (submit,):
+        hand_over(submission(tmp_path, cluster))
+        wait_for((tmp_path / "env").exists, "nothing was started")
+        names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
+        (tmp_path / "env").unlink()
+        assert names.isdisjoint(theirs)
+        assert names >= set(users)
+    assert os.environ["SLURM_MEM_PER_CPU"] == "1", "it is hidden, not lost"
 
 
 def test_the_path_of_the_profile_is_kept_too(tmp_path: Path, told: Path) -> None:
