@@ -69,7 +69,7 @@ def lead(job: JobFile, profile: Profile, place: Place, signals: Signals) -> tupl
         enter(job.folder, place.job_id, "starting", pid=os.getpid())
         try:
             ray = start(profile, place, janitor, environment, None, lambda: signals.warned)
-            with meeting.Head(place.ip, ray.ports["meeting"], token) as head:
+            with meet(place.ip, ray.ports["meeting"], token) as head:
                 at = {"host": place.host, "ip": place.ip, "meeting_port": ray.ports["meeting"]}
                 at |= {"gcs_port": ray.ports["gcs"], "dashboard_port": ray.ports["dashboard"]}
                 enter(job.folder, place.job_id, "starting", head=at)
@@ -151,6 +151,14 @@ def start(
         )
     except StartError as error:
         raise NotStarted(str(error)) from None
+
+
+def meet(ip: str, port: int, token: str) -> meeting.Head:
+    """Has the other nodes come; raises NotStarted where the port was taken while Ray started."""
+    try:
+        return meeting.Head(ip, port, token)
+    except OSError as error:
+        raise NotStarted(f"port {port}: {error.strerror}") from None
 
 
 def ray_environment(token_file: Path) -> dict[str, str]:

@@ -59,6 +59,19 @@ class Ports:
         """Whether nothing listens on the ports of the services; the dashboard's is on loopback."""
         return is_free("127.0.0.1", self["dashboard"]) and all(is_free(ip, self[service]) for service in SERVICES)
 
+    def take(self, ip: str) -> socket.socket | None:
+        """Keeps other jobs off until the socket is closed; None where one was first, or something listens."""
+        lock = socket.socket(socket.AF_UNIX)
+        try:
+            lock.bind(f"\0pirl-ports-{self.first}")  # an abstract name: of this host's net, and gone with this process
+        except OSError:
+            lock.close()
+            return None
+        if self.are_free(ip):
+            return lock
+        lock.close()
+        return None
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -78,12 +91,14 @@ class RayNode:
         ports: Its ports.
         process: `ray start --block`, which all its processes end with.
         log: What it says.
+        lock: On the ports: Ray takes seconds until it listens, and the meeting listens after it.
     """
 
     ip: str
     ports: Ports
     process: subprocess.Popen[bytes]
     log: Path
+    lock: socket.socket
 
     @property
     def problem(self) -> str:
@@ -127,7 +142,8 @@ def start_ray(
     """
     problem = "no hundred ports of the range are free"
     deadline = time.monotonic() + limit_s
-    for attempt, candidate in zip(range(TRIES), (p for p in ports if p.are_free(ip)), strict=False):
+    taken = ((candidate, lock) for candidate in ports if (lock := candidate.take(ip)))
+    for attempt, (candidate, lock) in zip(range(TRIES), taken, strict=False):
         command = ray_command(ip, candidate, resources, folder / f"r{attempt}", head_address)
         log = folder / f"start{attempt}.log"
         with log.open("wb") as output:
@@ -135,12 +151,13 @@ def start_ray(
         services = ["node_manager"] + ([] if head_address else ["gcs", "dashboard"])
         while process.poll() is None and time.monotonic() < deadline and not give_up():
             if all(listens(ip if s != "dashboard" else "127.0.0.1", candidate[s]) for s in services):
-                return RayNode(ip, candidate, process, log)
+                return RayNode(ip, candidate, process, log, lock)
             time.sleep(0.1)
         state = f"ended with code {process.poll()}" if process.poll() is not None else f"was not up after {limit_s:g} s"
         problem = f"ray start {state}:\n{tail(log)}"
         print(problem, flush=True)
         end(process)
+        lock.close()
         if time.monotonic() > deadline or give_up():
             break
     raise StartError(problem)

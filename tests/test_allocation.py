@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -21,7 +23,16 @@ from clusters.janitor import Janitor
 from clusters.job_state import read_state
 from clusters.place import JobFile, Place
 from clusters.profile import Profile
-from clusters.ray_node import PORTS_PER_NODE, SERVICES, Ports, Resources, alive_nodes, candidates, is_free, ray_command
+from clusters.ray_node import (
+    PORTS_PER_NODE,
+    SERVICES,
+    Ports,
+    Resources,
+    alive_nodes,
+    candidates,
+    is_free,
+    ray_command,
+)
 from tests.ray_cluster import free_ports
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(1000)"]
@@ -46,6 +57,39 @@ def test_a_taken_port_makes_a_hundred_unfit():
         assert not is_free("127.0.0.1", ports["metrics"])
         assert not ports.are_free("127.0.0.1")
     assert ports.are_free("127.0.0.1")
+
+
+def test_a_hundred_is_one_jobs_from_before_anything_listens():
+    """Ray takes seconds until it listens, and jobs that wait for the same nodes start together."""
+    ports = next(ports for ports in candidates("2", 40_000, 50_000) if ports.are_free("127.0.0.1"))
+    take = f"from clusters.ray_node import Ports; print(Ports({ports.first}).take('127.0.0.1') is not None)"
+
+    def taken_by_another() -> str:
+        return subprocess.run([sys.executable, "-c", take], capture_output=True, text=True, check=True).stdout
+
+    assert taken_by_another() == "True\n", "and given back with its process"
+    lock = ports.take("127.0.0.1")
+    assert lock is not None
+    assert ports.are_free("127.0.0.1")
+    assert taken_by_another() == "False\n"
+    lock.close()
+    with socket.create_server(("127.0.0.1", ports["metrics"])):
+        assert ports.take("127.0.0.1") is None
+    again = ports.take("127.0.0.1")
+    assert again is not None, "it was not kept"
+    again.close()
+
+
+def test_a_meeting_port_that_somebody_has_taken_meanwhile_sends_the_job_back(tmp_path: Path, monkeypatch):
+    (port,) = free_ports(1)
+    ray = SimpleNamespace(ports=Ports(port))
+    monkeypatch.setattr(allocation, "start", lambda *_: ray)
+    profile = Profile.model_validate({"cluster": "slurm", "nodes": 1, "cpus_per_node": 1, "storage": "runs"})
+    place = Place("17", 0, 1, 0, "n1", "127.0.0.1", Resources(1, 0, None), tmp_path / "log")
+    monkeypatch.setattr(allocation, "looked_after", lambda *_: nullcontext(SimpleNamespace(environment={})))
+    with socket.create_server(("127.0.0.1", port)):
+        phase, reason, _ = allocation.lead(JobFile(tmp_path, ("x.py",), True), profile, place, None)
+    assert (phase, reason.split(" (")[0]) == ("requeue", f"n1: port {port}: Address already in use")
 
 
 def test_ray_gets_the_resources_of_the_allocation_and_listens_where_it_may():

@@ -58,6 +58,7 @@ def alone(tmp_path: Path) -> Iterator[Alone]:
         yield Alone(ray, token, environment, tmp_path)
     finally:
         end(ray.process)
+        ray.lock.close()
         shutil.rmtree(scratch, ignore_errors=True)
         for number, handler in before.items():
             signal.signal(number, handler)
