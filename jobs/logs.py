@@ -14,7 +14,7 @@ ASK_S = 5.0
 
 def print_logs(job: Job) -> int:
     """Prints what all nodes wrote; returns the exit code."""
-    for line in new_lines(job, {}):
+    for line in new_lines(job, {}, to_the_end=True):
         print(line)
     if not job.logs():
         print(f"job {job.job_id} has written nothing yet: {job.verdict().word}", file=sys.stderr)
@@ -32,7 +32,7 @@ def follow_logs(job: Job) -> int:
         said = verdict.word
         asked_at = time.monotonic()
         while True:
-            for line in new_lines(job, positions):
+            for line in new_lines(job, positions, to_the_end=not verdict.active):
                 print(line, flush=True)
             if not verdict.active:
                 print(f"-- {verdict}", file=sys.stderr)
@@ -42,13 +42,16 @@ def follow_logs(job: Job) -> int:
                 break
 
 
-def new_lines(job: Job, positions: dict[Path, int]) -> Iterator[str]:
-    """Whole lines behind the positions, which move on, each with the number of its node before it."""
+def new_lines(job: Job, positions: dict[Path, int], *, to_the_end: bool = False) -> Iterator[str]:
+    """Whole lines behind the positions, which move on, each with the number of its node before it.
+
+    With `to_the_end` also what stands behind the last whole one: nobody may be there any more to end it.
+    """
     for rank, path in job.logs().items():
         with path.open("rb") as file:
             file.seek(positions.get(path, 0))
             new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        positions[path] = positions.get(path, 0) + len(whole)
-        for line in whole.decode(errors="replace").splitlines():
+        shown = new if to_the_end else new[: new.rfind(b"\n") + 1]
+        positions[path] = positions.get(path, 0) + len(shown)
+        for line in shown.decode(errors="replace").splitlines():
             yield f"[{rank}] {line}"
