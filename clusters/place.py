@@ -54,11 +54,12 @@ class Place:
         """Reads the rest from the environment of a task."""
         head_ip = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", profile.cpus_per_node))
+        gpus = int(os.environ.get("SLURM_GPUS_ON_NODE", profile.gpus_per_node))
         # For each node if the profile asks for some, else for each CPU or GPU, as many clusters have it by default.
         per_node, per_cpu, per_gpu = (
             int(os.environ.get(f"SLURM_MEM_PER_{what}", "0")) for what in ("NODE", "CPU", "GPU")
         )
-        by_default = per_cpu * cpus or per_gpu * profile.gpus_per_node
+        by_default = per_cpu * cpus or per_gpu * gpus
         megabytes = per_node or by_default or 1024 * (profile.memory_gb_per_node or 0)
         return cls(
             job_id=job_id,
@@ -67,6 +68,6 @@ class Place:
             restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             host=os.environ.get("SLURMD_NODENAME", socket.gethostname()),
             ip=meeting.own_ip(head_ip),
-            resources=Resources(cpus, profile.gpus_per_node, int(megabytes * 2**20) or None),
+            resources=Resources(cpus, gpus, int(megabytes * 2**20) or None),
             log=log,
         )
