@@ -121,7 +121,8 @@ def kill_all(mark: str, folder: Path) -> None:
 
 def processes(mark: str, folder: Path) -> list[int]:
     """Processes of a job that have not ended, other than this one."""
-    wanted, inside = f"{MARK}={mark}".encode(), f"{folder}/"
+    # As /proc has it; the last part is ours, and others may have put a link there.
+    wanted, inside = f"{MARK}={mark}".encode(), f"{folder.parent.resolve() / folder.name}/"
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) == os.getpid():

@@ -180,6 +180,34 @@ def test_the_janitor_ends_all_processes_and_removes_the_folder(tmp_path: Path):
         other.wait()
 
 
+def test_the_janitor_finds_open_files_where_the_temporary_folder_is_a_link(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "scratch").symlink_to(tmp_path / "disk")
+    folder = tmp_path / "scratch/pirl-j1-0"
+    look_after = Janitor(folder, "test-link.0")
+    with (folder / "log").open("w") as log:
+        agent = subprocess.Popen(SLEEP, stdout=log)
+    try:
+        look_after.clean()
+        assert agent.wait(1) == -signal.SIGKILL
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+def test_a_link_in_the_place_of_the_folder_makes_no_process_the_jobs(tmp_path: Path):
+    """Whoever may write into the temporary folder would have others' processes killed: here one in `home`."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "pirl-j1-0").symlink_to(tmp_path / "home")
+    with (tmp_path / "home/log").open("w") as log:
+        other = subprocess.Popen(SLEEP, stdout=log)
+    try:
+        assert janitor.processes("test-link.1", tmp_path / "pirl-j1-0") == []
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_the_folder_is_the_user_s_own(tmp_path: Path):
     look_after = Janitor(tmp_path / "pirl-j2-0", "test-2.0")
     assert (tmp_path / "pirl-j2-0").stat().st_mode & 0o777 == 0o700
