@@ -224,10 +224,12 @@ def verdicts(jobs: list[Job]) -> list[Verdict]:
         theirs = next((state for state in listed if covers(state.id, job.job_id)), None)
         if job.cluster != "slurm":
             found.append(job.verdict())
-        elif theirs or job.state().get("phase") in ("done", "failed"):
+        elif silence:
+            found.append(job.judged_in_silence(silence))
+        elif theirs or job.state().get("phase") in ENDS or job.cancelled.exists():
             found.append(job.judged(theirs))
         else:
-            found.append(job.judged_in_silence(silence) if silence else job.verdict())
+            found.append(job.verdict())
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from clusters.job_state import Phase, enter, read_state
 from clusters.queue import JobState
-from jobs.logs import follow_logs, new_lines
+from jobs.logs import follow_logs, new_lines, print_logs
 from jobs.submitted import Job, Verdict, all_jobs, cancel_array, find_jobs, verdicts
 from jobs.watch import last_numbers, print_status, sweep_numbers
 from pirl.config import ConfigError
@@ -206,19 +206,26 @@ def test_many_jobs_are_one_question(tmp_path: Path, monkeypatch) -> None:
     """Only a job that SLURM does not list and that has not told its end is asked for singly."""
     for number in range(20, 60):
         enter(job(tmp_path / f"old-{number}", str(number)).folder, str(number), "done")
+    enter(job(tmp_path / "told", "61").folder, "61", "cancelled", "ended by a signal")
+    job(tmp_path / "never-began", "62").cancelled.touch()
+    enter(job(tmp_path / "again", "63").folder, "63", "cancelled", "ended by a signal")
     job(tmp_path / "new", "60_5")
     job(tmp_path / "lost", "70")
     note = f"echo $0 $@ >> {tmp_path}/asked"
-    lines = "\n".join([squeue_line("60_[1,3-9%2]", "PENDING"), squeue_line("33", "RUNNING")])
+    lines = "\n".join(
+        [squeue_line("60_[1,3-9%2]", "PENDING"), squeue_line("33", "RUNNING"), squeue_line("63", "PENDING")]
+    )
     answer = f"{note}\ncase \"$*\" in *-u*) echo '{lines}';; *) {UNKNOWN_JOB};; esac"
     words_of(tmp_path / "bin", monkeypatch, squeue=answer, scontrol=f"{note}; {UNKNOWN_JOB}")
     jobs = all_jobs(tmp_path)
     found = {job.job_id: verdict.word for job, verdict in zip(jobs, verdicts(jobs), strict=True)}
     assert found.pop("60_5") == "PENDING"
     assert found.pop("33") == "RUNNING", "it was requeued by hand"
+    assert found.pop("63") == "PENDING", "SIGTERM was how its preemption began"
+    assert [found.pop(number) for number in ("61", "62")] == ["CANCELLED", "CANCELLED"]
     assert found.pop("70") == "UNKNOWN"
     assert set(found.values()) == {"COMPLETED"}
-    assert len((tmp_path / "asked").read_text().splitlines()) == 1 + 2, "of 42 jobs"
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1 + 2, "of 45 jobs"
 
 
 def test_a_job_is_found_by_id_and_folder_and_the_newest_without(tmp_path: Path) -> None:
@@ -320,3 +327,17 @@ def test_logs_of_all_nodes_come_in_whole_lines_and_once(tmp_path: Path) -> None:
         log.write("o\n")
     assert list(new_lines(known, positions)) == ["[0] two"]
     assert list(new_lines(known, positions)) == []
+
+
+def test_what_a_job_said_last_is_shown_without_the_end_of_its_line(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr("jobs.logs.FOLLOW_S", 0.1)
+    known = job(tmp_path / "a")
+    log = known.folder / "17_0_log.out"
+    log.write_text("one\nsrun: error: Unab")
+    words_of(tmp_path / "bin", monkeypatch, scontrol=f"echo '{scontrol_line('17', 'RUNNING')}'")
+    assert print_logs(known) == 0
+    assert capfd.readouterr().out == "[0] one\n[0] srun: error: Unab\n", "what is there"
+    enter(known.folder, "17", "done")
+    words_of(tmp_path / "bin", monkeypatch, scontrol=UNKNOWN_JOB)
+    assert follow_logs(known) == 0
+    assert capfd.readouterr().out == "[0] one\n[0] srun: error: Unab\n"
