@@ -2,13 +2,15 @@
 
     python tests/benchmarks/slurm_start.py [FOLDER]
 
-FOLDER is seen by all hosts (default: ~/pirl-start). Prints when each part of the start was over, in seconds.
+FOLDER is seen by all hosts (default: ~/pirl-start); what is written goes into a new one in it. Prints when each part
+of the start was over, in seconds.
 """
 
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +22,9 @@ LIMIT_S = 300
 
 def main() -> None:
     """Submits one run on two hosts and watches its files."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "~/pirl-start").expanduser()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    parent = Path(sys.argv[1] if len(sys.argv) > 1 else "~/pirl-start").expanduser().resolve()
+    parent.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="pirl-start-", dir=parent))
     profile = folder / "cluster.toml"
     profile.write_text(
         f'cluster = "slurm"\nnodes = 2\ncpus_per_node = 1\nmemory_gb_per_node = 2\ntime = 10\n'
