@@ -8,6 +8,7 @@ the bytes, guarded by a file lock, which the kernel releases with the process th
 import fcntl
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -22,6 +23,8 @@ ROOM = 0.9
 LEFTOVER_S = 600.0
 """A temporary file that nobody has written to for so long was left by a process that was killed."""
 
+_OURS = re.compile(r"[0-9a-f]{64}(-\d+-\d+\.tmp)?")
+"""Names of files that are counted and removed: the folder that a person named may hold others too."""
 _DIGITS = 20
 """Of the ledger: always as many, so that one write replaces the number."""
 
@@ -113,6 +116,8 @@ class SpanCache:
         files = []
         total = 0
         for path in self.folder.glob("??/*"):
+            if not _OURS.fullmatch(path.name):
+                continue
             with suppress(FileNotFoundError):
                 status = path.stat()
                 if path.suffix == ".tmp" and time.time() - status.st_mtime > LEFTOVER_S:

@@ -106,6 +106,16 @@ def test_a_process_killed_before_its_file_has_a_name_leaves_nothing_that_is_used
     assert used(tmp_path) <= 10 * SIZE
 
 
+def test_files_of_others_in_the_folder_are_left_alone_and_do_not_count(tmp_path):
+    thesis = tmp_path / "en" / "thesis.tmp"
+    thesis.parent.mkdir()
+    thesis.write_bytes(b"x" * 20 * SIZE)
+    os.utime(thesis, (0, 0))
+    put_many(tmp_path, [str(number) for number in range(20)], 10 * SIZE)
+    assert thesis.stat().st_size == 20 * SIZE
+    assert 8 * SIZE < used(tmp_path) - 20 * SIZE <= 10 * SIZE
+
+
 def test_a_ledger_that_is_wrong_is_made_anew(tmp_path):
     cache = SpanCache(tmp_path, 10 * SIZE)
     cache.put("a", data_of("a"))
