@@ -86,8 +86,32 @@ def test_a_data_set_looks_incomplete_as_soon_as_it_is_being_removed(uri, monkeyp
     assert order == ["manifest.json", "manifest.json", UNFINISHED, "shard-00000.parquet"]
 
 
-def test_source_and_destination_lie_apart():
-    check_apart("s3://bucket/out", "s3://bucket/in")
-    for destination, source in (("s3://bucket/in/out", "s3://bucket/in"), ("/a", "/a/b"), ("a", "./a")):
-        with pytest.raises(ConfigError, match="overlap"):
-            check_apart(destination, source)
+@pytest.mark.parametrize(
+    ("destination", "source"),
+    [
+        ("s3://bucket/in/out", "s3://bucket/in"),
+        ("/a", "/a/b"),
+        ("a", "./a"),
+        # The same place in another spelling.
+        ("a", "file://{here}/a"),
+        ("local://{here}/link", "a"),
+        ("~/a", "{here}/a"),
+        ("memory://a", "memory:///a"),
+        ("s3a://bucket/in/", "s3://bucket/in"),
+        ("memory://a", "memory://a/*.tar"),
+    ],
+)
+def test_a_destination_in_its_source_or_around_it_is_refused(tmp_path, monkeypatch, destination, source):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    with pytest.raises(ConfigError, match="overlap"):
+        check_apart(destination.format(here=tmp_path), source.format(here=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("destination", "source"), [("s3://bucket/out", "s3://bucket/in"), ("memory://a", "/a"), ("/a/bc", "/a/b")]
+)
+def test_a_destination_beside_its_source_is_taken(destination, source):
+    check_apart(destination, source)
