@@ -5,10 +5,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_SECRET = re.compile(r"secret|token|passw|passphrase|credential|connection_string|^sas$|key(_id)?$")
+_SECRET = re.compile(
+    r"secret|token|passw|passphrase|credential|connection_string|authorization|cookie|(key(_id)?|signature)$"
+    r"|(^|[-_])(auth|pass|sas|sig)$"
+)
 """Names of options in which the filesystems of fsspec take secrets."""
 
 _USER = re.compile(r"://[^/?#]*@")
+_SIGNED = re.compile(r"[?&][\w-]*sig(nature)?=", re.IGNORECASE)
+"""A URL that whoever has it may use: of Azure, S3, Google."""
 _CONTAINER = re.compile(r"abfss?://[^/:@]+@[^/:@]+(/|$)")
 """How Azure's URLs begin: container@account, which is no secret."""
 
@@ -22,7 +27,7 @@ _REMEDY = (
 
 def refuse_secrets(options: Mapping[str, Any], where: str = "data.storage_options") -> None:
     """Raises ValueError where options hold secrets; with their names alone, since this is printed."""
-    if names := sorted(_secrets_in(options)):
+    if names := sorted(set(_secrets_in(options))):
         raise ValueError(
             f"{where} holds secrets ({', '.join(names)}), and what is typed there is written into files: {_REMEDY}"
         )
@@ -42,9 +47,15 @@ def refuse_user_in_environment() -> None:
         refuse_user(name, os.environ.get(name, ""))
 
 
-def _secrets_in(options: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _secrets_in(value)
-        elif _SECRET.search(name.lower()) or (isinstance(value, str) and _USER.search(value)):
-            yield name
+def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
+    """The names of secrets in options; `name` is that of the value."""
+    if _SECRET.search(name.lower()):
+        yield name
+    elif isinstance(value, Mapping):
+        for word, inner in value.items():
+            yield from _secrets_in(inner, str(word))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _secrets_in(inner, name)
+    elif isinstance(value, str) and (_USER.search(value) or _SIGNED.search(value)):
+        yield name

@@ -1,0 +1,40 @@
+"""What counts as a secret in storage_options; tests/test_config.py shows that a config refuses it."""
+
+import pytest
+
+from pirl.credentials import refuse_secrets
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"client_kwargs": {"headers": {"Authorization": "Bearer hidden"}}}, "Authorization"),
+        ({"client_kwargs": {"headers": {"Cookie": "session=hidden"}}}, "Cookie"),
+        ({"client_kwargs": {"headers": [["X-Any", "1"], {"X-Auth-Token": "hidden"}]}}, "X-Auth-Token"),
+        ({"client_kwargs": {"auth": ["user", "hidden"]}}, "auth"),
+        ({"proxy_auth": "hidden"}, "proxy_auth"),
+        ({"pass": "hidden"}, "pass"),
+        ({"token": {"refresh": "hidden"}}, "token"),
+        ({"fo": ["http://here/a", "https://user:hidden@here/b"]}, "fo"),
+        ({"fo": "https://account.blob.core.windows.net/box/a?sv=2024&sig=hidden"}, "fo"),
+        ({"fo": "https://bucket.s3.amazonaws.com/a?X-Amz-Expires=60&X-Amz-Signature=hidden"}, "fo"),
+        ({"fo": ["https://here/a?Expires=1&Signature=hidden"]}, "fo"),
+    ],
+)
+def test_secrets_are_found_by_their_names_and_in_urls_however_deep(options, name):
+    with pytest.raises(ValueError, match=rf"holds secrets \({name}\)") as refused:
+        refuse_secrets(options)
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"anon": True, "requester_pays": True},
+        {"config_kwargs": {"signature_version": "s3v4", "proxies": {"https": "http://proxy:3128"}}},
+        {"client_kwargs": {"headers": {"Accept": "*/*"}, "trust_env": True}, "block_size": 5},
+        {"hosts": ["a", "b"], "fo": "https://here/a?design=1"},
+    ],
+)
+def test_other_options_are_no_secrets(options):
+    refuse_secrets(options)
