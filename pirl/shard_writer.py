@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pirl import storage
 from pirl.client import Options
-from pirl.config import ConfigError
+from pirl.retry import StorageError
 
 VERSION = 2
 """2: row groups have footers and checksums of their own."""
@@ -70,9 +70,6 @@ class ShardWriter:
         source: Where the images come from, for the record.
         shard_bytes: A shard ends with the row group that brings its images to this size.
         resume: Go on behind the shards that are there; `rows` and `record` are as they were at the end of the last.
-
-    Raises:
-        ConfigError: One of the shards to go on behind is gone.
     """
 
     def __init__(
@@ -142,14 +139,20 @@ class ShardWriter:
             file.write(sealed(manifest))
 
     def _resume(self) -> None:
-        """Takes over the shards that are there: a shard has its name only when it is complete."""
-        found_names = set(filter(SHARD.fullmatch, storage.files_below(self.uri, self.storage_options)))
-        names = [_shard_name(number) for number in range(len(found_names))]
-        if found_names != set(names):
-            raise ConfigError(f"{self.uri} lacks a shard of {len(names)}: add --overwrite to begin anew")
+        """Takes over the shards that are there, up to the first that is gone or damaged; removes those behind it."""
+        names = [name for name in storage.files_below(self.uri, self.storage_options) if SHARD.fullmatch(name)]
         with ThreadPoolExecutor() as pool:
-            found = list(pool.map(self._read_shard, names))
+            shards = pool.map(self._read_shard, map(_shard_name, range(len(names))))
+        found = []
+        for shard in shards:
+            if shard is None:
+                break
+            found.append(shard)
         self._shards = [entry for entry, _ in found]
+        whole = {entry["path"] for entry in self._shards}
+        for name in names:
+            if name not in whole:
+                storage.remove(storage.join(self.uri, name), self.storage_options)
         self.rows = sum(entry["rows"] for entry in self._shards)
         self.record = found[-1][1] if found else {}
         self._class_rows.update(dict(enumerate(self.record.pop("class_rows", []))))
@@ -157,12 +160,22 @@ class ShardWriter:
     def _record_so_far(self) -> dict[str, Any]:
         return {**self.record, "class_rows": [self._class_rows[at] for at in range(len(self._about["classes"] or []))]}
 
-    def _read_shard(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        with storage.reading(storage.join(self.uri, name), self.storage_options) as file:
-            footer = pq.ParquetFile(file).metadata
-            groups = np.frombuffer(footer.metadata[GROUPS], np.int64).reshape(-1, 4).tolist()
-            entry = {"path": name, "bytes": file.seek(0, 2), "rows": footer.num_rows, "groups": groups}
-            return entry, json.loads(footer.metadata[RECORD])
+    def _read_shard(self, name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """A shard's entry in the manifest and the record in it; None where it is gone or damaged."""
+        try:
+            with storage.reading(storage.join(self.uri, name), self.storage_options) as file:
+                footer = pq.ParquetFile(file).metadata
+                groups = np.frombuffer(footer.metadata[GROUPS], np.int64).reshape(-1, 4).tolist()
+                entry = {"path": name, "bytes": file.seek(0, 2), "rows": footer.num_rows, "groups": groups}
+                return entry, json.loads(footer.metadata[RECORD])
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if isinstance(error, StorageError) or error.errno is not None:
+                raise
+            return None  # of Arrow, as the next ones
+        except (pa.ArrowException, ValueError, KeyError, TypeError):
+            return None
 
     def _write_group(self) -> None:
         """Starts to write a row group, once the one before it is written."""

@@ -1,3 +1,4 @@
+import errno
 import json
 import zlib
 
@@ -5,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pirl.config import ConfigError
+from pirl import storage
+from pirl.retry import StorageError
 from pirl.shard_writer import ShardWriter
 
 
@@ -104,16 +106,44 @@ def test_an_exception_leaves_no_manifest_and_no_open_file(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("row", [0, 1, 150, 299])
-def test_another_writer_goes_on_behind_the_shards_that_are_there(tmp_path, row):
-    options = {"classes": ["a", "b"], "seed": 0, "source": "here", "shard_bytes": 10_000, "resume": True}
+def lose(folder, how):
+    """What a power loss or a person may do to the second shard of four; returns the shards before it."""
+    first, second, *_ = sorted(folder.glob("shard-*"))
+    if how == "gone":
+        second.unlink()
+    elif how == "empty":
+        second.write_bytes(b"")
+    elif how == "cut short":
+        second.write_bytes(second.read_bytes()[:-100])
+    elif how == "zeros":  # its footer, but for what says where that is
+        data = second.read_bytes()
+        second.write_bytes(data[:-500] + bytes(492) + data[-8:])
+    else:  # of another program
+        pq.write_table(pa.table({"image": [b"x"]}), second)
+    return [first]
+
+
+@pytest.mark.parametrize(
+    ("row", "how"),
+    [(0, ""), (1, ""), (150, ""), (299, ""), *((299, how) for how in ("gone", "empty", "cut short", "zeros", "other"))],
+)
+def test_another_writer_goes_on_behind_the_shards_that_are_there(tmp_path, row, how):
+    options = {"classes": ["a", "b"], "seed": 0, "source": "here", "shard_bytes": 6_000, "resume": True}
     for name, stop in (("stopped", row), ("undisturbed", None)):
         if stop is not None:
             stop_at(tmp_path / name, stop, **options)
-        written = {path: path.stat().st_mtime_ns for path in (tmp_path / name).glob("shard-*")}
+        whole = list((tmp_path / name).glob("shard-*"))
+        if how and stop:
+            assert len(whole) == 4
+            whole = lose(tmp_path / name, how)
+        written = {path: path.stat().st_mtime_ns for path in whole}
         with ShardWriter(str(tmp_path / name), **options) as writer:
             assert writer.rows == writer.record.get("taken", 0)
-            assert writer.rows > row - 128 if stop else writer.rows == 0
+            assert set((tmp_path / name).glob("shard-*")) == set(whole)
+            if how and stop:
+                assert writer.rows == 64
+            else:
+                assert writer.rows > row - 128 if stop else writer.rows == 0
             for at in range(writer.rows, 300):
                 writer.record = {"taken": at + 1}
                 writer.add(image(at), at % 2)
@@ -126,12 +156,18 @@ def test_another_writer_goes_on_behind_the_shards_that_are_there(tmp_path, row):
     assert (manifest["taken"], manifest["class_rows"]) == (300, [150, 150])
 
 
-def test_a_shard_that_is_gone_is_noticed(tmp_path):
-    options = {"classes": None, "seed": 0, "source": "here", "shard_bytes": 10_000, "resume": True}
-    stop_at(tmp_path, 250, **options)
-    (tmp_path / "shard-00000.parquet").unlink()
-    with pytest.raises(ConfigError, match="lacks a shard of 1: add --overwrite"):
+@pytest.mark.parametrize("error", [StorageError("gave up"), PermissionError(errno.EACCES, "not yours")], ids=repr)
+def test_a_shard_that_the_store_did_not_give_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch, error):
+    options = {"classes": None, "seed": 0, "source": "here", "shard_bytes": 6_000, "resume": True}
+    stop_at(tmp_path, 299, **options)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(storage, "reading", fail)
+    with pytest.raises(type(error)):
         ShardWriter(str(tmp_path), **options)
+    assert len(list(tmp_path.glob("shard-*"))) == 4
 
 
 def test_a_write_that_fails_ends_the_writing(tmp_path):
