@@ -74,6 +74,8 @@ def writing(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -
     try:
         with open(temporary, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # else the name may outlive a power loss and the bytes not
         os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):

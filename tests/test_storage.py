@@ -34,6 +34,15 @@ def test_a_written_file_appears_whole_with_its_folders(tmp_path):
     assert os.listdir(path.parent) == ["b"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else the name may outlive a power loss and the bytes not."""
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.fstat(file).st_size), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    storage.write_text(str(tmp_path / "file"), "text")
+    assert done == [len("text"), "replace"]
+
+
 def test_an_exception_leaves_what_was_there(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
