@@ -121,17 +121,22 @@ def is_local(uri: str, options: Options = None) -> bool:
     return isinstance(locate(uri, options)[0], LocalFileSystem)
 
 
-def size_of(uri: str, options: Options = None) -> int:
+def size_of(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> int:
     """Bytes of a file."""
     fs, path = locate(uri, options)
-    return int(ask(fs, f"asking for the size of {uri}", "info", path)["size"])
+    return int(ask(fs, f"asking for the size of {uri}", "info", path, deadline_s=deadline_s)["size"])
 
 
-def is_newer(uri: str, than: str, options: Options = None) -> bool:
-    """Whether a file was written later than another one beside it."""
+def is_newer(uri: str, than: str, options: Options = None, deadline_s: float = DEADLINE_S) -> bool:
+    """Whether a file was written later than another one beside it.
+
+    Raises:
+        NotImplementedError: It is on a web server, or in a store that does not tell.
+    """
     fs, path = locate(uri, options)
     other = locate(than, options)[1]
-    return bool(persistently(f"asking for the time of {uri}", lambda: fs.modified(path) > fs.modified(other)))
+    what = f"asking for the time of {uri}"
+    return bool(persistently(what, lambda: fs.modified(path) > fs.modified(other), deadline_s))
 
 
 def files_below(uri: str, options: Options = None) -> list[str]:

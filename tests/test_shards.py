@@ -2,6 +2,7 @@ import json
 import pickle
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,28 @@ def test_a_shard_that_was_overwritten_is_noticed(store, change):
     }
     with pytest.raises(CorruptImage, match=rf"set/shard-00001\.parquet: .*{said[change]}.*jobs/prepare\.py"):
         dataset.read_group(2)
+
+
+def test_damage_behind_a_web_server_is_told_too(store, monkeypatch):
+    """Web servers tell nobody a file's time as stores do; this one is the S3 server, asked for plain objects."""
+    monkeypatch.setattr(shards, "READS", 2)
+    store = replace(store, direct=store.direct | {"s3_additional_kwargs": {"ACL": "public-read"}})
+    write_to(store)
+    uri = store.uri("set", "shard-00001.parquet")
+    data = storage.read_all(uri, store.direct)
+    with storage.writing(uri, store.direct) as file:
+        file.write(data.replace(image(200), image(200)[:-1] + b"!"))
+    dataset = open_dataset(f"{store.direct['endpoint_url']}/{store.bucket}/set", deadline_s=DEADLINE_S)
+    (problem,) = dataset.load_group(3).corrupt.values()
+    assert "row 72 (id 200) does not have its checksum; the file is damaged" in problem
+
+
+def test_damage_is_told_where_the_store_does_not_say_what_happened_to_the_file(store):
+    dataset = replace(open_dataset(write_to(store), store.options), deadline_s=0.3)
+    store.fail("slowdown", 10_000, method="HEAD")
+    began = time.monotonic()
+    assert "the file is damaged" in dataset._verdict(1)
+    assert time.monotonic() - began < DEADLINE_S  # and not after the 300 s of other reads
 
 
 def test_damage_in_one_image_leaves_the_others(tmp_path):
