@@ -1,6 +1,6 @@
 """Tries again what may go well the next time: one layer for every store, with full jitter and one deadline.
 
-The clients' own retries are turned off (see storage.py): they differ from store to store, and nested ones multiply.
+The clients' own retries are turned off (see client.py): they differ from store to store, and nested ones multiply.
 """
 
 import errno
@@ -8,7 +8,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -28,10 +28,12 @@ _PASSING_CODES = {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentS
 """What S3 answers with status 400 where the request arrived late or damaged."""
 _PASSING_KINDS = {
     *("HTTPClientError", "IncompleteReadError", "FlexibleChecksumError", "ClientError", "HTTPException"),
-    *("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"),
-    *("CredentialRetrievalError", "ResponseParserError"),
+    *("ConnectionError", "SSLError", "gaierror"),
+    *("CredentialRetrievalError", "MetadataRetrievalError", "ResponseParserError"),
 }
-"""By name, since only the client of the store that is read is installed: botocore's, aiohttp's, http.client's."""
+"""By name, since only the client of the store that is read is installed: botocore's, aiohttp's, Python's own."""
+_FINAL_KINDS = {"SSLCertVerificationError", "InvalidURL"}
+"""Of these: another server than the one that was named, or none."""
 
 _random = random.SystemRandom()  # forked loader processes share the state of any other
 _lock = threading.Lock()
@@ -100,9 +102,11 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same request may go well later: not where it is wrong, refused, or asks for what is not there."""
     if status := http_status(error):
         return status >= 500 or status in _PASSING_STATUS or _code(error) in _PASSING_CODES
+    if _is_any_of(error, _PASSING_KINDS):  # first, for the numbers in some of them are not the kernel's
+        return not any(_is_any_of(one, _FINAL_KINDS) for one in _with_causes(error))
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING
-    return isinstance(error, ConnectionError | TimeoutError) or _is_any_of(error, _PASSING_KINDS)
+    return isinstance(error, TimeoutError)
 
 
 def http_status(error: BaseException) -> int:
@@ -122,6 +126,12 @@ def _code(error: BaseException) -> str:
     return next((str(answer["Error"].get("Code")) for answer in answers if isinstance(answer, dict)), "")
 
 
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _is_any_of(error: BaseException, kinds: set[str]) -> bool:
     return any(kind.__name__ in kinds for kind in type(error).__mro__)
 
@@ -131,4 +141,4 @@ def _is_about_a_name(error: BaseException) -> bool:
 
 
 def _is_of_a_store(error: BaseException) -> bool:
-    return http_status(error) > 0 or _is_any_of(error, {"BotoCoreError"})
+    return http_status(error) > 0 or _is_any_of(error, {"BotoCoreError", "ClientError", "SSLError"})

@@ -1,11 +1,23 @@
 import errno
 import socket
+import ssl
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import aiohttp
+import botocore.exceptions
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pirl import retry
-from pirl.retry import StorageError, is_passing, persistently
+from pirl.retry import StorageError, StoreRefusedError, is_passing, persistently
 from pirl.storage import read_all
+
+HTTPS = ConnectionKey("here", 443, True, True, None, None, None)
 
 
 class Failing:
@@ -41,7 +53,15 @@ def answered(status, code="Some"):
         ConnectionResetError(),
         TimeoutError(),
         OSError(errno.ETIMEDOUT, "late"),
-        type("ClientPayloadError", (type("ClientError", (Exception,), {}),), {})(),
+        aiohttp.ClientPayloadError(),
+        # Subclasses of OSError whose number is none of the kernel's.
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        aiohttp.ClientConnectorDNSError(HTTPS, socket.gaierror(socket.EAI_AGAIN, "Temporary failure")),
+        aiohttp.ClientOSError(1, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC]"),
+        aiohttp.ClientConnectorSSLError(HTTPS, ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]")),
+        botocore.exceptions.ConnectionError(error="away"),
+        botocore.exceptions.SSLError(endpoint_url="https://here", error="reset"),
+        botocore.exceptions.MetadataRetrievalError(error_msg="no answer"),
     ],
     ids=repr,
 )
@@ -111,9 +131,44 @@ def test_passing_is_told_from_the_rest_by_the_status():
     assert is_passing(answered(599))
 
 
-def test_a_store_that_is_away_for_a_moment_is_asked_again():
+def read_from(kind, address, deadline_s):
+    """Asks a web server, or the same as an S3 server."""
+    if kind == "s3":
+        read_all("s3://bucket/name", {"endpoint_url": address}, deadline_s)
+    else:
+        read_all(f"{address}/bucket/name", None, deadline_s)
+
+
+@pytest.mark.parametrize(("kind", "deadline_s"), [("s3", 5), ("http", 1)])
+def test_a_store_that_is_away_for_a_moment_is_asked_again(kind, deadline_s):
     """A port that nobody listens on: the client's own kind of error, which is no ConnectionError."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(StorageError, match=r"gave up after [2-9] tries|gave up after \d\d+ tries"):
-        read_all("s3://bucket/name", {"endpoint_url": f"http://127.0.0.1:{port}"}, deadline_s=5)
+    with pytest.raises(StorageError, match=r"reading .*bucket/name: gave up after ([2-9]|\d\d+) tries"):
+        read_from(kind, f"http://127.0.0.1:{port}", deadline_s)
+
+
+@pytest.fixture
+def impostor(tmp_path):
+    """The address of a server whose certificate nobody has signed but itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    about = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+    pem = about.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "server.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever).start()
+        yield f"https://localhost:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_a_server_with_a_wrong_certificate_is_not_asked_again(impostor, kind):
+    with pytest.raises(StoreRefusedError, match=r"reading .*bucket/name: the store refused: .*certificate"):
+        read_from(kind, impostor, deadline_s=60)
