@@ -1,5 +1,6 @@
 """Whether a folder can be written, found out before there is anything to lose."""
 
+import re
 import tempfile
 import uuid
 from pathlib import Path
@@ -12,10 +13,12 @@ from pirl.folder import Folder
 from pirl.retry import StorageError, StoreRefusedError
 
 LOCAL = ("file://", "local://", "memory://")
+ONE_SLASH = re.compile(r"(?!(?:file|local):)(\w+):/(?!/)")
+"""How s3:/bucket begins, which fsspec takes for a local folder with a colon in its name."""
 
 
 def check_place(what: str, uri: str, example: str) -> None:
-    """Refuses what is no place at all: nothing, a URL without a bucket or with a password.
+    """Refuses what is no place at all: nothing, a URL without a bucket or with a password, or with one slash of two.
 
     Args:
         what: The word of the command line, for the message.
@@ -31,6 +34,9 @@ def check_place(what: str, uri: str, example: str) -> None:
         refuse_user(what, uri)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if one_slash := ONE_SLASH.match(uri):
+        scheme, rest = one_slash[1], uri[one_slash.end() :]
+        raise ConfigError(f"{what} {uri} has one slash behind its colon: type {scheme}://{rest}")
     scheme, is_url, rest = uri.partition("://")
     if is_url and not rest.strip("/") and not uri.startswith(LOCAL):
         raise ConfigError(f"{what} {uri} names no bucket: type {scheme}://bucket/{example}")

@@ -43,7 +43,13 @@ def test_stores_are_written_to_and_left_empty(store):
         check_can_write("--storage", folder)
 
 
-@pytest.mark.parametrize("uri", ["runs", "/", "~", "s3://bucket", "file:///runs", "memory://", "abfss://box@account/x"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("runs", "/", "~", "./a:/b", "file:/runs"),
+        *("s3://bucket", "file:///runs", "memory://", "memory:///runs", "abfss://box@account/x"),
+    ],
+)
 def test_places(uri: str):
     check_place("--storage", uri, "runs")
 
@@ -54,6 +60,8 @@ def test_places(uri: str):
         ("", "--storage is empty"),
         ("s3://", "--storage s3:// names no bucket: type s3://bucket/runs"),
         ("gs:///", "--storage gs:/// names no bucket: type gs://bucket/runs"),
+        ("s3:/bucket/photos", "--storage s3:/bucket/photos has one slash behind its colon: type s3://bucket/photos"),
+        ("memory:/runs", "--storage memory:/runs has one slash"),
         ("s3://me:hidden@host/x", "--storage has a user name or a password"),
     ],
 )
