@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pirl.png import check_png
+
 QUALITY = 95
 """Of JPEG, from 1 to 100."""
 ORIENTATION = 0x0112
@@ -46,6 +48,8 @@ def check_image(data: bytes, short_side: int | None = None) -> Checked:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
+            if image.format == "PNG":
+                check_png(data)
             return _checked(image, data, short_side)
     except UnidentifiedImageError:
         return Checked(None, note="not an image")
@@ -62,7 +66,7 @@ def _checked(image: Image.Image, data: bytes, short_side: int | None) -> Checked
     reasons = [] if is_good else ["of 16 bits"] if image.format == "PNG" and data[24] == 16 else [""]
     if getattr(image, "is_animated", False) and not is_jpeg:
         reasons.append("animated")
-    if _orientation(image) != 1:
+    if _orientation(image) in range(2, 9):  # others say nothing
         reasons.append("turned by EXIF")
     if short_side is not None and min(image.size) > short_side:
         reasons.append("resized")

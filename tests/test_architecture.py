@@ -28,7 +28,7 @@ ORDER = [
         "held_out",
         "dealing",
     ),
-    *("labels", "scratch", "images", "parquet_source", "tar_source", "sources", "workers"),
+    *("labels", "scratch", "png", "images", "parquet_source", "tar_source", "sources", "workers"),
     *("destination", "prepare", "inspection"),
     *("color", "transforms", "ahead", "loader"),
     *("models", "nce", "memory", "methods"),
