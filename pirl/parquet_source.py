@@ -5,6 +5,7 @@ each file from front to back.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from typing import IO
 
@@ -63,23 +64,31 @@ def parquet_source(
     """The rows of Parquet files, their images copied to the scratch file.
 
     Raises:
-        ConfigError: A file is not Parquet, or has no such columns, or there is no room for the images.
+        ConfigError: A file is not Parquet, or has no such columns, or there are no images, or no room for them.
     """
     counts: list[int] = []
     size, names = 0, None
     labels: list[pa.ChunkedArray] = []
+    column = label_column or "label"
     for path in files:
         with storage.reading(path) as file:
             parquet = open_parquet(path, file, image_column, label_column)
-            schema = parquet.schema_arrow
-            if label_column is None and not counts and "label" in schema.names:
-                label_column = "label"
             counts.append(parquet.metadata.num_rows)
             size += _column_bytes(parquet.metadata, image_column)
-            if label_column is not None:
-                names = _class_names(schema, label_column)
-                labels.append(parquet.read([label_column])[label_column])
-    classes, numbers = number_labels(_chained(labels), names) if labels else (None, np.full(sum(counts), -1))
+            if column in parquet.schema_arrow.names:
+                names = names or _class_names(parquet.schema_arrow, column)
+                labels.append(parquet.read([column])[column])
+            else:
+                labels.append(pa.chunked_array([pa.nulls(counts[-1])]))
+    if not sum(counts):
+        raise ConfigError(f"{first_and_more(files)} holds no images")
+    classes, numbers = None, np.full(sum(counts), -1)
+    try:
+        classes, numbers = number_labels(labels, names)
+    except ConfigError as error:
+        if label_column is not None:
+            raise
+        print(f"{files[0]}: its column 'label' is not used: {error}", file=sys.stderr)
     scratch.make_room(size, f"{files[0]} with its {sum(counts):,} images")
     ends = _copy(files, image_column, sum(counts), scratch, progress)
     return ParquetSource(files, counts, ends, classes, numbers)
@@ -122,10 +131,6 @@ def _copy(files: list[str], column: str, rows: int, scratch: Scratch, progress: 
                 done += len(images)
                 progress(f"reading {path}", done, rows, "images")
     return ends
-
-
-def _chained(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
-    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
 
 
 def _check_images(path: str, schema: pa.Schema, column: str) -> None:

@@ -135,13 +135,14 @@ def with_classes(source: Source, classes: list[str]) -> Source:
         ConfigError: It has classes that are not in the list.
     """
     own = source.classes or []
-    unknown = [name for name in own if name not in classes]
+    places = {name: at for at, name in enumerate(classes)}
+    unknown = [name for name in own if name not in places]
     if unknown:
         raise ConfigError(
             f"the test images have classes that the training images lack: {', '.join(unknown[:5])}. "
             "Both need the same class folders or labels"
         )
-    numbers = np.array([*(classes.index(name) for name in own), -1])
+    numbers = np.array([*(places[name] for name in own), -1])
     return replace(source, classes=classes, labels=numbers[source.labels])
 
 

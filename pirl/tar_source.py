@@ -112,7 +112,7 @@ def tar_source(
     if len(paths) == 0:
         raise ConfigError(f"{files[0]} holds no images ({' '.join(IMAGE_SUFFIXES)})")
     if found.null_count < len(found):
-        classes, numbers = number_labels(_as_numbers(found))
+        classes, numbers = number_labels([_as_numbers(found)])
         return TarSource(files, paths, np.concatenate(places), in_scratch, classes, numbers), None
     paths = _below_common_folders(paths)
     classes, numbers = number_names(first_folders(paths))

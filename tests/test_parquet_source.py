@@ -114,13 +114,34 @@ def test_without_a_label_column_there_are_no_labels(tmp_path):
     assert (source.classes, source.labels.tolist()) == (None, [-1, -1, -1])
 
 
+def test_files_may_differ_in_their_labels(tmp_path):
+    labels = {"a": pa.array([1], pa.int64()), "b": pa.array([0], pa.int32()), "c": pa.nulls(1)}
+    files = [write(tmp_path / f"{name}.parquet", {"image": [b"x"], "label": kind}) for name, kind in labels.items()]
+    files.append(write(tmp_path / "d.parquet", {"image": [b"x"]}))
+    source = open_files(files)
+    assert (source.classes, source.labels.tolist()) == (["0", "1"], [1, 0, -1, -1])
+
+
+def test_a_label_that_nobody_named_and_cannot_be_used_is_passed_over(tmp_path, capsys):
+    path = write(tmp_path / "x.parquet", {"image": [b"x"], "label": [0.5]})
+    source = open_files([path])
+    assert (source.classes, source.labels.tolist()) == (None, [-1])
+    assert f"{path}: its column 'label' is not used: the labels are double" in capsys.readouterr().err
+
+
+def test_files_without_rows_are_refused(tmp_path):
+    path = write(tmp_path / "x.parquet", {"image": pa.array([], pa.binary())})
+    with pytest.raises(ConfigError, match=r"x\.parquet holds no images"):
+        open_files([path])
+
+
 @pytest.mark.parametrize(
     ("image_column", "label_column", "message"),
     [
         ("pic", None, "no column 'pic' of encoded images .*--image-column with one of image"),
         ("size", None, "its column 'size' is int64"),
         ("image", "kind", "no column 'kind': it has image, size, label"),
-        ("image", "label", "the labels are double: .*--label-column"),
+        ("image", "label", "the labels are double .*--label-column"),
     ],
 )
 def test_wrong_columns_are_refused(tmp_path, image_column, label_column, message):
