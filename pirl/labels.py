@@ -92,8 +92,10 @@ def first_and_more(files: list[str]) -> str:
 
 
 def split_words(words: set[str]) -> tuple[str | None, str | None]:
-    """Which of the words stand for the training and for the held-out split."""
+    """Which of the words stand for the training and for the held-out split; no word, beside test, is training."""
     test = next((name for name in TEST_NAMES if name in words), None)
+    if test and "" in words and "train" not in words:
+        return "", test
     # `train` may also be a class, beside car and bus.
     return ("train", test) if "train" in words and (test or words == {"train"}) else (None, None)
 

@@ -18,6 +18,7 @@ from pirl import storage
 from pirl.config import ConfigError
 from pirl.labels import Ints, first_and_more, number_labels
 from pirl.scratch import Progress, Scratch, Span
+from pirl.shard_writer import MANIFEST, SCHEMA
 
 BATCH_ROWS = 64
 BUFFER_BYTES = 2**20
@@ -76,7 +77,7 @@ def parquet_source(
             counts.append(parquet.metadata.num_rows)
             size += _column_bytes(parquet.metadata, image_column)
             if column in parquet.schema_arrow.names:
-                names = names or _class_names(parquet.schema_arrow, column)
+                names = names or _class_names(path, parquet.schema_arrow, column)
                 labels.append(parquet.read([column])[column])
             else:
                 labels.append(pa.chunked_array([pa.nulls(counts[-1])]))
@@ -156,8 +157,12 @@ def _column_bytes(footer: pq.FileMetaData, column: str) -> int:
     return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
 
 
-def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Names of the classes, where Hugging Face's datasets wrote the file."""
+def _class_names(path: str, schema: pa.Schema, column: str) -> list[str] | None:
+    """Names of the classes, where Hugging Face's datasets wrote the file, or this program."""
+    manifest = "".join(path.rpartition("/")[:2]) + MANIFEST
+    if schema.equals(SCHEMA) and column == "label" and storage.exists(manifest):
+        names: list[str] | None = json.loads(storage.read_all(manifest)).get("classes")
+        return names
     about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     feature = about.get("info", {}).get("features", {}).get(column)
     return feature.get("names") if isinstance(feature, dict) else None

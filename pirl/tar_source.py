@@ -9,7 +9,7 @@ import json
 import tarfile
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
@@ -58,12 +58,6 @@ class TarSource:
         places = self.places[rows].tolist()
         return [Span(None if self.in_scratch[at] else self.files[at], offset, size) for at, offset, size in places]
 
-    def below(self, folder: str) -> "TarSource":
-        """The images in a folder of the tar files; the folders in it are their classes."""
-        rows, names = below(self.names, folder)
-        classes, labels = number_names(first_folders(names))
-        return replace(self, names=names, places=self.places[rows], classes=classes, labels=labels)
-
 
 @dataclass
 class _Index:
@@ -106,19 +100,22 @@ def tar_source(
                 index = _index(path, file, label_field)
         names.append(pa.array(index.names, pa.large_string()))
         labels.append(pa.array([index.labels.get(_key(name)) for name in index.names], pa.large_string()))
-        spans = np.array(index.spans, np.int64).reshape(-1, 2)
-        places.append(np.insert(spans, 0, at, axis=1))
-    paths, found = pa.concat_arrays(names), pa.chunked_array(labels)
+        places.append(np.insert(np.array(index.spans, np.int64).reshape(-1, 2), 0, at, axis=1))
+    paths, found, spans = pa.concat_arrays(names), pa.chunked_array(labels), np.concatenate(places)
     if len(paths) == 0:
         raise ConfigError(f"{files[0]} holds no images ({' '.join(IMAGE_SUFFIXES)})")
-    if found.null_count < len(found):
-        classes, numbers = number_labels([_as_numbers(found)])
-        return TarSource(files, paths, np.concatenate(places), in_scratch, classes, numbers), None
     paths = _below_common_folders(paths)
-    classes, numbers = number_names(first_folders(paths))
-    source = TarSource(files, paths, np.concatenate(places), in_scratch, classes, numbers)
+
+    def part(folder: str | None) -> TarSource:
+        rows, inside = below(paths, folder) if folder else (np.arange(len(paths)), paths)
+        if found.null_count < len(found):  # in pairs
+            labelled = number_labels([_as_numbers(found.take(pa.array(rows)))])
+        else:
+            labelled = number_names(first_folders(inside))
+        return TarSource(files, inside, spans[rows], in_scratch, *labelled)
+
     train, test = split_folders(paths)
-    return source.below(train) if train else source, source.below(test) if test else None
+    return part(train), part(test) if test else None
 
 
 def check_tar(path: str) -> None:

@@ -112,13 +112,15 @@ def test_a_folder_of_class_folders(tmp_path):
     assert "no test split" in done.stdout
 
 
-def test_a_folder_with_splits(tmp_path, prepare_here):
+def test_a_folder_with_splits_and_the_data_set_of_it_again(tmp_path, prepare_here):
     make_folder(tmp_path / "in" / "train")
     make_folder(tmp_path / "in" / "val", rows=3)
-    done = prepare_here(tmp_path / "in", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert len(rows_of(tmp_path / "out")) == 12
-    assert sorted(rows_of(tmp_path / "out" / "test")) == sorted((picture(row), row) for row in range(3))
+    for source, out in (("in", "out"), ("out", "again")):
+        done = prepare_here(tmp_path / source, tmp_path / out)
+        assert done.returncode == 0, done.stderr
+        assert len(rows_of(tmp_path / out)) == 12
+        assert sorted(rows_of(tmp_path / out / "test")) == sorted((picture(row), row) for row in range(3))
+        assert shards.open_dataset(str(tmp_path / out)).labels == ["ant", "bee", "cat"]
 
 
 def test_a_parquet_file(tmp_path):

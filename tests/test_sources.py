@@ -71,6 +71,9 @@ def test_a_flat_folder_has_no_classes(tmp_path):
         (["d/train-0.parquet", "d/train-1.parquet", "d/validation-0.parquet"],
          ["d/train-0.parquet", "d/train-1.parquet"], ["d/validation-0.parquet"]),
         (["train/0.parquet", "test/0.parquet"], ["train/0.parquet"], ["test/0.parquet"]),
+        # As prepare itself writes them.
+        (["0.parquet", "test/0.parquet"], ["0.parquet"], ["test/0.parquet"]),
+        (["train-0.parquet", "a.parquet"], ["a.parquet", "train-0.parquet"], None),
         (["b.parquet", "a.parquet", "x.png"], ["a.parquet", "b.parquet"], None),
     ],
 )  # fmt: skip

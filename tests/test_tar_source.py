@@ -82,6 +82,13 @@ def test_splits_in_a_tar_file(tmp_path, opened, scratch):
     assert (test.classes, test.labels.tolist(), images(test, scratch)) == (["bee"], [0], names[2:])
 
 
+def test_splits_of_webdataset_pairs(tmp_path, opened, scratch):
+    pairs = [("d/train/1.jpg", b"x"), ("d/train/1.cls", b"2"), ("d/val/1.jpg", b"y"), ("d/val/1.cls", b"1")]
+    train, test = opened(write(tmp_path / "x.tar", pairs))
+    assert (train.classes, train.labels.tolist(), images(train, scratch)) == (["0", "1", "2"], [2], ["x"])
+    assert (test.classes, test.labels.tolist(), images(test, scratch)) == (["0", "1"], [1], ["y"])
+
+
 @pytest.mark.parametrize(
     ("pairs", "classes", "labels"),
     [
