@@ -6,6 +6,7 @@ back, where reading the images there one by one would be a request, and 3 ms of 
 """
 
 import json
+import posixpath
 import tarfile
 from collections.abc import Generator
 from contextlib import closing
@@ -126,28 +127,44 @@ def check_tar(path: str) -> None:
 
 def _index(path: str, file: IO[bytes], label_field: str | None) -> _Index:
     index = _Index()
+    links: dict[int, str] = {}
     for member, tar in _members(path, file):
         name = member.name.removeprefix("./")
         suffix = name[name.rfind(".") :].lower()
         if suffix in IMAGE_SUFFIXES:
+            if not member.isreg():
+                folder = posixpath.dirname(name) if member.issym() else ""
+                links[len(index.names)] = posixpath.normpath(posixpath.join(folder, member.linkname))
             index.names.append(name)
             index.spans.append((member.offset_data, member.size))
-        elif suffix in (".cls", ".json"):
+        elif suffix in (".cls", ".json") and member.isreg():
             data = tar.extractfile(member)
             label = _label(data.read(), suffix, label_field) if data else None
             # Where there are both, .cls holds the class.
             if label is not None and (suffix == ".cls" or _key(name) not in index.labels):
                 index.labels[_key(name)] = label
+    _follow(links, index)
     return index
 
 
+def _follow(links: dict[int, str], index: _Index) -> None:
+    """Gives links (places in the index, and where they lead) the spans of their images; an empty one without any."""
+    if not links:
+        return
+    spans = {
+        name: span for at, (name, span) in enumerate(zip(index.names, index.spans, strict=True)) if at not in links
+    }
+    for at, target in links.items():
+        spans[index.names[at]] = index.spans[at] = spans.get(target, (0, 0))
+
+
 def _members(path: str, file: IO[bytes]) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """The files in a tar file, with the tar file itself."""
+    """The files and links in a tar file, with the tar file itself."""
     try:
         with closing(tarfile.open(fileobj=file, mode="r:")) as tar:
             while member := tar.next():
                 tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
-                if member.isreg():
+                if member.isreg() or member.islnk() or member.issym():
                     yield member, tar
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
@@ -158,6 +175,12 @@ def _members(path: str, file: IO[bytes]) -> Generator[tuple[tarfile.TarInfo, tar
     # tarfile takes a damaged header, and the end of a file that was cut off, for the end of the archive.
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise ConfigError(f"{path} is cut off or damaged at byte {end:,}: copy it again")
+    while data := file.read(2**20):
+        if data.strip(tarfile.NUL):
+            raise ConfigError(
+                f"{path} goes on behind its end at byte {end:,}, as tar files do that were put together with cat: "
+                f"unpack it with tar -xif {path} and name the folder"
+            )
 
 
 def _key(name: str) -> str:

@@ -50,6 +50,29 @@ def test_class_folders(tmp_path, opened, scratch):
     assert (source.uri, source.name(1)) == (str(path), f"{path}: ant/deep/1.png")
 
 
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        (tarfile.LNKTYPE, "./cat/1.png"),
+        (tarfile.SYMTYPE, "../cat/1.png"),
+        (tarfile.SYMTYPE, "/absent.png"),
+    ],
+    ids=["hard", "symbolic", "to nothing"],
+)
+def test_a_link_is_what_it_leads_to(tmp_path, opened, scratch, kind, target):
+    path = write(tmp_path / "x.tar", ["ant/2.png", "cat/1.png"])
+    with tarfile.open(path, "a") as tar:
+        for name, to in (("ant/link.png", target), ("cat/again.png", "ant/link.png")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = (kind, to) if to == target else (tarfile.LNKTYPE, to)
+            tar.addfile(link)
+    source, _ = opened(path)
+    # What leads nowhere is no image, which the check of the images says and counts.
+    content = "" if target == "/absent.png" else "cat/1.png"
+    assert images(source, scratch) == ["ant/2.png", "cat/1.png", content, content]
+    assert source.labels.tolist() == [0, 1, 0, 1]
+
+
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT], ids=["pax", "gnu"])
 def test_long_names_and_many_files(tmp_path, opened, scratch, form):
     # Names of more than 100 letters lie in headers of their own.
@@ -139,8 +162,9 @@ def test_far_away_files_are_copied_once(tmp_path, opened, scratch):
         (lambda data: data[: 4 * 1024], "cut off or damaged at byte 4,096"),
         (lambda data: data[:1024] + b"\xff" * 512 + data[1536:], "cut off or damaged at byte 1,024"),
         (lambda data: b"nothing of the kind", "cannot be read as a tar file .*gunzip"),
+        (lambda data: data + data, "goes on behind its end at byte 20,480"),
     ],
-    ids=["in an image", "between images", "a header", "another file"],
+    ids=["in an image", "between images", "a header", "another file", "two files in one"],
 )
 def test_a_damaged_file_is_refused(tmp_path, opened, damage, text):
     path = write(tmp_path / "x.tar", [f"a/{row}.png" for row in range(20)])
