@@ -28,12 +28,14 @@ class FolderSource:
     Attributes:
         uri: The folder.
         names: Path of each image, relative to it; a column of strings.
+        sizes: int64, bytes of each image.
         classes: Names of the class folders, or None if all images lie in the folder itself.
         labels: int64, each image's class, -1 for an image that lies in the folder itself.
     """
 
     uri: str
     names: pa.Array
+    sizes: Ints
     classes: list[str] | None
     labels: Ints
 
@@ -54,7 +56,8 @@ def find_source(
 ) -> tuple[Source, Source | None]:
     """Opens what a person named, and the held-out split in it if there is one.
 
-    A split is a folder, or files whose names begin so: train, and test or val.
+    A split is a folder, or files whose names begin so: train, and test or val. Beside a test split, files of other
+    names are for training where none is called train.
 
     Args:
         uri: A folder of images or of tar or Parquet files, such a file, or a pattern with `*` for such files.
@@ -66,7 +69,7 @@ def find_source(
     Raises:
         ConfigError: There is nothing, or nothing that is understood.
     """
-    folder, names = _files_of(uri)
+    folder, names, sizes = _files_of(uri)
     if names[0].endswith(".parquet"):
         train, test = _split_files(folder, names)
         held_out = parquet_source(test, image_column, label_column, scratch, progress) if test else None
@@ -75,7 +78,7 @@ def find_source(
         train, test = _split_files(folder, names)
         source, inside = tar_source(train, label_column, scratch, progress)
         return source, tar_source(test, label_column, scratch, progress)[0] if test else inside
-    return folder_source(folder, pa.array(names, pa.large_string()))
+    return folder_source(folder, pa.array(names, pa.large_string()), np.array([sizes[name] for name in names]))
 
 
 def check_source(uri: str, image_column: str, label_column: str | None) -> None:
@@ -84,7 +87,7 @@ def check_source(uri: str, image_column: str, label_column: str | None) -> None:
     Raises:
         ConfigError: There is nothing, or nothing that is understood.
     """
-    folder, names = _files_of(uri)
+    folder, names, _ = _files_of(uri)
     first = storage.join(folder, names[0]) if folder else names[0]
     if first.endswith(".parquet"):
         with storage.reading(first) as file:
@@ -93,21 +96,26 @@ def check_source(uri: str, image_column: str, label_column: str | None) -> None:
         check_tar(first)
 
 
-def _files_of(uri: str) -> tuple[str, list[str]]:
-    """The files of a source, all of one kind: the folder and the names in it, or "" and the whole URLs."""
+def _files_of(uri: str) -> tuple[str, list[str], dict[str, int]]:
+    """The files of a source, all of one kind: the folder and the names in it, or "" and the whole URLs.
+
+    Last come the bytes of each file in the folder, which are listed with it.
+    """
+    folder, sizes = "", {}
     if storage.is_folder(uri):
-        folder, names = uri, storage.files_below(uri)
+        folder, sizes = uri, storage.sizes_below(uri)
+        names = sorted(sizes)
     elif storage.exists(uri):
-        folder, names = "", [uri]
+        names = [uri]
     elif "*" in uri:
-        folder, names = "", storage.matches(uri)
+        names = storage.matches(uri)
     else:
         raise ConfigError(f"{uri} does not exist: {WHAT_A_SOURCE_IS}")
     for suffix in (".parquet", ".tar"):
         if of_kind := [name for name in names if name.endswith(suffix)]:
-            return folder, of_kind
+            return folder, of_kind, sizes
     if images := [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and folder]:
-        return folder, images
+        return folder, images, sizes
     compressed = next((name for name in names if name.endswith((".tar.gz", ".tgz"))), None)
     if compressed:
         raise ConfigError(f"{compressed} is compressed, so images in it cannot be read one by one: gunzip it first")
@@ -116,16 +124,17 @@ def _files_of(uri: str) -> tuple[str, list[str]]:
     )
 
 
-def folder_source(uri: str, names: pa.Array) -> tuple[FolderSource, FolderSource | None]:
+def folder_source(uri: str, names: pa.Array, sizes: Ints) -> tuple[FolderSource, FolderSource | None]:
     """The images of a folder, and those of the held-out split in it."""
     train, test = split_folders(names)
-    return _folder(uri, names, train), _folder(uri, names, test) if test else None
+    return _folder(uri, names, sizes, train), _folder(uri, names, sizes, test) if test else None
 
 
-def _folder(uri: str, names: pa.Array, split: str | None) -> FolderSource:
+def _folder(uri: str, names: pa.Array, sizes: Ints, split: str | None) -> FolderSource:
     if split is not None:
-        uri, (_, names) = storage.join(uri, split), below(names, split)
-    return FolderSource(uri, names, *number_names(first_folders(names)))
+        uri, (rows, names) = storage.join(uri, split), below(names, split)
+        sizes = sizes[rows]
+    return FolderSource(uri, names, sizes, *number_names(first_folders(names)))
 
 
 def with_classes(source: Source, classes: list[str]) -> Source:
@@ -163,7 +172,7 @@ def _split_files(uri: str, names: list[str]) -> tuple[list[str], list[str]]:
 def digest(source: Source) -> int:
     """A checksum of what a source says of its images: another one means that the source changed."""
     if isinstance(source, FolderSource):
-        index = "\n".join(source.names.to_pylist()).encode()
+        index = "\n".join(source.names.to_pylist()).encode() + source.sizes.tobytes()
     else:
         index = (source.places if isinstance(source, TarSource) else np.diff(source.ends)).tobytes()
     return zlib.crc32(source.labels.tobytes(), zlib.crc32(index))

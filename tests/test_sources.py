@@ -5,7 +5,7 @@ import pytest
 
 from pirl.config import ConfigError
 from pirl.scratch import Scratch
-from pirl.sources import find_source, with_classes
+from pirl.sources import digest, find_source, with_classes
 
 
 def make(folder, *names):
@@ -50,6 +50,17 @@ def test_class_folders(tmp_path):
     assert (source.classes, source.labels.tolist()) == (["ant", "cat"], [0, 1, 1, -1])
     assert [SCRATCH.read(span) for span in source.spans(np.array([3, 0]))] == [b"stray.png", b"ant/deep/1.png"]
     assert source.name(3) == f"{uri}/stray.png"
+
+
+def test_the_digest_of_a_folder_shows_other_names_and_other_sizes(tmp_path):
+    uri = make(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/1.png")
+    before = [digest(source) for source in find(uri)]
+    assert [digest(source) for source in find(uri)] == before
+    (tmp_path / "test" / "a" / "1.png").write_text("longer than its name")
+    train, test = (digest(source) for source in find(uri))
+    assert (train == before[0], test == before[1]) == (True, False)
+    (tmp_path / "train" / "a" / "1.png").rename(tmp_path / "train" / "a" / "3.png")
+    assert digest(find(uri)[0]) != before[0]
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
