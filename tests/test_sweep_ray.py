@@ -146,7 +146,9 @@ def test_cut_off_in_three_ways_the_same_command_gives_the_same_table(
 
 
 def test_a_trial_that_asha_stops_leaves_its_room_to_the_next(cluster: Cluster, tmp_path: Path) -> None:
+    """Each takes all of the cluster, so that nothing of one may be left when the next one starts."""
     arguments = ["--set", "optim.lr", "0.03", "0.00004", "0.05", "--optim.epochs=3", "--metric=loss"]
+    arguments += ["--cluster.workers=2", "--cluster.cpus-per-worker=2"]
     code, out, err = finish(start(cluster, tmp_path, *arguments, "--scheduler=asha", "--max-concurrent=1"))
     assert code == 0, out + err
     good, slow, third = table(tmp_path)
