@@ -33,7 +33,10 @@ WITHOUT_LIMIT_MIN = 60 * 24 * 365
 TEST_ONLY_S = 60
 """How long the scheduler may take to say what it thinks of a script."""
 
-AWAY = ("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "in standby mode")
+AWAY = (
+    *("unable to contact slurm controller", "socket timed out", "zero bytes were transmitted", "in standby mode"),
+    "could not establish a configuration source",
+)
 """What sbatch says that has not reached the controller; anything else is the controller's word."""
 
 USERS_OWN = ("SLURM_CONF", "SLURM_JWT", "SBATCH_")
