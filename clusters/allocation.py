@@ -19,7 +19,7 @@ from clusters.janitor import Janitor
 from clusters.job_state import Head, Phase, enter, read_state
 from clusters.place import JobFile, Place
 from clusters.profile import Profile
-from clusters.ray_node import RayNode, StartError, candidates, start_ray
+from clusters.ray_node import STARTS_AT_ONCE, RayNode, StartError, candidates, start_ray
 
 
 def run(job: JobFile, profile: Profile, place: Place) -> None:
@@ -169,8 +169,7 @@ def ray_environment(token_file: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_prestart_worker_first_driver": "0",  # a process for each CPU, which take the ports and are not used
-        # A run has six processes beside its workers: on a few cores Ray would warn of so many.
-        "RAY_worker_maximum_startup_concurrency": str(max(16, os.cpu_count() or 1)),
+        **STARTS_AT_ONCE,
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clusters.ray_node import STARTS_AT_ONCE
 from jobs.outcome import conclude
 from jobs.warning import warnings_for_workers, warnings_heard
 from pirl.config import ConfigError
@@ -115,8 +116,7 @@ def connect(ahead: str | None = None) -> None:
     if address == "local":
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-        # A run has six processes beside its workers: on a few cores Ray would warn of so many.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, os.cpu_count() or 1)))
+        os.environ |= STARTS_AT_ONCE | os.environ  # what the user has set stays
     if ahead:
         threading.Thread(target=import_ahead, args=[ahead], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported

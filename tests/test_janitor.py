@@ -46,7 +46,7 @@ def test_the_janitor_finds_open_files_where_the_temporary_folder_is_a_link(tmp_p
         agent = subprocess.Popen(SLEEP, stdout=log)
     try:
         look_after.clean()
-        assert agent.wait(1) == -signal.SIGKILL
+        assert agent.wait(10) == -signal.SIGKILL
     finally:
         agent.kill()
         agent.wait()

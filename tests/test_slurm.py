@@ -63,9 +63,6 @@ class Submitted:
         """What the job says of itself."""
         return dict(read_state(self.folder, self.id))
 
-    def wait_for_step(self, step: int) -> None:
-        wait_for(lambda: len(lines(self.run)) >= step, f"no step {step}: {self.log[-2000:]}")
-
     def has_gone_on(self) -> bool:
         """Whether it has made steps since it went on from a checkpoint."""
         found = re.findall(r"going on from checkpoint_(\d+)", self.log)
