@@ -9,8 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from pirl.order import Order
 from pirl.shards import Dataset, Group
 
@@ -94,7 +92,7 @@ def misses(dataset: Dataset, order: Order, streams: range, steps: range, capacit
     held: OrderedDict[int, None] = OrderedDict()
     for step in steps:
         ids = order.batch_ids(step, streams)
-        for number in (np.searchsorted(dataset.starts, ids, side="right") - 1).tolist():
+        for number in dataset.groups_of(ids)[0]:
             if number in held:
                 held.move_to_end(number)
                 continue

@@ -14,7 +14,7 @@ from fsspec.core import url_to_fs
 from fsspec.exceptions import FSTimeoutError
 
 from pirl.config import ConfigError
-from pirl.credentials import refuse_user, refuse_user_in_environment
+from pirl.credentials import refuse_secret_url, refuse_user_in_environment
 from pirl.retry import DEADLINE_S, persistently
 
 Options = Mapping[str, Any] | None
@@ -70,7 +70,7 @@ def filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSystem
         ConfigError: There is none for this URL, or the URL or that of the endpoint holds a secret.
     """
     try:
-        refuse_user("a URL", uri)
+        refuse_secret_url("a URL", uri)
         refuse_user_in_environment()
     except ValueError as error:
         raise ConfigError(str(error)) from None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pirl.credentials import refuse_secrets, refuse_user
+from pirl.credentials import refuse_secret_url, refuse_secrets
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -195,7 +195,7 @@ class Config(Section):
     def _fields_fit_together(self) -> Self:
         data, optim, workers = self.data, self.optim, self.cluster.workers
         refuse_secrets(data.storage_options)
-        refuse_user("data.uri", data.uri)
+        refuse_secret_url("data.uri", data.uri)
         if data.batch_size % data.streams or data.batch_size < 2 * data.streams:
             raise ValueError(
                 f"data.batch_size {data.batch_size} does not give each of data.streams {data.streams} "

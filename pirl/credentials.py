@@ -33,18 +33,18 @@ def refuse_secrets(options: Mapping[str, Any], where: str = "data.storage_option
         )
 
 
-def refuse_user(what: str, url: str) -> None:
-    """Raises ValueError where a URL has a user name or a password in it; without the URL, since this is printed."""
-    if _USER.search(url) and not _CONTAINER.match(url):
-        raise ValueError(
-            f"{what} has a user name or a password before @, and URLs are written into run folders and logs: {_REMEDY}"
-        )
+def refuse_secret_url(what: str, url: str) -> None:
+    """Raises ValueError where a URL has a password or a signature in it; without the URL, since this is printed."""
+    has_user = _USER.search(url) and not _CONTAINER.match(url)
+    if has_user or ("://" in url and _SIGNED.search(url)):
+        where = "a user name or a password before @" if has_user else "a signature"
+        raise ValueError(f"{what} has {where}, and URLs are written into run folders and logs: {_REMEDY}")
 
 
 def refuse_user_in_environment() -> None:
     """Raises ValueError where the address of a store, which goes to all workers, holds a secret."""
     for name in _ENDPOINTS:
-        refuse_user(name, os.environ.get(name, ""))
+        refuse_secret_url(name, os.environ.get(name, ""))
 
 
 def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
@@ -57,5 +57,7 @@ def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _secrets_in(inner, name)
+        if len(value) == 2 and isinstance(value[0], str) and _SECRET.search(value[0].lower()):
+            yield value[0]  # a header, as a pair
     elif isinstance(value, str) and (_USER.search(value) or _SIGNED.search(value)):
         yield name

@@ -62,7 +62,7 @@ def cifar10() -> Config:
             "loss.num_negatives": 4096,
             "loss.temperature": 0.1,
             "memory.init": "forward",
-            "optim.epochs": 8,
+            "optim.epochs": 10,
             "checkpoint.log_every_steps": 50,
             "evaluation.knn_k": 200,
         },

@@ -4,6 +4,7 @@ The manifest holds span and checksum of every row group, so nothing is ever list
 that are not those that were written are noticed: flipped on the way, damaged, or overwritten since.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +20,7 @@ from pirl import storage
 from pirl.cache import SpanCache, default_folder
 from pirl.config import ConfigError, Data
 from pirl.digits import ensure_digits
+from pirl.pages import Bytes, images_of
 from pirl.retry import DEADLINE_S, StorageError, pause
 from pirl.shard_writer import MANIFEST, VERSION, fingerprint, is_whole, parsed
 
@@ -40,13 +42,13 @@ class Group:
 
     Attributes:
         ids: int64 (R,), ids of the rows in the data set.
-        images: R encoded images.
+        images: R encoded images, as views into the row group where that saves a copy.
         labels: int64 (R,), the classes, -1 where a row has none; None if the data set has no labels.
         corrupt: Rows whose image must not be used, and why.
     """
 
     ids: Ints
-    images: list[bytes]
+    images: Sequence[Bytes]
     labels: Ints | None
     corrupt: dict[int, str] = field(default_factory=dict)
 
@@ -110,10 +112,15 @@ class Dataset:
         try:
             data, whole = self._read_span(number)
             # Not in threads of pyarrow: groups are read in threads already, and handing on costs more than it saves.
-            table = pq.ParquetFile(pa.BufferReader(data)).read_row_group(0, use_threads=False)
-            images: list[bytes] = table["image"].to_pylist()
-            sums = table["crc32"].to_numpy()  # of the images; the group's own checksum holds for all of its bytes
-            wrong = [] if whole else [row for row, image in enumerate(images) if crc32(image) != sums[row]]
+            file = pq.ParquetFile(pa.BufferReader(data))
+            if whole:
+                table = file.read_row_group(0, [] if self.labels is None else ["label"], use_threads=False)
+                images, wrong = images_of(data, file), []
+            else:
+                table = file.read_row_group(0, use_threads=False)
+                images = table["image"].to_pylist()
+                sums = table["crc32"].to_numpy()
+                wrong = [row for row, image in enumerate(images) if crc32(image) != sums[row]]
         except StorageError:
             raise
         except Exception as error:  # damaged bytes can make a reader raise anything
@@ -133,8 +140,13 @@ class Dataset:
 
     def group_of(self, id: int) -> tuple[int, int]:
         """The row group of an image, and its row within it."""
-        number = int(np.searchsorted(self.starts, id, side="right")) - 1
-        return number, id - int(self.starts[number])
+        (number,), (row,) = self.groups_of(np.array([id]))
+        return number, row
+
+    def groups_of(self, ids: Ints) -> tuple[list[int], list[int]]:
+        """The row groups of images, and their rows within them: as cheap for a whole batch as for one image."""
+        numbers = np.searchsorted(self.starts, ids, side="right") - 1
+        return numbers.tolist(), (ids - self.starts[numbers]).tolist()
 
     def place(self, id: int) -> str:
         """Where an image lies, for messages."""

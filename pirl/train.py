@@ -202,11 +202,13 @@ def unless_skipped(batch: Batch, ids: Tensor, rows: Tensor) -> tuple[Tensor, Ten
 
 def views_on_device(batch: Batch, device: torch.device) -> list[Tensor]:
     """Moves uint8 views to the device, and there changes colours and normalises."""
+    # Joined there: what is joined here would be new memory, which is not pinned.
+    kinds = zip(*([view.flatten(end_dim=-4) for view in part.views(device)] for part in batch.parts), strict=True)
     views = []
-    for pixels, colors in zip(batch.part[::2], batch.part[1::2], strict=True):
-        pixels = pixels.to(device, non_blocking=True).flatten(end_dim=-4)
-        colors = colors.flatten(end_dim=-2)
-        views.append(color_and_normalize(pixels, colors).contiguous(memory_format=torch.channels_last))
+    for parts, colors in zip(kinds, batch.colors, strict=True):
+        pixels = parts[0] if len(parts) == 1 else torch.cat(parts)
+        changed = color_and_normalize(pixels, colors.flatten(end_dim=-2))
+        views.append(changed.contiguous(memory_format=torch.channels_last))
     return views
 
 

@@ -50,7 +50,7 @@ def sample_rng(seed: int, epoch: int, id: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed << 96 | (epoch + 1) << 64 | id))
 
 
-def decode(data: bytes) -> Tensor:
+def decode(data: bytes | memoryview) -> Tensor:
     """Decodes JPEG, PNG, WebP to uint8 RGB (3, H, W); gray, CMYK and palettes become RGB, alpha is dropped.
 
     Raises:

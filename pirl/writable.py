@@ -8,7 +8,7 @@ from pathlib import Path
 from pirl import storage
 from pirl.client import locate
 from pirl.config import ConfigError
-from pirl.credentials import refuse_user
+from pirl.credentials import refuse_secret_url
 from pirl.folder import Folder
 from pirl.retry import StorageError, StoreRefusedError
 
@@ -31,7 +31,7 @@ def check_place(what: str, uri: str, example: str) -> None:
     if not uri:
         raise ConfigError(f"{what} is empty: name a folder or a URL")
     try:
-        refuse_user(what, uri)
+        refuse_secret_url(what, uri)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if one_slash := ONE_SLASH.match(uri):

@@ -14,5 +14,5 @@ def write_digits_to(uri: str, options: dict[str, Any], replaced: Mapping[int, by
         for number in range(len(dataset.starts) - 1):
             group = dataset.read_group(number)
             for id, image in zip(group.ids.tolist(), group.images, strict=True):
-                writer.add((replaced or {}).get(id, image), None)
+                writer.add((replaced or {}).get(id, bytes(image)), None)
     return uri

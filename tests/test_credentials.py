@@ -2,7 +2,7 @@
 
 import pytest
 
-from pirl.credentials import refuse_secrets
+from pirl.credentials import refuse_secret_url, refuse_secrets
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,8 @@ from pirl.credentials import refuse_secrets
         ({"client_kwargs": {"headers": {"Authorization": "Bearer hidden"}}}, "Authorization"),
         ({"client_kwargs": {"headers": {"Cookie": "session=hidden"}}}, "Cookie"),
         ({"client_kwargs": {"headers": [["X-Any", "1"], {"X-Auth-Token": "hidden"}]}}, "X-Auth-Token"),
+        ({"client_kwargs": {"headers": [["Authorization", "Bearer hidden"]]}}, "Authorization"),
+        ({"client_kwargs": {"headers": (("X-Any", "1"), ("x-auth-token", "hidden"))}}, "x-auth-token"),
         ({"client_kwargs": {"auth": ["user", "hidden"]}}, "auth"),
         ({"proxy_auth": "hidden"}, "proxy_auth"),
         ({"pass": "hidden"}, "pass"),
@@ -38,3 +40,25 @@ def test_secrets_are_found_by_their_names_and_in_urls_however_deep(options, name
 )
 def test_other_options_are_no_secrets(options):
     refuse_secrets(options)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hidden@here/b",
+        "s3://hidden@bucket/key",
+        "https://account.blob.core.windows.net/box/a.tar?sv=2024&sig=hidden",
+        "https://bucket.s3.amazonaws.com/a.tar?X-Amz-Expires=60&X-Amz-Signature=hidden",
+    ],
+)
+def test_urls_that_open_a_store_by_themselves_are_refused(url):
+    with pytest.raises(ValueError, match=r"SOURCE has a (user name|signature).*AWS_ACCESS_KEY_ID") as refused:
+        refuse_secret_url("SOURCE", url)
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/a@b?versionId=1", "https://here/a?design=1", "abfss://box@account/a", "/photos/a?sig=b"]
+)
+def test_other_urls_are_not(url):
+    refuse_secret_url("SOURCE", url)

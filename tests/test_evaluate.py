@@ -208,7 +208,7 @@ def test_a_damaged_image_has_no_label_where_it_may_be_skipped(tmp_path: Path) ->
     dataset, trunk = _write(tmp_path, 70, seed=3), _trunk(0)
     whole = extract(trunk, dataset, 16, CPU)
     (shard,) = tmp_path.glob("*.parquet")
-    damaged = dataset.read_group(0).images[11]
+    damaged = bytes(dataset.read_group(0).images[11])
     shard.write_bytes(shard.read_bytes().replace(damaged, damaged[:-1] + b"!"))
     with pytest.raises(CorruptImage, match=r"row 11 \(id 11\)"):
         extract(trunk, dataset, 16, CPU)

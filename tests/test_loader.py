@@ -17,7 +17,7 @@ from PIL import Image
 
 from pirl.cache import SpanCache
 from pirl.config import Augment
-from pirl.loader import Loader, collate, stack_views
+from pirl.loader import Loader
 from pirl.order import Order
 from pirl.retry import StorageError
 from pirl.shard_writer import ShardWriter
@@ -72,14 +72,21 @@ def loader(dataset, rank=0, world=1, first=0, last=16, processes=0, streams=STRE
     )
 
 
+def whole(batch):
+    """The views of a batch, of all loader processes together, each behind it their colours."""
+    kinds = zip(*(part.views(torch.device("cpu")) for part in batch.parts), strict=True)
+    return [tensor for views, colors in zip(kinds, batch.colors, strict=True) for tensor in (torch.cat(views), colors)]
+
+
 def samples(batches):
     """The tensors of each sample by (step, id)."""
     found = {}
     for batch in batches:
         ids = batch.ids[batch.mine].tolist()
-        assert {len(tensor) for tensor in batch.part} == {len(ids)}
+        tensors = whole(batch)
+        assert {len(tensor) for tensor in tensors} == {len(ids)}
         for position, id in enumerate(ids):
-            found[batch.step, id] = [tensor[position] for tensor in batch.part]
+            found[batch.step, id] = [tensor[position] for tensor in tensors]
     return found
 
 
@@ -177,27 +184,16 @@ def test_it_resumes_at_any_step(dataset, alone, first):
 )
 def test_shapes_and_types(dataset, pretext, shapes):
     (batch,) = loader(dataset, last=1, pretext=pretext)
-    colors = batch.part[1].shape[-1]
+    tensors = whole(batch)
+    colors = tensors[1].shape[-1]
     rows = len(batch.ids)
     expected = []
     for shape in shapes:
         lengths = (shape,) if isinstance(shape, str) else shape
         expected.append((rows, *(colors if length == "P" else length for length in lengths)))
-    assert [tuple(tensor.shape) for tensor in batch.part] == expected
-    assert [tensor.dtype for tensor in batch.part] == [torch.uint8, torch.float32] * (len(shapes) // 2)
+    assert [tuple(tensor.shape) for tensor in tensors] == expected
+    assert [tensor.dtype for tensor in tensors] == [torch.uint8, torch.float32] * (len(shapes) // 2)
     assert batch.wait_s > 0
-
-
-def test_stacked_views_are_those_of_torch_stack():
-    for shape in [(3, 4, 5), (9, 3, 4, 4)]:
-        some = [torch.randint(256, shape, dtype=torch.uint8) for _ in range(3)]
-        last = [view.movedim(-3, -1).contiguous().movedim(-1, -3) for view in some]
-        assert torch.equal(stack_views(some), torch.stack(some))
-        assert torch.equal(stack_views(last), torch.stack(some))
-    make = views("jigsaw")
-    part = collate([make(decode(png(row)), sample_rng(0, 0, row)) for row in range(2)])
-    # Channels last, as the views are: that is what the trunk works on.
-    assert part[0].is_contiguous(memory_format=torch.channels_last)
 
 
 class CountingDataset(Dataset):

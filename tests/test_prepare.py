@@ -75,7 +75,7 @@ def rows_of(uri):
     dataset = shards.open_dataset(str(uri))
     groups = [dataset.read_group(number) for number in range(len(dataset.starts) - 1)]
     return [
-        (image, None if group.labels is None else int(group.labels[at]))
+        (bytes(image), None if group.labels is None else int(group.labels[at]))
         for group in groups
         for at, image in enumerate(group.images)
     ]

@@ -29,7 +29,7 @@ def rows_of(uri):
     dataset = shards.open_dataset(uri)
     groups = [dataset.read_group(number) for number in range(len(dataset.spans))]
     return [
-        (image, dataset.labels[label])
+        (bytes(image), dataset.labels[label])
         for group in groups
         for image, label in zip(group.images, group.labels, strict=True)
     ]

@@ -1,0 +1,35 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from pirl.config import Augment
+from pirl.parts import collate
+from pirl.transforms import Views, sample_rng
+
+CPU = torch.device("cpu")
+
+
+def samples_of(pretext):
+    make = Views(32, Augment(), pretext, 0.6)
+    images = torch.randint(256, (3, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return [make(image, sample_rng(0, 0, id)) for id, image in enumerate(images)]
+
+
+@pytest.mark.parametrize("pretext", ["none", "rotation", "jigsaw"])
+def test_a_part_holds_each_sample(pretext):
+    samples = samples_of(pretext)
+    part = pickle.loads(pickle.dumps(collate(samples, [5, 0, 7], retries=2)))
+    assert part.served.tolist() == [5, 0, 7]
+    assert part.retries == 2
+    kinds = [("image", "image_color"), ("pretext", "pretext_color")][: 1 if pretext == "none" else 2]
+    for (name, color), views, colors in zip(kinds, part.views(CPU), part.colors, strict=True):
+        assert torch.equal(views, torch.stack([getattr(sample, name) for sample in samples]))
+        assert np.array_equal(colors, torch.stack([getattr(sample, color) for sample in samples]))
+
+
+def test_views_have_channels_last():
+    """That is what the trunk works on."""
+    for views in collate(samples_of("jigsaw"), [0, 1, 2], 0).views(CPU):
+        assert views.flatten(end_dim=-4).is_contiguous(memory_format=torch.channels_last)
