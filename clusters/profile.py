@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from pirl.config import ConfigError, Count, Section, unknown_name
+from pirl.config import ConfigError, Count, Section
 from pirl.credentials import refuse_secrets
+from pirl.wording import unknown_name
 
 Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]+$")]
 """Text without a line break, which would end a line of the batch script."""

@@ -188,7 +188,7 @@ def value_of(text: str, word: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{word} {text}: not a JSON object: {error}") from None
+        raise ConfigError(f"{word}: not a JSON object: {error}") from None  # without it: it may hold secrets
 
 
 def storage_uri(given: str | None) -> str:

@@ -41,6 +41,7 @@ class Groups:
         self.coming_bytes = 0
         self.missing = misses(dataset, order, streams, steps, self.capacity)
         self.pool = ThreadPoolExecutor(READERS, thread_name_prefix="pirl-read")
+        self.disk = ThreadPoolExecutor(1, thread_name_prefix="pirl-disk")
 
     def __enter__(self) -> Self:
         self._read_ahead()
@@ -49,7 +50,8 @@ class Groups:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.disk):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def __getitem__(self, number: int) -> Group:
         """A row group, as `Dataset.load_group` gives it; waits for it where it is not here yet."""
@@ -78,7 +80,9 @@ class Groups:
             if number is None:
                 looked += 1
                 continue
-            self.coming.append((number, self.pool.submit(self.dataset.load_group, number)))
+            # A disk gives no more to many threads than to one, and on one core they are in each other's way.
+            pool = self.disk if self.dataset.is_cached(number) else self.pool
+            self.coming.append((number, pool.submit(self.dataset.load_group, number)))
             self.coming_bytes += self._size(number)
 
     def _size(self, number: int) -> int:

@@ -57,6 +57,10 @@ class SpanCache:
             os.utime(path)
         return data
 
+    def has(self, name: str) -> bool:
+        """Whether something was put under a name and is still there."""
+        return self._path(name).exists()
+
     def put(self, name: str, data: bytes) -> None:
         """Keeps a span, if there is room for one of its size at all."""
         if not self.writable or len(data) > self.limit * ROOM:

@@ -5,13 +5,16 @@ They are made lazily, in each process of its own.
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, cast
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 from fsspec.core import url_to_fs
 from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.local import LocalFileSystem
 
 from pirl.config import ConfigError
 from pirl.credentials import refuse_secret_url, refuse_user_in_environment
@@ -40,12 +43,28 @@ def ask(
 
 def once(fs: AbstractFileSystem, method: str, *args: Any, limit_s: float, **kw: Any) -> Any:
     """Calls a method of a filesystem; raises TimeoutError where there is no end within the limit."""
-    if not fs.async_impl:
+    if isinstance(fs, LocalFileSystem):
         return getattr(fs, method)(*args, **kw)
     try:
-        return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit_s, **kw)
+        if fs.async_impl:
+            return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit_s, **kw)
+        return _in_a_thread(partial(getattr(fs, method), *args, **kw)).result(limit_s)
     except FSTimeoutError:
         raise TimeoutError(f"it stalled: no end within {limit_s:.1f} s") from None
+
+
+def _in_a_thread(call: Callable[[], Any]) -> "Future[Any]":
+    """Calls what may never come back: a thread of its own, for which nobody waits at the end of the process."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def limit_s(deadline_s: float, size: int) -> float:

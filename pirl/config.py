@@ -3,7 +3,6 @@
 A config that exists is valid. Nothing rewrites it later; derived numbers are properties.
 """
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pirl.credentials import refuse_secret_url, refuse_secrets
+from pirl.wording import problem_with, unknown_name
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -199,7 +199,7 @@ class Config(Section):
         if data.batch_size % data.streams or data.batch_size < 2 * data.streams:
             raise ValueError(
                 f"data.batch_size {data.batch_size} does not give each of data.streams {data.streams} "
-                f"the same number of at least 2 images: use a multiple of {data.streams}"
+                f"the same number of at least 2 images: use a multiple of {data.streams} from {2 * data.streams} on"
             )
         if workers > data.streams:
             raise ValueError(
@@ -214,7 +214,20 @@ class Config(Section):
             )
         if optim.warmup_epochs >= optim.epochs:
             raise ValueError(f"optim.warmup_epochs {optim.warmup_epochs} leaves nothing of optim.epochs {optim.epochs}")
+        # oneDNN leaves parts of the weights' gradient unset there (seen with torch 2.14.1).
+        if optim.bf16 and not self.cluster.gpus_per_worker and self._smallest_map < 2:
+            raise ValueError(
+                f"data.image_size {data.image_size} with model.stem {self.model.stem} gives res5 maps of one pixel, "
+                "of which bf16 makes wrong gradients on CPUs: use larger images or --optim.bf16 false"
+            )
         return self
+
+    @property
+    def _smallest_map(self) -> int:
+        """Pixels of a side of what res5 gets, of the smallest view."""
+        has_patches = self.has_pretext and self.pretext.name in ("jigsaw", "both")
+        view = round(64 * self.data.image_size / 224) if has_patches else self.data.image_size
+        return -(-view // (16 if self.model.stem == "imagenet" else 4))
 
     @property
     def has_pretext(self) -> bool:
@@ -260,7 +273,8 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
+        names = list(_leaf_names(Config))
+        raise ConfigError("\n".join(problem_with(each, names) for each in error.errors())) from None
 
 
 def from_json(text: str) -> Config:
@@ -272,29 +286,9 @@ def from_json(text: str) -> Config:
     return from_dict(tree)
 
 
-def unknown_name(given: str, name: str, names: list[str]) -> str:
-    """Says which name was meant, or lists those of its section, or all."""
-    section, _, word = name.rpartition(".")
-    other_words = {"lambda": "loss.pretext_weight", "tau": "loss.temperature", "learning_rate": "optim.lr"}
-    by_word = [n for n in names if n == other_words.get(word) or n.rpartition(".")[2] == word]
-    near = by_word or difflib.get_close_matches(name, names, n=1, cutoff=0.75)  # "seed" for "sead"
-    listed = [n for n in names if n.startswith(f"{section or name}.")] or names
-    hint = f"did you mean {near[0]}?" if near else "valid names: " + ", ".join(listed)
-    return f"unknown setting {given!r}: {hint}"
-
-
 def _leaf_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _leaf_names(field.annotation, f"{prefix}{name}.")
         else:
             yield prefix + name
-
-
-def _describe(problem: Any) -> str:
-    """One pydantic error as one sentence with the dotted name, what was given and what is allowed."""
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return unknown_name(name, name, list(_leaf_names(Config)))
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{name} {problem['input']!r}: {message}" if name else message

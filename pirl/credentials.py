@@ -12,9 +12,11 @@ _SECRET = re.compile(
 """Names of options in which the filesystems of fsspec take secrets."""
 
 _USER = re.compile(r"://[^/?#]*@")
-_SIGNED = re.compile(r"[?&][\w-]*sig(nature)?=", re.IGNORECASE)
-"""A URL that whoever has it may use: of Azure, S3, Google."""
-_CONTAINER = re.compile(r"abfss?://[^/:@]+@[^/:@]+(/|$)")
+_SIGNED = re.compile(r"[?&]([\w-]*[-_])?(sig|signature|token|api_?key)=", re.IGNORECASE)
+"""A URL that whoever has it may use: of Azure, S3, Google, and others."""
+_NO_SECRETS = (None, "anon", "cloud", "google_default")
+"""What gcsfs takes as `token`, beside tokens."""
+_CONTAINER = re.compile(r"(abfss?|az)://[^/:@]+@[^/:@]+(/|$)")
 """How Azure's URLs begin: container@account, which is no secret."""
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
@@ -50,14 +52,15 @@ def refuse_user_in_environment() -> None:
 def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
     """The names of secrets in options; `name` is that of the value."""
     if _SECRET.search(name.lower()):
-        yield name
+        if value not in _NO_SECRETS:
+            yield name
     elif isinstance(value, Mapping):
         for word, inner in value.items():
             yield from _secrets_in(inner, str(word))
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _secrets_in(inner, name)
-        if len(value) == 2 and isinstance(value[0], str) and _SECRET.search(value[0].lower()):
-            yield value[0]  # a header, as a pair
+            if isinstance(inner, list | tuple) and len(inner) == 2 and isinstance(inner[0], str):  # a header
+                yield from _secrets_in(inner[1], inner[0])
     elif isinstance(value, str) and (_USER.search(value) or _SIGNED.search(value)):
         yield name

@@ -1,4 +1,4 @@
-"""Finds the images in a row group without a copy of any: Parquet's readers copy each value twice.
+"""The columns of a row group; its images without a copy of any, where Parquet's readers copy each value twice.
 
 Knows what `pirl.shard_writer` writes, values as they are in one page for each column; anything else is left to Arrow.
 """
@@ -6,7 +6,9 @@ Knows what `pirl.shard_writer` writes, values as they are in one page for each c
 import struct
 from collections.abc import Sequence
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from isal.isal_zlib import crc32
 
 Bytes = bytes | memoryview
 
@@ -15,7 +17,7 @@ _I32 = 0x15
 bytes without and with compression."""
 
 
-def images_of(span: bytes, file: "pq.ParquetFile") -> Sequence[Bytes]:
+def images_of(span: bytes, file: pq.ParquetFile) -> Sequence[Bytes]:
     """The values of the column `image` of a row group, as views into it where they lie there as they are.
 
     Args:
@@ -25,20 +27,33 @@ def images_of(span: bytes, file: "pq.ParquetFile") -> Sequence[Bytes]:
     Raises:
         pyarrow.ArrowException: It cannot be read.
     """
-    column = file.metadata.row_group(0).column(file.schema_arrow.get_field_index("image"))
-    start = column.data_page_offset
-    chunk = memoryview(span)[start : start + column.total_compressed_size]
+    about = file.metadata.row_group(0).column(file.schema_arrow.get_field_index("image"))
+    start = about.data_page_offset
+    chunk = memoryview(span)[start : start + about.total_compressed_size]
     try:
-        if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
+        if about.compression != "UNCOMPRESSED" or not {"PLAIN", "RLE"}.issuperset(about.encodings):
             raise ValueError("the values do not lie there as they are")
-        return _values(chunk, column.num_values)
+        return _values(chunk, about.num_values)
     except (ValueError, IndexError, struct.error):
-        images: list[bytes] = file.read_row_group(0, ["image"], use_threads=False)["image"].to_pylist()
+        images: list[bytes] = column(file, "image").to_pylist()
         return images
 
 
+def checked_images(file: pq.ParquetFile) -> tuple[list[bytes], list[int]]:
+    """The images of a row group that may be damaged, and the rows of those without their checksum."""
+    images: list[bytes] = column(file, "image").to_pylist()
+    sums = column(file, "crc32").to_numpy()
+    return images, [row for row, image in enumerate(images) if crc32(image) != sums[row]]
+
+
+def column(file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
+    """A column of a row group, read by Arrow."""
+    # Not in threads of its own: groups are read in threads already, and handing on costs more than it saves.
+    return file.read_row_group(0, [name], use_threads=False)[name]
+
+
 def _values(chunk: memoryview, count: int) -> list[memoryview]:
-    """The values of the one page of a chunk: each behind its length, all behind which of them are not null.
+    """The values of the one page of a chunk: first which of them are not null, then each value behind its length.
 
     Raises:
         ValueError, IndexError, struct.error: It is not such a page.

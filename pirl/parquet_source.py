@@ -6,6 +6,7 @@ each file from front to back.
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -163,6 +164,8 @@ def _class_names(path: str, schema: pa.Schema, column: str) -> list[str] | None:
     if schema.equals(SCHEMA) and column == "label" and storage.exists(manifest):
         names: list[str] | None = json.loads(storage.read_all(manifest)).get("classes")
         return names
-    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = about.get("info", {}).get("features", {}).get(column)
-    return feature.get("names") if isinstance(feature, dict) else None
+    with suppress(ValueError, AttributeError):  # others may write anything there
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = about.get("info", {}).get("features", {}).get(column)
+        return feature.get("names") if isinstance(feature, dict) else None
+    return None

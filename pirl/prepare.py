@@ -138,6 +138,8 @@ def _refusals_are_wrong_requests() -> Iterator[None]:
         yield
     except (StoreRefusedError, PermissionError, FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(str(error)) from None
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{error.object!r} is not text in UTF-8, and names of images and classes must be") from None
 
 
 def _find_splits(request: Request, scratch: Scratch, progress: Progress) -> list[Split]:

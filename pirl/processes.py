@@ -6,7 +6,7 @@ import os
 import threading
 from contextlib import suppress
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of mallopt(3)."""
 
 
@@ -33,6 +33,7 @@ def keep_freed_memory() -> None:
     """
     with suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
+        libc.mallopt(_M_ARENA_MAX, 1)  # each thread would keep memory of its own
         libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
 

@@ -20,7 +20,7 @@ from pirl import storage
 from pirl.cache import SpanCache, default_folder
 from pirl.config import ConfigError, Data
 from pirl.digits import ensure_digits
-from pirl.pages import Bytes, images_of
+from pirl.pages import Bytes, checked_images, column, images_of
 from pirl.retry import DEADLINE_S, StorageError, pause
 from pirl.shard_writer import MANIFEST, VERSION, fingerprint, is_whole, parsed
 
@@ -111,27 +111,24 @@ class Dataset:
         shard, within = self.shard_of(number)
         try:
             data, whole = self._read_span(number)
-            # Not in threads of pyarrow: groups are read in threads already, and handing on costs more than it saves.
             file = pq.ParquetFile(pa.BufferReader(data))
-            if whole:
-                table = file.read_row_group(0, [] if self.labels is None else ["label"], use_threads=False)
-                images, wrong = images_of(data, file), []
-            else:
-                table = file.read_row_group(0, use_threads=False)
-                images = table["image"].to_pylist()
-                sums = table["crc32"].to_numpy()
-                wrong = [row for row, image in enumerate(images) if crc32(image) != sums[row]]
+            images, wrong = (images_of(data, file), []) if whole else checked_images(file)
+            labels = None if self.labels is None else column(file, "label").fill_null(-1).to_numpy()
+            same_rows = whole or np.array_equal(column(file, "index").to_numpy(), ids)
         except StorageError:
             raise
         except Exception as error:  # damaged bytes can make a reader raise anything
             return self._lost(ids, shard, f"row group {within} cannot be read ({error})")
         # Damage shows in some images. Where there is none in any, these are other images, with their checksums.
-        if not whole and not (wrong and np.array_equal(table["index"].to_numpy(), ids)):
+        if not whole and not (wrong and same_rows):
             return self._lost(ids, shard, f"row group {within} does not have its checksum")
-        labels = None if self.labels is None else table["label"].fill_null(-1).to_numpy()
         verdict = self._verdict(shard) if wrong else ""
         corrupt = {row: f"{self.place(int(ids[row]))} does not have its checksum; {verdict}" for row in wrong}
         return Group(ids, images, labels, corrupt)
+
+    def is_cached(self, number: int) -> bool:
+        """Whether a row group is on the disk of this node, though perhaps no longer when it is read."""
+        return self.cache is not None and self.cache.has(self._cache_name(number))
 
     def shard_of(self, number: int) -> tuple[int, int]:
         """The shard of a row group, and its number within it."""
@@ -158,7 +155,7 @@ class Dataset:
         shard, _ = self.shard_of(number)
         uri, checksum = self._shard_uri(shard), int(self.checksums[number])
         offset, length = (int(value) for value in self.spans[number])
-        name = f"{uri} {offset} {length} {checksum}"
+        name = self._cache_name(number)
         if self.cache and (kept := self.cache.get(name)) is not None and crc32(kept) == checksum:
             return kept, True
         for failures in range(READS):
@@ -170,6 +167,9 @@ class Dataset:
                     self.cache.put(name, data)
                 return data, True
         return data, False
+
+    def _cache_name(self, number: int) -> str:
+        return f"{self._shard_uri(self.shard_of(number)[0])} {self.spans[number].tolist()} {self.checksums[number]}"
 
     def _lost(self, ids: Ints, shard: int, what: str) -> Group:
         """A row group of which no image can be used."""
@@ -238,7 +238,7 @@ def open_dataset(
         ) from None
     except StorageError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise ConfigError(f"{storage.join(folder, MANIFEST)} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         raise ConfigError(

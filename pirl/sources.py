@@ -3,6 +3,7 @@
 A source knows its rows, their labels and where the image of each lies.
 """
 
+import sys
 import zlib
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from pirl import storage
 from pirl.config import ConfigError
-from pirl.labels import TEST_NAMES, Ints, below, first_folders, number_names, split_folders, split_words
+from pirl.labels import TEST_NAMES, Ints, below, first_and_more, first_folders, number_names, split_folders, split_words
 from pirl.parquet_source import ParquetSource, open_parquet, parquet_source
 from pirl.scratch import Progress, Scratch, Span
 from pirl.tar_source import IMAGE_SUFFIXES, TarSource, check_tar, tar_source
@@ -60,7 +61,7 @@ def find_source(
     names are for training where none is called train.
 
     Args:
-        uri: A folder of images or of tar or Parquet files, such a file, or a pattern with `*` for such files.
+        uri: A folder of images or of tar or Parquet files, such a file, or a pattern (`*`, `?`, `[ab]`) for such files.
         image_column: Of Parquet files.
         label_column: Of Parquet files, or of the .json files in tar files; by default `label` where there is one.
         scratch: Takes the images that cannot be read one by one where they are.
@@ -70,6 +71,8 @@ def find_source(
         ConfigError: There is nothing, or nothing that is understood.
     """
     folder, names, sizes = _files_of(uri)
+    if left := sorted(name for name in sizes.keys() - set(names) if name.lower().endswith((".tar", *IMAGE_SUFFIXES))):
+        print(f"{uri}: {first_and_more(left)} not read, beside {first_and_more(names)}", file=sys.stderr)
     if names[0].endswith(".parquet"):
         train, test = _split_files(folder, names)
         held_out = parquet_source(test, image_column, label_column, scratch, progress) if test else None
@@ -103,11 +106,11 @@ def _files_of(uri: str) -> tuple[str, list[str], dict[str, int]]:
     """
     folder, sizes = "", {}
     if storage.is_folder(uri):
-        folder, sizes = uri, storage.sizes_below(uri)
+        folder, sizes = uri, storage.sizes_below(uri, follow_links=True)
         names = sorted(sizes)
     elif storage.exists(uri):
         names = [uri]
-    elif "*" in uri:
+    elif any(mark in uri for mark in "*?["):
         names = storage.matches(uri)
     else:
         raise ConfigError(f"{uri} does not exist: {WHAT_A_SOURCE_IS}")
@@ -115,6 +118,8 @@ def _files_of(uri: str) -> tuple[str, list[str], dict[str, int]]:
         if of_kind := [name for name in names if name.endswith(suffix)]:
             return folder, of_kind, sizes
     if images := [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and folder]:
+        if gone := [name for name in images if sizes[name] < 0]:
+            raise ConfigError(f"{first_and_more([storage.join(folder, name) for name in gone])}: a link to nothing")
         return folder, images, sizes
     compressed = next((name for name in names if name.endswith((".tar.gz", ".tgz"))), None)
     if compressed:

@@ -144,15 +144,19 @@ def files_below(uri: str, options: Options = None) -> list[str]:
     return sorted(sizes_below(uri, options))
 
 
-def sizes_below(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> dict[str, int]:
+def sizes_below(
+    uri: str, options: Options = None, deadline_s: float = DEADLINE_S, *, follow_links: bool = False
+) -> dict[str, int]:
     """Bytes of each file in a folder and in the folders in it, by its path relative to it; none without a folder.
+
+    Where links to folders are followed, a link to nothing has -1 bytes.
 
     Raises:
         OSError: A folder cannot be read: it is not taken for an empty one.
     """
     fs, path = locate(uri, options)
     if isinstance(fs, LocalFileSystem):
-        return persistently(f"listing {uri}", lambda: _local_sizes(path), deadline_s)
+        return persistently(f"listing {uri}", lambda: _local_sizes(path, follow_links), deadline_s)
     prefix = path.rstrip("/") + "/"
     found = ask(fs, f"listing {uri}", "find", path, deadline_s=deadline_s, detail=True)
     return {name.removeprefix(prefix): int(info["size"]) for name, info in found.items()}
@@ -209,19 +213,25 @@ class _Remote(io.RawIOBase):
         return length
 
 
-def _local_sizes(root: str) -> dict[str, int]:
+def _local_sizes(root: str, follow_links: bool) -> dict[str, int]:
     """`sizes_below` on a disk; fsspec would pass over what cannot be read."""
+    seen = set()
 
     def stop(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # which another process removed meanwhile
             raise error
 
     found = {}
-    for folder, _, names in os.walk(root, onerror=stop):
+    for folder, inner, names in os.walk(root, onerror=stop, followlinks=follow_links):
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()  # links may lead in a circle
+            continue
+        seen.add(real)
         for path in (os.path.join(folder, name) for name in names):
             with suppress(FileNotFoundError):
-                status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nothing is a file too
-                found[os.path.relpath(path, root)] = status.st_size
+                is_there = os.path.exists(path)
+                status = os.stat(path) if is_there else os.lstat(path)  # a link to nothing is a file too
+                found[os.path.relpath(path, root)] = -1 if follow_links and not is_there else status.st_size
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = [
-    *("credentials", "config", "recipes"),
+    *("credentials", "wording", "config", "recipes"),
     *("dist", "order", "processes"),
     *(
         "retry",

@@ -168,6 +168,12 @@ def test_every_wrong_value_has_a_line():
         ({"cluster.workers": 5}, r"cluster\.workers 5 .* at most 4 workers or --data\.streams 5"),
         ({"pretext.name": "none"}, r"pretext\.name none .* --loss\.pretext_weight 0"),
         ({"optim.final_lr": 0.1}, r"optim\.final_lr 0\.1 is above optim\.lr 0\.03"),
+        ({"data.batch_size": 4}, r"use a multiple of 4 from 8 on"),
+        ({"model.stem": "imagenet", "data.image_size": 57}, r"57 with model\.stem imagenet .* --optim\.bf16 false"),
+        (
+            {"model.stem": "imagenet", "data.image_size": 16, "pretext.name": "rotation"},
+            r"maps of one pixel.* --optim\.bf16 false",
+        ),
         ({"optim.warmup_epochs": 10}, r"optim\.warmup_epochs 10\.0 leaves nothing of optim\.epochs 10"),
     ],
 )
@@ -247,6 +253,10 @@ def test_leaves_name_every_setting_once():
     expected = {f"{name}.{leaf}": value for name, section in sections.items() for leaf, value in section.items()}
     assert values == {"seed": 0} | expected
     assert override(Config(), values) == Config()
+
+
+def test_options_that_are_none_are_not_repeated():
+    assert "hunter2" not in refuse({"data.storage_options": "secret=hunter2"})
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def test_secrets_are_found_by_their_names_and_in_urls_however_deep(options, name
 @pytest.mark.parametrize(
     "options",
     [
-        {"anon": True, "requester_pays": True},
+        {"anon": True, "requester_pays": True, "token": "anon", "secret": None},
+        {"buckets": ["secrets", "photos"]},
         {"config_kwargs": {"signature_version": "s3v4", "proxies": {"https": "http://proxy:3128"}}},
         {"client_kwargs": {"headers": {"Accept": "*/*"}, "trust_env": True}, "block_size": 5},
         {"hosts": ["a", "b"], "fo": "https://here/a?design=1"},
@@ -49,6 +50,7 @@ def test_other_options_are_no_secrets(options):
         "s3://hidden@bucket/key",
         "https://account.blob.core.windows.net/box/a.tar?sv=2024&sig=hidden",
         "https://bucket.s3.amazonaws.com/a.tar?X-Amz-Expires=60&X-Amz-Signature=hidden",
+        "https://here/a.tar?access_token=hidden",
     ],
 )
 def test_urls_that_open_a_store_by_themselves_are_refused(url):
@@ -58,7 +60,14 @@ def test_urls_that_open_a_store_by_themselves_are_refused(url):
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://bucket/a@b?versionId=1", "https://here/a?design=1", "abfss://box@account/a", "/photos/a?sig=b"]
+    "url",
+    [
+        "s3://bucket/a@b?versionId=1",
+        "https://here/a?design=1",
+        "abfss://box@account/a",
+        "az://box@account/a",
+        "/photos/a?sig=b",
+    ],
 )
 def test_other_urls_are_not(url):
     refuse_secret_url("SOURCE", url)

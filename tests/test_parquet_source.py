@@ -108,6 +108,12 @@ def test_names_of_classes_come_from_huggingface(tmp_path):
     assert open_files([path]).classes == ["ant", "cat"]
 
 
+@pytest.mark.parametrize("metadata", ["not json", "[]", '{"info": {"features": null}}'])
+def test_what_else_stands_there_is_no_name(tmp_path, metadata):
+    path = write(tmp_path / "x.parquet", {"image": [b"x"] * 2, "label": [1, 0]}, {"huggingface": metadata})
+    assert open_files([path]).classes == ["0", "1"]
+
+
 def test_without_a_label_column_there_are_no_labels(tmp_path):
     path = write(tmp_path / "x.parquet", {"image": [b"x"] * 3})
     source = open_files([path])

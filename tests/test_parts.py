@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from pirl.config import Augment
+from pirl.loader import Batch
 from pirl.parts import collate
+from pirl.train import views_on_device
 from pirl.transforms import Views, sample_rng
 
 CPU = torch.device("cpu")
@@ -33,3 +35,20 @@ def test_views_have_channels_last():
     """That is what the trunk works on."""
     for views in collate(samples_of("jigsaw"), [0, 1, 2], 0).views(CPU):
         assert views.flatten(end_dim=-4).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("pretext", ["none", "rotation", "jigsaw"])
+def test_parts_of_several_processes_come_to_the_device_as_those_of_one(pretext):
+    samples = samples_of(pretext)
+    one, (first, second) = (
+        collate(samples, [0, 1, 2], 0),
+        (collate(samples[:2], [0, 1], 0), collate(samples[2:], [2], 0)),
+    )
+
+    def batch(*parts):
+        colors = [torch.from_numpy(np.concatenate(some)) for some in zip(*(part.colors for part in parts), strict=True)]
+        return Batch(0, torch.arange(3), [3], slice(0, 3), list(parts), colors, torch.arange(3), 0, 0.0)
+
+    for some, others in zip(views_on_device(batch(one), CPU), views_on_device(batch(first, second), CPU), strict=True):
+        assert torch.equal(some, others)
+        assert some.is_contiguous(memory_format=torch.channels_last)

@@ -123,7 +123,17 @@ def test_no_data_set_says_what_to_type(uri):
         open_dataset(uri)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 99}'])
+GROUPS = '{"shards": [{"path": "a", "bytes": 1, "rows": 1, "groups": %s}]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"version": 99}', "[" * 100_000),
+        *(GROUPS % groups for groups in ("[[1, 2, 3, null]]", '{"a": 1}', "Infinity", f"[[1, 2, 3, {10**30}]]")),
+    ],
+    ids=lambda text: text[:90],
+)
 def test_another_manifest_is_refused(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ConfigError, match=r"manifest\.json (cannot be read|is not a manifest of version 2)"):

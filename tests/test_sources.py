@@ -117,6 +117,35 @@ def test_one_file_and_a_pattern(tmp_path):
     assert found(f"{tmp_path}/t*") == (["train-0.parquet", "train-1.parquet"], ["test-0.parquet"])
 
 
+@pytest.mark.parametrize("pattern", ["train-?.parquet", "train-[01].parquet"])
+def test_other_patterns(tmp_path, pattern):
+    make(tmp_path, "train-0.parquet", "train-1.parquet", "test-0.parquet")
+    assert found(f"{tmp_path}/{pattern}") == (["train-0.parquet", "train-1.parquet"], None)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    make(tmp_path / "elsewhere", "dog/1.png")
+    make(tmp_path / "set", "cat/1.png")
+    (tmp_path / "set" / "dog").symlink_to("../elsewhere/dog")
+    (tmp_path / "set" / "cat" / "circle").symlink_to("..")
+    source, _ = find(f"{tmp_path}/set")
+    assert source.names.to_pylist() == ["cat/1.png", "dog/1.png"]
+    assert source.classes == ["cat", "dog"]
+
+
+def test_a_link_to_nothing_is_refused_by_name(tmp_path):
+    make(tmp_path, "cat/1.png")
+    (tmp_path / "cat" / "2.png").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"cat/2\.png: a link to nothing"):
+        find(str(tmp_path))
+
+
+def test_images_beside_a_tar_file_are_not_left_without_a_word(tmp_path, capsys):
+    make(tmp_path, "cat/1.png", "cat/2.png", "rows.parquet", "notes.txt")
+    find(str(tmp_path))
+    assert "cat/1.png and 1 more not read, beside rows.parquet" in capsys.readouterr().err
+
+
 def test_a_name_with_brackets_is_that_file(tmp_path):
     make(tmp_path, "[1] *.parquet", "1 x.parquet")
     assert found(f"{tmp_path}/[1] *.parquet") == (["[1] *.parquet"], None)

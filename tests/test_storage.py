@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pirl import client, storage, upload
 from pirl.config import ConfigError
@@ -93,6 +94,27 @@ def test_lists_finds_and_removes(tmp_path, scheme):
     assert not storage.exists(found[0])
     assert storage.exists(storage.join(root, "a", "c.txt"))
     assert storage.files_below(storage.join(root, "none")) == []
+
+
+class StalledOnce(MemoryFileSystem):
+    """A filesystem without an event loop, of which one answer does not come."""
+
+    cachable = False
+    stalls = 1
+
+    def cat_file(self, *args, **kw):
+        if self.stalls:
+            self.stalls -= 1
+            threading.Event().wait()
+        return super().cat_file(*args, **kw)
+
+
+def test_a_stall_is_broken_off_whatever_the_filesystem():
+    take_count()
+    fs = StalledOnce()
+    fs.pipe_file("/stalled", b"x")
+    assert client.ask(fs, "reading", "cat_file", "/stalled", deadline_s=3) == b"x"
+    assert take_count() == 1
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])

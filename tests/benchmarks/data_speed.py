@@ -10,13 +10,13 @@ All read the same photographs, with as many loader processes, into batches of 12
 - ours, warm: row groups out of the cache on the local disk.
 - ImageFolder, warm: one file for each image on the local disk, random order.
 
-`raw` reads the bytes of each image and hands on their number; `decoded` decodes and makes the random crop of 224 px,
-by the same two functions of pirl/transforms.py on all sides. A figure is that of the middle of a run without pauses
-between epochs: what starting costs is left out, and reading ahead does not count twice. The pairs are measured in
-turn; the table has medians, the ratio of the pairs of each round, and the processor time for an image of all that
-reads (loader processes, what they start, and the process that takes the batches), without the store's. The store is a
-server on this machine that sends files and ranges of files, so where the processor is what limits, its work counts on
-each cold side. Linux only.
+`raw` reads the bytes of each image and hands on their number, as a list for each batch; `decoded` decodes and makes
+the random crop of 224 px, by the same two functions of pirl/transforms.py on all sides. A figure is that of the
+middle of a run without pauses between epochs: what starting costs is left out, and reading ahead does not count
+twice. The pairs are measured in turn; the table has medians, the ratio of the pairs of each round, and the processor
+time for an image of all that reads (loader processes, what they start, and the process that takes the batches),
+without the store's. The store is a server on this machine that sends files and ranges of files, so where the
+processor is what limits, its work counts on each cold side. Linux only.
 """
 
 import sys

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,35 +100,31 @@ def crop_of(data: bytes) -> Tensor:
     return random_resized_crop(decode(data), SIZE, AREA_MIN, RNG)
 
 
-def size_of(data: bytes) -> Tensor:
-    return torch.tensor(len(data))
-
-
 def stack_crops(crops: list[Tensor]) -> Tensor:
     """As pixels lie in memory: torch.stack of what is channels last takes 8 times as long."""
     return torch.stack([crop.movedim(0, -1) for crop in crops]).movedim(-1, 1)
 
 
-WORK: dict[str, tuple[Callable[[bytes], Tensor], Callable[[list[Tensor]], Tensor]]] = {
-    "raw": (size_of, torch.stack),
+WORK: dict[str, tuple[Callable[[bytes], Any], Callable[[list[Any]], Any]]] = {
+    "raw": (len, list),
     "decoded": (crop_of, stack_crops),
 }
 """What WebDataset and ImageFolder do to an image and to those of a batch."""
 
 
-class Raw(IterableDataset[Tensor]):
+class Raw(IterableDataset[list[int]]):
     """The sizes of each step's images, read as pirl.loader reads them."""
 
     def __init__(self, dataset: Dataset, order: Order) -> None:
         self.dataset, self.order = dataset, order
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[list[int]]:
         info = get_worker_info()
         streams, steps = streams_of(info.id, info.num_workers, self.order.streams), range(FOREVER)
         with Groups(self.dataset, self.order, streams, steps, AHEAD_BYTES) as groups:
             for step in steps:
                 places = self.dataset.groups_of(self.order.batch_ids(step, streams))
-                yield torch.tensor([len(groups[number].images[row]) for number, row in zip(*places, strict=True)])
+                yield [len(groups[number].images[row]) for number, row in zip(*places, strict=True)]
 
 
 class NewCache(SpanCache):
@@ -145,7 +142,7 @@ def ours(places: Places, processes: int, work: str, kind: type[SpanCache] | None
         context = multiprocessing.get_context("forkserver")
         settings = {"num_workers": processes, "prefetch_factor": PREFETCHED_STEPS, "multiprocessing_context": context}
         raw = Raw(dataset, order)
-        yield from map(len, DataLoader(raw, batch_size=None, worker_init_fn=start_process, **settings))
+        yield from map(len, DataLoader(raw, batch_size=None, collate_fn=list, worker_init_fn=start_process, **settings))
     settings = {"seed": 0, "rank": 0, "world_size": 1, "first_step": 0, "last_step": FOREVER, "processes": processes}
     for batch in Loader(dataset, order, crop, ahead_bytes=AHEAD_BYTES, **settings):
         yield len(batch.served)
