@@ -26,6 +26,9 @@ pytest_plugins = ["tests.ray_cluster", "tests.s3", "tests.slurm_cluster"]
 # A shell's background job ignores SIGINT, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Runs of seconds with many checkpoints: Ray's controller takes one each time that it asks.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+
 ON_CLUSTERS = {
     **dict.fromkeys(("test_slurm", "test_devcluster", "test_queue", "test_verdict"), "slurm"),
     **dict.fromkeys(("test_ray", "test_ray_store", "test_sweep_ray"), "ray"),
