@@ -1,7 +1,7 @@
 """What a loader process hands over for a step: one tensor with all views, and a few numbers.
 
-Each tensor that goes from process to process takes a millisecond of processor time, of which a small image would be
-decoded, cut and coloured several times.
+Each tensor that goes from process to process takes a millisecond of processor time, in which several small images are
+decoded, cut and coloured.
 """
 
 import math

@@ -134,8 +134,13 @@ def test_cut_off_in_three_ways_the_same_command_gives_the_same_table(
     before = (first / "result.json").stat().st_mtime_ns
     process = start(cluster, tmp_path, *LEARNING_RATES)
     wait_for(lambda: "going on from" in (last / "train.log").read_text() or process.poll() is not None, "no progress")
-    (watching,) = processes(cluster, b"ray::ResourceTrainable")  # what Tune makes of RunTrial
-    os.kill(watching, signal.SIGKILL)
+
+    def watching() -> list[int]:
+        """What Tune makes of RunTrial; Ray gives a process another name now and then, for a moment."""
+        return processes(cluster, b"ray::ResourceTrainable")
+
+    wait_for(lambda: watching() or process.poll() is not None, "no process watches the trial")
+    os.kill(watching()[0], signal.SIGKILL)
     code, out, err = finish(process)
     assert code == 1, out + err
     assert table(tmp_path) == table(undisturbed)
