@@ -67,9 +67,9 @@ def fit(run: Run) -> None:
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell us nothing
     # How often the controller asks the workers, and takes one checkpoint each time: the end is seen sooner than by
-    # Ray's 2 s, which stay for so many workers that asking is work.
+    # Ray's 2 s, which stay for so many workers that asking is work. Every 0.25 s cost a tenth of two busy cores.
     os.environ.setdefault(
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(min(2.0, max(0.25, run.config.cluster.workers / 256)))
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(min(2.0, max(1.0, run.config.cluster.workers / 256)))
     )
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
