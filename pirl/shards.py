@@ -169,7 +169,8 @@ class Dataset:
         return data, False
 
     def _cache_name(self, number: int) -> str:
-        return f"{self._shard_uri(self.shard_of(number)[0])} {self.spans[number].tolist()} {self.checksums[number]}"
+        offset, length = self.spans[number]
+        return f"{self._shard_uri(self.shard_of(number)[0])} {offset} {length} {self.checksums[number]}"
 
     def _lost(self, ids: Ints, shard: int, what: str) -> Group:
         """A row group of which no image can be used."""
