@@ -23,7 +23,7 @@ TRIES = 3
 """How often Ray is started anew, on other ports, when it ends while it starts."""
 
 STARTS_AT_ONCE = {"RAY_worker_maximum_startup_concurrency": str(max(16, os.cpu_count() or 1))}
-"""A run has six processes beside its workers: on a few cores Ray would warn of so many."""
+"""A run has some processes beside its workers: on a few cores Ray would warn of so many."""
 
 SERVICES = (
     *("meeting", "gcs", "dashboard", "client", "node_manager", "object_manager"),

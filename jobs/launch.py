@@ -28,10 +28,7 @@ from pirl.config import ConfigError
 from pirl.folder import Folder
 from pirl.processes import torchrun
 from pirl.retry import StorageError
-from pirl.runs import (
-    Run,
-    prune_checkpoints,
-)
+from pirl.runs import Run, prune_checkpoints
 from pirl.storage import arrow_filesystem
 from pirl.temporary import temporary_folder
 
@@ -39,6 +36,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
+
+ALONE = {
+    "RAY_worker_niceness": "0",  # by itself Ray trains at 15, behind all else on the machine
+    "RAY_enable_metrics_collection": "0",  # nobody could read them
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""Settings of a Ray that is there for one command only."""
 
 _told_to_end = threading.Event()
 
@@ -49,30 +53,36 @@ def run_on_ray(run: Run) -> int:
     Raises:
         ConfigError: There is no such cluster, or it cannot carry the run.
     """
-    connect(ahead="ray.train.torch")  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
+    connect(ahead="jobs.trainer")  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
     from clusters.preflight import check_cluster
 
     check_cluster(run.config, run.folder.parent)
     began = time.time()
     with following(run.folder, "train.log"), warnings_for_workers():
-        failure = interruption(lambda: fit(run))
+        failure = interruption(lambda: fit(run, alone=is_alone()))
     return conclude(run, began, failure)
 
 
-def fit(run: Run) -> None:
+def fit(run: Run, *, alone: bool = False) -> None:
     """Trains on the cluster that this process is connected to, on Ray Train's workers.
+
+    Args:
+        run: What to train.
+        alone: Whether the cluster is there for this run only, and ends with it.
 
     Raises:
         ray.train.TrainingFailedError: They failed more often than `cluster.max_failures`.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell us nothing
     # How often the controller asks the workers, and takes one checkpoint each time: the end is seen sooner than by
-    # Ray's 2 s, which stay for so many workers that asking is work. Every 0.25 s cost a tenth of two busy cores.
+    # Ray's 2 s, which stay for so many workers that asking is work.
     os.environ.setdefault(
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(min(2.0, max(1.0, run.config.cluster.workers / 256)))
     )
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    from jobs.trainer import LoneTrainer
 
     run.write_config()
     # Ray's own memory of checkpoints knows nothing of those that were written or removed without it.
@@ -81,7 +91,8 @@ def fit(run: Run) -> None:
     filesystem, storage = arrow_filesystem(run.folder.parent.uri, run.folder.options)
     cluster = run.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
-    trainer = TorchTrainer(
+    trainer_class: Any = LoneTrainer if alone else TorchTrainer
+    trainer = trainer_class(
         in_worker,
         train_loop_config={"config": run.config.model_dump_json(), "folder": run.folder},
         scaling_config=ScalingConfig(
@@ -99,6 +110,11 @@ def fit(run: Run) -> None:
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
 
+def is_alone() -> bool:
+    """Whether this process, as the one that a person started, has a Ray of its own."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
 def connect(ahead: str | None = None) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach.
 
@@ -113,15 +129,15 @@ def connect(ahead: str | None = None) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address not in ("local", "auto"):
         refuse_silent(address)
-    if address == "local":
+    if is_alone():
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-        os.environ |= STARTS_AT_ONCE | os.environ  # what the user has set stays
+        os.environ |= STARTS_AT_ONCE | ALONE | os.environ  # what the user has set stays
     if ahead:
         threading.Thread(target=import_ahead, args=[ahead], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
-    dashboard = None if address != "local" else False
+    dashboard = False if is_alone() else None
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
     here = {name: os.environ[name] for name in STORE_ENVIRONMENT if name in os.environ and name not in given}
     try:
@@ -134,9 +150,12 @@ def connect(ahead: str | None = None) -> None:
                 include_dashboard=dashboard,
                 runtime_env={"env_vars": here} if here else None,
             )
+        if is_alone():
+            node: Any = ray._private.worker._global_node
+            node.kill_log_monitor(check_alive=False)  # it looks for output ten times a second, of which nobody is told
     except Exception as error:  # a plain one, too, when a machine is so busy that Ray gives up waiting
         what = str(error).strip().rstrip(".")
-        if address == "local":
+        if is_alone():
             raise OSError(
                 f"Ray did not start on this machine: {what}. Is it very busy, or out of memory or disk space? Ray's "
                 "logs are in /tmp/ray/session_latest/logs"

@@ -1,11 +1,13 @@
 """The job on a real Ray cluster: two nodes, token authentication, refusals, Ctrl-C; test_ray_store.py kills workers."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pirl.digits import ensure_digits
@@ -86,10 +88,28 @@ def test_a_corrupt_image_ends_the_job_once(cluster: Cluster, tmp_path: Path) -> 
     assert "going on from" not in out
 
 
+def marked(mark: str) -> list[str]:
+    """The command lines of all processes that have this in their environment, as what a marked one starts has too."""
+    titles = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if mark.encode() in (process / "environ").read_bytes():
+                titles.append((process / "cmdline").read_text().replace("\0", " "))
+    return titles
+
+
 def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path) -> None:
-    """On a Ray of its own, as on a laptop."""
-    process = pretrain(clean_environment(), f"--storage={tmp_path}")
+    """On a Ray of its own, as on a laptop, where each process takes from the training."""
+    process = pretrain({**clean_environment(), "MARK": str(tmp_path)}, f"--storage={tmp_path}")
     wait_for(lambda: len(lines(tmp_path / "digits")) >= 20 or process.poll() is not None, "no progress")
+    titles = marked(f"MARK={tmp_path}")
+    actors = {name for title in titles for name in re.findall(r"^ray::(\w+)", title)}
+    assert actors - {"IDLE", "DashboardAgent", "RuntimeEnvAgent"} == {
+        "TrainController",
+        "SynchronizationActor",
+        "RayTrainWorker",
+    }
+    assert not [title for title in titles if "log_monitor.py" in title]
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
