@@ -19,7 +19,7 @@ from clusters.janitor import Janitor
 from clusters.job_state import Head, Phase, enter, read_state
 from clusters.place import JobFile, Place
 from clusters.profile import Profile
-from clusters.ray_node import STARTS_AT_ONCE, RayNode, StartError, candidates, start_ray
+from clusters.ray_node import OWN_RAY, RayNode, StartError, candidates, start_ray
 
 
 def run(job: JobFile, profile: Profile, place: Place) -> None:
@@ -162,14 +162,12 @@ def meet(ip: str, port: int, token: str) -> meeting.Head:
 
 
 def ray_environment(token_file: Path) -> dict[str, str]:
-    """For Ray and all that runs on it: only who knows the token gets in; no wait for others at the end."""
+    """For Ray and all that runs on it: only who knows the token gets in."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_prestart_worker_first_driver": "0",  # a process for each CPU, which take the ports and are not used
-        **STARTS_AT_ONCE,
+        **OWN_RAY,
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -21,7 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clusters.ray_node import STARTS_AT_ONCE
+from clusters.janitor import MARK
+from clusters.ray_node import OWN_RAY
 from jobs.outcome import conclude
 from jobs.warning import warnings_for_workers, warnings_heard
 from pirl.config import ConfigError
@@ -37,12 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
 
-ALONE = {
-    "RAY_worker_niceness": "0",  # by itself Ray trains at 15, behind all else on the machine
-    "RAY_enable_metrics_collection": "0",  # nobody could read them
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
-"""Settings of a Ray that is there for one command only."""
+UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+"""Metrics of a Ray on this machine alone would be seen by nobody."""
 
 _told_to_end = threading.Event()
 
@@ -59,7 +56,7 @@ def run_on_ray(run: Run) -> int:
     check_cluster(run.config, run.folder.parent)
     began = time.time()
     with following(run.folder, "train.log"), warnings_for_workers():
-        failure = interruption(lambda: fit(run, alone=is_alone()))
+        failure = interruption(lambda: fit(run, alone=is_alone() or MARK in os.environ))
     return conclude(run, began, failure)
 
 
@@ -80,9 +77,8 @@ def fit(run: Run, *, alone: bool = False) -> None:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(min(2.0, max(1.0, run.config.cluster.workers / 256)))
     )
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
-    from jobs.trainer import LoneTrainer
+    from jobs.trainer import LeanTrainer, LoneTrainer
 
     run.write_config()
     # Ray's own memory of checkpoints knows nothing of those that were written or removed without it.
@@ -91,7 +87,7 @@ def fit(run: Run, *, alone: bool = False) -> None:
     filesystem, storage = arrow_filesystem(run.folder.parent.uri, run.folder.options)
     cluster = run.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
-    trainer_class: Any = LoneTrainer if alone else TorchTrainer
+    trainer_class: Any = LoneTrainer if alone else LeanTrainer
     trainer = trainer_class(
         in_worker,
         train_loop_config={"config": run.config.model_dump_json(), "folder": run.folder},
@@ -131,8 +127,7 @@ def connect(ahead: str | None = None) -> None:
         refuse_silent(address)
     if is_alone():
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-        os.environ |= STARTS_AT_ONCE | ALONE | os.environ  # what the user has set stays
+        os.environ |= OWN_RAY | UNWATCHED | os.environ  # what the user has set stays
     if ahead:
         threading.Thread(target=import_ahead, args=[ahead], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported

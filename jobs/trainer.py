@@ -1,4 +1,4 @@
-"""Ray's TorchTrainer for a Ray that is there for one run, without the processes that serve others.
+"""Ray's TorchTrainer without the processes that serve others.
 
 Each of them takes two to eight seconds of a core to start and about a hundredth of one while the run lasts, and has
 no switch in Ray. Where a later Ray calls them otherwise they are there again, and tests/test_ray.py says so.
@@ -11,16 +11,20 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 NOT_NEEDED = {
     "DatasetsCallback",  # serves Ray Data: here the workers read the images themselves
-    "PlacementGroupCleanerCallback",  # gives back to others what a run leaves that is killed
+    "PlacementGroupCleanerCallback",  # the end of a job gives back what its runs had, and tune/groups.py of trials
 }
 
 
-class LoneTrainer(TorchTrainer):
-    """Runs a function on Ray Train's workers; this Ray ends with it."""
+class LeanTrainer(TorchTrainer):
+    """Runs a function on Ray Train's workers."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ not in NOT_NEEDED]
+
+
+class LoneTrainer(LeanTrainer):
+    """The same on a Ray that is there for this run only."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["scaling_policy"] = Unannounced(arguments["scaling_policy"].scaling_config)

@@ -65,16 +65,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (folder / "token").write_text(secrets.token_hex(32))
     env = clean_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # else a node that is told to stop waits 30 s for its work
-    gcs, dashboard = (f"127.0.0.1:{port}" for port in free_ports(2))
+    *ports, first_agent, second_agent = free_ports(4)  # Ray's own choice for agents is one that other Rays make too
+    gcs, dashboard = (f"127.0.0.1:{port}" for port in ports)
     common = ["--block", "--num-cpus=2", "--disable-usage-stats", "--object-store-memory=100000000"]
     head = ["ray", "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs.rpartition(':')[2]}"]
     head += [f"--dashboard-port={dashboard.rpartition(':')[2]}", f"--temp-dir={scratch}/a", *common]
+    head.append(f"--dashboard-agent-listen-port={first_agent}")
     node = [
         "ray",
         "start",
         f"--address={gcs}",
         "--node-ip-address=127.0.0.1",
         f"--temp-dir={scratch}/b",
+        f"--dashboard-agent-listen-port={second_agent}",
         *common,
     ]
     # The second node sees another folder in place of `private`, as a machine of its own would.

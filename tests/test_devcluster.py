@@ -39,8 +39,12 @@ def test_each_host_has_its_own_tmp_and_shares_the_folders_of_tests(slurm: Slurm,
 def test_what_a_job_leaves_behind_is_found(slurm: Slurm, tmp_path: Path):
     job = slurm.submit("setsid sleep 1000 &> /dev/null & disown", tmp_path, "--nodelist=n2")
     slurm.wait_for(job, "COMPLETED")
-    commands = {process.command: process.pid for process in slurm.cluster.processes("n2")}
-    os.kill(commands["sleep 1000"], signal.SIGKILL)
+
+    def left() -> list[int]:
+        return [process.pid for process in slurm.cluster.processes("n2") if process.command == "sleep 1000"]
+
+    slurm.wait(lambda: bool(left()), lambda: "it is not found")  # the job may end before its child is a sleep
+    os.kill(left()[0], signal.SIGKILL)
     slurm.wait_until_nothing_is_left()
 
 

@@ -5,13 +5,13 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clusters.preflight import check_nodes, check_resources, room_for
 from pirl.folder import Folder
+from tune.groups import giving_back
 from tune.measured import Metric, curve_of
 from tune.results import Row
 
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 
 LOST = 3
 """How often the process that watches a trial may be lost; what its workers survive is `cluster.max_failures`."""
-
-LOOKS = 10
-"""How often in turn, 0.2 s apart, no placement group must be found; the last one may come after its trial's end."""
-
-LOOK_FOR_S = 60
-"""After which placement groups that do not go stay."""
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -84,7 +78,7 @@ def drive(
     with (
         tempfile.TemporaryDirectory(prefix="pirl-sweep-") as scratch,
         own_ctrl_c(),
-        leaving_no_placement_group(waiting),
+        giving_back(waiting),
     ):
         tune.Tuner(
             # No CPU: it would be missing for the workers. On this node: where Tune's own files are.
@@ -135,31 +129,6 @@ def own_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def leaving_no_placement_group(rows: Sequence[Row]) -> Iterator[None]:
-    """Removes the placement groups of trials that were cut off, when the block and all of them have ended.
-
-    Ray (2.60) keeps for ever what a run asked for in the moment in which it was killed, and its resources with it.
-    """
-    import ray
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
-
-    try:
-        yield
-    finally:
-        looks = LOOKS if any(row.state in ("starting", "running") for row in rows) else 0
-        job: str = ray.get_runtime_context().get_job_id()
-        deadline = time.monotonic() + LOOK_FOR_S
-        while looks > 0 and time.monotonic() < deadline:
-            table: dict[str, dict[str, Any]] = placement_group_table()
-            left = [key for key, group in table.items() if group["state"] != "REMOVED" and key.endswith(job)]
-            for key in left:
-                remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(key)))
-            looks = LOOKS if left else looks - 1
-            time.sleep(0.2)
 
 
 def concurrency(storage: Folder, rows: Sequence[Row]) -> int:
