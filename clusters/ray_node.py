@@ -25,7 +25,6 @@ TRIES = 3
 OWN_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # no wait for others at the end
-    "RAY_worker_niceness": "0",  # by itself Ray trains at 15, behind all else on the machine
     # A run has some processes beside its workers: on a few cores Ray would warn of so many.
     "RAY_worker_maximum_startup_concurrency": str(max(16, os.cpu_count() or 1)),
 }

@@ -38,8 +38,12 @@ ROOT = Path(__file__).resolve().parents[1]
 STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
 
-UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
-"""Metrics of a Ray on this machine alone would be seen by nobody."""
+LOCAL = {
+    "RAY_worker_niceness": "0",  # as under torchrun; Ray trains at 15, behind all else that a person does
+    "RAY_enable_metrics_collection": "0",  # nobody could read them
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""More settings of a Ray that a command has started on this machine."""
 
 _told_to_end = threading.Event()
 
@@ -56,7 +60,7 @@ def run_on_ray(run: Run) -> int:
     check_cluster(run.config, run.folder.parent)
     began = time.time()
     with following(run.folder, "train.log"), warnings_for_workers():
-        failure = interruption(lambda: fit(run, alone=is_alone() or MARK in os.environ))
+        failure = interruption(lambda: fit(run, alone=starts_ray() or MARK in os.environ))
     return conclude(run, began, failure)
 
 
@@ -106,8 +110,8 @@ def fit(run: Run, *, alone: bool = False) -> None:
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
 
-def is_alone() -> bool:
-    """Whether this process, as the one that a person started, has a Ray of its own."""
+def starts_ray() -> bool:
+    """Whether this process, which a person has started, starts a Ray on this machine, which ends with it."""
     return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
@@ -125,14 +129,14 @@ def connect(ahead: str | None = None) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address not in ("local", "auto"):
         refuse_silent(address)
-    if is_alone():
+    if starts_ray():
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        os.environ |= OWN_RAY | UNWATCHED | os.environ  # what the user has set stays
+        os.environ |= OWN_RAY | LOCAL | os.environ  # what the user has set stays
     if ahead:
         threading.Thread(target=import_ahead, args=[ahead], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
-    dashboard = False if is_alone() else None
+    dashboard = False if starts_ray() else None
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
     here = {name: os.environ[name] for name in STORE_ENVIRONMENT if name in os.environ and name not in given}
     try:
@@ -145,12 +149,9 @@ def connect(ahead: str | None = None) -> None:
                 include_dashboard=dashboard,
                 runtime_env={"env_vars": here} if here else None,
             )
-        if is_alone():
-            node: Any = ray._private.worker._global_node
-            node.kill_log_monitor(check_alive=False)  # it looks for output ten times a second, of which nobody is told
     except Exception as error:  # a plain one, too, when a machine is so busy that Ray gives up waiting
         what = str(error).strip().rstrip(".")
-        if is_alone():
+        if starts_ray():
             raise OSError(
                 f"Ray did not start on this machine: {what}. Is it very busy, or out of memory or disk space? Ray's "
                 "logs are in /tmp/ray/session_latest/logs"
@@ -158,6 +159,9 @@ def connect(ahead: str | None = None) -> None:
         if isinstance(error, (ConnectionError, RuntimeError, ValueError)):
             raise ConfigError(f"no Ray at {address}: {what}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
         raise OSError(f"Ray at {address} did not answer: {what}") from None
+    if starts_ray():
+        node: Any = ray._private.worker._global_node
+        node.kill_log_monitor(check_alive=False)  # it looks for output ten times a second, of which nobody is told
 
 
 def refuse_silent(address: str) -> None:

@@ -11,7 +11,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 NOT_NEEDED = {
     "DatasetsCallback",  # serves Ray Data: here the workers read the images themselves
-    "PlacementGroupCleanerCallback",  # the end of a job gives back what its runs had, and tune/groups.py of trials
+    "PlacementGroupCleanerCallback",  # Ray gives back what a job had, and tune/groups.py what a trial had
 }
 
 

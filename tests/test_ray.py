@@ -100,16 +100,19 @@ def marked(mark: str) -> list[str]:
 
 def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path) -> None:
     """On a Ray of its own, as on a laptop, where each process takes from the training."""
-    process = pretrain({**clean_environment(), "MARK": str(tmp_path)}, f"--storage={tmp_path}")
+    process = pretrain({**clean_environment(), "TEST_OF_CTRL_C": str(tmp_path)}, f"--storage={tmp_path}")
     wait_for(lambda: len(lines(tmp_path / "digits")) >= 20 or process.poll() is not None, "no progress")
-    titles = marked(f"MARK={tmp_path}")
-    actors = {name for title in titles for name in re.findall(r"^ray::(\w+)", title)}
-    assert actors - {"IDLE", "DashboardAgent", "RuntimeEnvAgent"} == {
-        "TrainController",
-        "SynchronizationActor",
-        "RayTrainWorker",
-    }
-    assert not [title for title in titles if "log_monitor.py" in title]
+    expected = {"TrainController", "SynchronizationActor", "RayTrainWorker"}
+
+    def actors() -> set[str]:
+        titles = marked(f"TEST_OF_CTRL_C={tmp_path}")
+        assert not [title for title in titles if "log_monitor.py" in title]
+        return {name for title in titles for name in re.findall(r"^ray::(\w+)", title)} - {
+            *("IDLE", "DashboardAgent", "RuntimeEnvAgent")
+        }
+
+    # Ray gives a process another name now and then, for a moment.
+    wait_for(lambda: actors() == expected, f"not what is needed: {actors()}")
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)

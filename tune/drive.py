@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from clusters.preflight import check_nodes, check_resources, room_for
 from pirl.folder import Folder
+from pirl.temporary import temporary_folder
 from tune.groups import giving_back
 from tune.measured import Metric, curve_of
 from tune.results import Row
@@ -76,7 +77,7 @@ def drive(
     ]
     here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     with (
-        tempfile.TemporaryDirectory(prefix="pirl-sweep-") as scratch,
+        tempfile.TemporaryDirectory(dir=temporary_folder()) as scratch,
         own_ctrl_c(),
         giving_back(waiting),
     ):

@@ -1,20 +1,20 @@
 """Give back the placement groups, and the resources in them, of trials that were cut off.
 
 Ray removes a group when both the actor and the job that asked for it have ended, and the job of a trial is the whole
-sweep. Ray Train's own cleaner (2.60) removes it sooner, but asks Ray's dashboard, which it does not find where Ray was
-started without one or where a machine has more than one Ray; and it is told of a group only when all workers have
-started.
+sweep; one that was asked for in the moment in which its actor was killed it keeps for ever. Ray Train's own cleaner
+(2.60) removes a group sooner, but asks Ray's dashboard, which it does not find where Ray was started without one or
+where a machine has more than one Ray; and it is told of a group only when all workers have started.
 """
 
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tune.results import Row
 
 EVERY_S = 1.0
-"""How often is looked for groups that were left; the next trial may wait for one."""
+"""Between two looks for groups that were left; the next trial may wait for one."""
 
 LOOKS = 10
 """How often in turn, 0.2 s apart, no group must be found; the last one may come after its trial's end."""
@@ -25,34 +25,40 @@ LOOK_FOR_S = 60
 
 @contextmanager
 def giving_back(rows: Sequence[Row]) -> Iterator[None]:
-    """Removes the groups whose actors have ended while the block runs, and all that are left of its trials after it.
+    """Removes the groups whose actors have ended, while the block runs and after it; of trials cut off then, all.
 
     Args:
-        rows: The trials. Only if some are cut off when the block ends is there anything left to wait for.
+        rows: The trials.
     """
     done = threading.Event()
-
-    def give_back() -> None:
-        while not done.wait(EVERY_S):
-            remove(groups(left=True))
-
-    thread = threading.Thread(target=give_back, daemon=True)
+    thread = threading.Thread(target=give_back, args=[done], daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-        looks = LOOKS if any(row.state in ("starting", "running") for row in rows) else 0
+        cut_off = any(row.state in ("starting", "running") for row in rows)
+        looks = LOOKS if cut_off else 1
         deadline = time.monotonic() + LOOK_FOR_S
         while looks > 0 and time.monotonic() < deadline:
-            found = groups()
+            found = groups(left=not cut_off)
             remove(found)
             looks = LOOKS if found else looks - 1
             time.sleep(0.2)
 
 
-def groups(*, left: bool = False) -> list[bytes]:
+def give_back(done: threading.Event) -> None:
+    """Removes the groups whose actors have ended, again and again."""
+    pause_s = EVERY_S
+    while not done.wait(pause_s):
+        began = time.monotonic()
+        with suppress(Exception):  # whatever Ray raises when it is busy: asked again the next time
+            remove(groups(left=True))
+        pause_s = max(EVERY_S, 10 * (time.monotonic() - began))  # Ray tells of all groups that there ever were
+
+
+def groups(*, left: bool) -> list[bytes]:
     """The ids of this job's placement groups.
 
     Args:

@@ -24,7 +24,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
 SETTLES_S = 1.0
 """Until a run that was stopped is up to its speed again."""
 LIMIT_S = 120.0
-"""For the next line of its numbers."""
+"""For its first epochs, and for the next line of its numbers."""
 
 
 def main() -> None:
@@ -70,10 +70,13 @@ class Pausable:
         """Returns when it is in its third epoch, and stopped."""
         self.storage.mkdir()
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        env = clean | {"OMP_NUM_THREADS": "1", "BENCHMARK_RUN": str(self.storage)}
+        env = clean | {"OMP_NUM_THREADS": "1"}
         with (self.storage / "output").open("wb") as output:
             self.process = subprocess.Popen(self.command, cwd=ROOT, env=env, stdout=output, stderr=output)
+        deadline = time.monotonic() + LIMIT_S
         while self.newest().get("epoch", 0) < 2:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{self.name} does not begin: {(self.storage / 'output').read_text()}")
             self.sleep(0.2)
         self.signal(signal.SIGSTOP)
 
@@ -112,11 +115,14 @@ class Pausable:
         return {}
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to its process and all that come from it."""
+        """Sends a signal to its process and all that come from it, also while it is sent."""
         assert self.process
-        for pid in [self.process.pid, *descendants(self.process.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        told: set[int] = set()
+        while new := {self.process.pid, *descendants(self.process.pid)} - told:
+            for pid in new:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            told |= new
 
     def end(self) -> None:
         """Ends it as Ctrl-C does, and what is left of it after a minute."""
