@@ -171,16 +171,21 @@ def undisturbed(user: User) -> Submitted:
 def tell_workers(job: Submitted, number: signal.Signals) -> None:
     """Sends a signal to the processes that train."""
     mark = f"PIRL_NODE={job.id}.".encode()
-    workers = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            is_worker = b"RayTrainWorker" in (process / "cmdline").read_bytes()
-            if is_worker and mark in (process / "environ").read_bytes():
-                workers.append(int(process.name))
-        except OSError:  # it has ended meanwhile
-            continue
-    assert len(workers) == 2
-    for pid in workers:
+
+    def workers() -> list[int]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                is_worker = b"RayTrainWorker" in (process / "cmdline").read_bytes()
+                if is_worker and mark in (process / "environ").read_bytes():
+                    found.append(int(process.name))
+        return found
+
+    # Ray gives a process another name now and then, for a moment.
+    deadline = time.monotonic() + LIMIT_S
+    while len(found := workers()) != 2:
+        assert time.monotonic() < deadline, f"{len(found)} workers: {job.log[-2000:]}"
+    for pid in found:
         os.kill(pid, number)
 
 
