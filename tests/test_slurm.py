@@ -185,6 +185,7 @@ def tell_workers(job: Submitted, number: signal.Signals) -> None:
     deadline = time.monotonic() + LIMIT_S
     while len(found := workers()) != 2:
         assert time.monotonic() < deadline, f"{len(found)} workers: {job.log[-2000:]}"
+        time.sleep(0.1)
     for pid in found:
         os.kill(pid, number)
 
