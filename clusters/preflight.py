@@ -12,10 +12,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pirl.config import Config, ConfigError
-from pirl.folder import Folder
-from pirl.runs import check_shared
-from pirl.writable import check_can_write
+from pirl.config import Config
+from pirl.errors import ConfigError
+from pirl.storage.checks import check_can_write, check_shared
+from pirl.storage.folder import Folder
 
 
 def check_cluster(config: Config, storage: Folder) -> None:
@@ -96,7 +96,7 @@ def check_nodes(config: Config, storage: Folder, nodes: dict[str, str]) -> None:
 def _probe(uri: str, storage_options: dict[str, Any], storage: Folder, marker: str) -> str | None:
     """Runs on a node; returns what is wrong there."""
     try:
-        from pirl.shards import open_dataset
+        from pirl.data.dataset import open_dataset
 
         open_dataset(uri, storage_options, deadline_s=storage.deadline_s)
     except ImportError as error:

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from pirl.config import ConfigError, Count, Section
-from pirl.credentials import refuse_secrets
+from pirl.config import Count, Section
+from pirl.errors import ConfigError
+from pirl.storage.secrets import refuse_secrets
 from pirl.wording import unknown_name
 
 Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]+$")]
@@ -209,3 +210,9 @@ def _describe(problem: Any) -> str:
         return f"{name} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{name} {problem['input']!r}: {message}" if name else message
+
+
+def job_settings(profile: Profile, nodes: int) -> list[str]:
+    """Arguments for a job file that has it use `nodes` nodes; typed ones come after them and count more."""
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in profile.settings(nodes).items()]
+    return [f"--storage={profile.storage}", *settings]

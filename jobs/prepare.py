@@ -16,11 +16,11 @@ import pyarrow as pa
 from botocore.exceptions import BotoCoreError
 from PIL import Image
 
-from pirl.config import ConfigError
-from pirl.inspection import check_sheet, describe, look
-from pirl.prepare import BrokenImage, Request, check, check_sources, prepare
-from pirl.shards import CorruptImage, open_dataset, test_uri
-from pirl.writable import check_place
+from pirl.data.dataset import open_dataset, test_uri
+from pirl.errors import BrokenImage, ConfigError, CorruptImage
+from pirl.prepare.inspect import check_sheet, describe, look
+from pirl.prepare.write import Request, check, check_sources, prepare
+from pirl.storage.checks import check_place
 
 OWN = ("check", "inspect", "sheet")
 """Options that are not part of a request."""

@@ -7,22 +7,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import inspect
-import json
-import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from clusters.profile import read_profile
-from pirl.config import Config, ConfigError, override
-from pirl.credentials import refuse_user_in_environment
-from pirl.folder import Folder
-from pirl.processes import torchrun
+from jobs.run.checks import check_request
+from jobs.run.here import torchrun
+from jobs.settings import absolute, default_storage, pairs, storage_uri
+from pirl.config import Config, override
+from pirl.errors import ConfigError, StorageError, StoreRefusedError
 from pirl.recipes import RECIPES
-from pirl.retry import StorageError, StoreRefusedError
-from pirl.runs import NameTakenError, Resume, Run, data_of, open_run, storage_at
-from pirl.writable import check_can_write, check_place
+from pirl.runs.run import Resume, open_run, storage_at
+from pirl.storage.checks import check_can_write
+from pirl.storage.folder import Folder
 
 EXAMPLES = """
   python jobs/pretrain.py                                     the built-in digits, on a Ray of its own
@@ -75,8 +73,9 @@ def main() -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
 
-    from jobs.launch import end, run_here, run_on_ray
-    from jobs.outcome import show_result
+    from jobs.run.here import run_here
+    from jobs.run.on_ray import run_on_ray
+    from jobs.run.outcome import end, show_result
 
     signal.signal(signal.SIGTERM, end)
     if run.result is not None:
@@ -146,127 +145,6 @@ def parse(argv: list[str]) -> Request:
         use_ray=not (known.no_ray or torchrun("WORLD_SIZE")),
         only_check=known.check,
     )
-
-
-def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
-    """Reads `--section.field VALUE` and `--section.field=VALUE`; `null` and JSON objects are understood.
-
-    Not by argparse, which takes the value of an option that it does not know for the recipe.
-
-    Returns:
-        The one word that belongs to no setting, which is the recipe, or None; and the settings.
-
-    Raises:
-        ConfigError: A setting without a value, or a second word that belongs to none.
-    """
-    recipe: str | None = None
-    changes: dict[str, Any] = {}
-    words = iter(rest)
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--"):
-            if recipe or word.startswith("-"):
-                raise ConfigError(f"unexpected {word!r}: settings are typed as --section.field VALUE")
-            recipe = word
-            continue
-        if word == "--":
-            raise ConfigError("there is nothing to write behind --: settings are typed as --section.field VALUE")
-        if not equals:
-            value = next(words, "--")
-            if value.startswith("--"):
-                raise ConfigError(f"{word} needs a value: {word} VALUE")
-        changes[name] = value_of(value, word)
-    return recipe, changes
-
-
-def value_of(text: str, word: str) -> Any:
-    """Understands `null`, `None` and JSON objects (or raises ConfigError); the rest stays text, for the config."""
-    if text in ("null", "None"):
-        return None
-    if not text.startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{word}: not a JSON object: {error}") from None  # without it: it may hold secrets
-
-
-def storage_uri(given: str | None) -> str:
-    """What `--storage` means: an absolute path or a URL.
-
-    Raises:
-        ConfigError: Nothing in quotes, a URL without a bucket, or with a user or a password.
-    """
-    try:
-        refuse_user_in_environment()
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if given is not None:
-        check_place("--storage", given, "runs")
-    if given and "://" in given and not given.startswith("file://"):
-        return given.rstrip("/")
-    return str((Path(given.removeprefix("file://")) if given else default_storage()).expanduser().resolve())
-
-
-def default_storage() -> Path:
-    """`runs` in the current folder, or, in a Ray job, whose folder is temporary, in the home folder."""
-    return Path.home() / "pirl-runs" if "RAY_JOB_CONFIG_JSON" in os.environ else Path("runs")
-
-
-def check_request(run: Run, use_ray: bool) -> None:
-    """Refuses, before anything starts, what cannot be: data that is missing, too small or not that of the run's
-    checkpoint, and without Ray more processes than streams or GPUs.
-
-    Raises:
-        ConfigError: What is wrong with it.
-        StorageError: The store did not give its manifest.
-    """
-    from pirl.dealing import check_data
-    from pirl.shards import open_data
-
-    config = run.config
-    processes = torchrun("WORLD_SIZE") or 1
-    if not use_ray and processes > config.data.streams:
-        raise ConfigError(
-            f"torchrun's {processes} processes are more than data.streams {config.data.streams}, and a stream has "
-            f"one reader: use --nproc-per-node {config.data.streams} or --data.streams {processes}"
-        )
-    dataset = open_data(config.data)
-    check_data(config, dataset, config.cluster.workers if use_ray else processes)
-    if run.checkpoint and data_of(run.checkpoint) != dataset.fingerprint:
-        raise NameTakenError(
-            f"{config.data.uri} is not the data set that {run.checkpoint} was trained on: the memory bank has a row "
-            "for each of those images",
-            f"choose another name (--run {run.name}-2)",
-        )
-    if not use_ray and config.cluster.gpus_per_worker:
-        check_gpus(config.cluster.gpus_per_worker)
-
-
-def check_gpus(gpus_per_worker: float) -> None:
-    """Refuses GPUs that this machine does not have; on a cluster Ray knows them.
-
-    Raises:
-        ConfigError: There are too few, or a share of one was asked for.
-    """
-    import torch
-
-    processes = torchrun("LOCAL_WORLD_SIZE") or 1
-    if gpus_per_worker != 1:
-        raise ConfigError(f"cluster.gpus_per_worker {gpus_per_worker:g} needs Ray: without it use 1 or 0")
-    if torch.cuda.device_count() < processes:
-        raise ConfigError(
-            f"cluster.gpus_per_worker 1 with {processes} processes needs as many GPUs, and this machine has "
-            f"{torch.cuda.device_count()}: add --cluster.gpus-per-worker 0 to train on the CPU"
-        )
-
-
-def absolute(config: Config) -> Config:
-    """Makes a local data folder absolute: the workers run in other folders."""
-    uri = config.data.uri
-    if uri == "digits" or "://" in uri:
-        return config
-    return override(config, {"data.uri": str(Path(uri).expanduser().resolve())})
 
 
 def _recipe_list() -> str:

@@ -15,15 +15,15 @@ import signal
 import subprocess
 from collections.abc import Callable
 
-from clusters.drive import job_settings
-from clusters.profile import Profile, read_profile
-from clusters.queue import SlurmSilent
-from jobs.logs import follow_logs, print_logs
-from jobs.options import SUBMIT, refuse_words, submit_parser, watch_parser
-from jobs.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
-from jobs.submitted import Job, all_jobs, cancel_array, find_jobs, verdicts
-from jobs.watch import list_table, print_status
-from pirl.config import ConfigError
+from clusters.profile import Profile, job_settings, read_profile
+from clusters.slurm.queue import SlurmSilent
+from jobs.batch.job import Job, all_jobs, cancel_array, find_jobs, verdicts
+from jobs.batch.logs import follow_logs, print_logs
+from jobs.batch.options import refuse_words, submit_parser, watch_parser
+from jobs.batch.status import list_table, print_status
+from jobs.batch.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
+from jobs.settings import SUBMIT
+from pirl.errors import ConfigError
 
 JOBS = ("jobs/pretrain.py", "tune/sweep.py", ALONE)
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pirl.credentials import refuse_secret_url, refuse_secrets
+from pirl.errors import ConfigError
+from pirl.storage.secrets import refuse_secret_url, refuse_secrets
 from pirl.wording import problem_with, unknown_name
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -21,10 +22,6 @@ PretextName = Literal["jigsaw", "rotation", "both", "none"]
 
 ROW_DIM = 128
 """Length of an embedding and of a row of the memory bank (paper, section 3)."""
-
-
-class ConfigError(ValueError):
-    """A request that cannot be carried out; the message says what was given, allowed and what to type."""
 
 
 class Section(BaseModel):

@@ -13,20 +13,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
-from pirl import checkpoint, nce
-from pirl.checkpoint import State
-from pirl.color import color_and_normalize
 from pirl.config import Config, PretextName
-from pirl.dealing import check_data, data_order
+from pirl.data.dataset import Dataset, open_data
+from pirl.data.order import Order
+from pirl.data.plan import check_data, data_order
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
-from pirl.folder import Folder
-from pirl.loader import Batch, Loader
-from pirl.memory import MemoryBank
-from pirl.meter import Meter, Metrics, TrainingStopped
-from pirl.methods import PIRL, head_weights, parameter_groups, pirl_losses
-from pirl.order import Order
-from pirl.shards import Dataset, open_data
-from pirl.transforms import Views
+from pirl.errors import TrainingStopped
+from pirl.loading.color import color_and_normalize
+from pirl.loading.loader import Batch, Loader
+from pirl.loading.views import Views
+from pirl.methods import nce
+from pirl.methods.memory import MemoryBank
+from pirl.methods.pirl import PIRL, head_weights, parameter_groups, pirl_losses
+from pirl.runs import checkpoint
+from pirl.runs.checkpoint import State
+from pirl.runs.metrics import Meter, Metrics
+from pirl.storage.folder import Folder
 
 Report = Callable[[Metrics, Path | None], None]
 """Called by every rank equally often, with the numbers since the last call and a checkpoint folder or None."""

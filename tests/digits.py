@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pirl.shard_writer import ShardWriter
-from pirl.shards import open_dataset
+from pirl.data.dataset import open_dataset
+from pirl.data.writer import ShardWriter
 
 
 def write_digits_to(uri: str, options: dict[str, Any], replaced: Mapping[int, bytes] | None = None) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from pirl.folder import Folder
+from pirl.storage.folder import Folder
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 480

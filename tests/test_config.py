@@ -4,7 +4,8 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from pirl.config import Config, ConfigError, from_dict, from_json, leaves, override
+from pirl.config import Config, from_dict, from_json, leaves, override
+from pirl.errors import ConfigError
 
 
 def refuse(changes):

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from pirl import checkpoint
-from pirl.checkpoint import _plainly
-from pirl.config import Config, ConfigError, override
+from pirl.config import Config, override
+from pirl.data.dataset import open_dataset
 from pirl.dist import rank
-from pirl.folder import Folder
-from pirl.memory import MemoryBank
-from pirl.meter import TrainingDiverged, TrainingStopped
+from pirl.errors import ConfigError, CorruptImage, TrainingDiverged, TrainingStopped
+from pirl.methods.memory import MemoryBank
 from pirl.recipes import digits
-from pirl.runs import is_complete, newest_checkpoint
-from pirl.shards import CorruptImage, open_dataset
+from pirl.runs import checkpoint
+from pirl.runs.checkpoint import _plainly
+from pirl.runs.checkpoint_folder import is_complete, newest_checkpoint
+from pirl.storage.folder import Folder
 from pirl.train import first_state, set_lr, train
 from tests.digits import write_digits_to
 

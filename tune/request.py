@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from clusters.profile import read_profile
-from jobs.pretrain import pairs, storage_uri, value_of
-from pirl.config import Config, ConfigError, override
-from pirl.folder import Folder
+from jobs.settings import pairs, storage_uri, value_of
+from pirl.config import Config, override
+from pirl.errors import ConfigError
 from pirl.recipes import RECIPES
-from pirl.runs import check_name, storage_at
-from tune.measured import Metric
-from tune.options import options
+from pirl.runs.run import check_name, storage_at
+from pirl.storage.folder import Folder
+from tune.arguments import options
+from tune.curve import Metric
+from tune.points import Trial, short_names, some_of, trials_of
 from tune.search import ROUND, Search, ends_of
-from tune.space import Trial, short_names, some_of, trials_of
 
 NO_PBT = (
     "--scheduler pbt is not there: population based training copies the weights of one trial into another, and with "

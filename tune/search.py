@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pirl.config import Config, ConfigError, leaves
-from tune.measured import Metric
-from tune.results import Row, groups_of
-from tune.space import Trial, group_name, trials_at, trials_of
+from pirl.config import Config, leaves
+from pirl.errors import ConfigError
+from tune.curve import Metric
+from tune.points import Trial, group_name, trials_at, trials_of
+from tune.rows import Row, groups_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -9,15 +9,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from functools import cache
 from typing import Any
 
-from jobs.pretrain import check_request
-from pirl.config import Config, ConfigError, Data, from_dict, leaves
-from pirl.retry import StoreRefusedError
-from pirl.runs import NameTakenError, differences, open_run
-from pirl.writable import check_can_write
-from tune.measured import Metric, curve_of, stopped_at, without_end, write_stopped
+from jobs.run.checks import check_request
+from pirl.config import Config, Data, from_dict, leaves
+from pirl.errors import ConfigError, NameTakenError, StoreRefusedError
+from pirl.runs.run import differences, open_run
+from pirl.storage.checks import check_can_write
+from tune.curve import Metric, curve_of, stopped_at, without_end, write_stopped
+from tune.points import Trial
 from tune.request import Request, parse
-from tune.results import SWEEP, Row, best_of, repeat, write
-from tune.space import Trial
+from tune.rows import SWEEP, Row, best_of, repeat, write
 
 
 def main() -> int:
@@ -117,15 +117,16 @@ def to_go(request: Request, rows: list[Row]) -> int:
 
 def run(request: Request, rows: list[Row]) -> int:
     """Trains what is to be trained, and shows what came out; returns the exit code."""
-    from tune.live import open_console, showing
+    from tune.show.tables import open_console, showing
 
     console = open_console()
     if any(row.state == "waiting" for row in rows):
-        from jobs.launch import connect, interruption
-        from jobs.warning import warnings_for_workers
+        from jobs.run.on_ray import connect
+        from jobs.run.outcome import interruption
+        from jobs.run.preemption import warnings_for_workers
 
         connect()
-        from tune.drive import concurrency, drive  # only now: it imports ray
+        from tune.run.tuner import concurrency, drive  # only now: it imports ray
 
         room = concurrency(request.folder, rows)
         at_once = request.max_concurrent if request.max_concurrent and request.max_concurrent <= room else room + 1
@@ -153,8 +154,8 @@ def run(request: Request, rows: list[Row]) -> int:
 
 def conclude(request: Request, rows: list[Row], console: Any) -> int:
     """Writes the tables and the picture, and shows them; returns the exit code."""
-    from tune.live import counts, groups_table, label, shown, trials_table
-    from tune.picture import png_of
+    from tune.show.picture import png_of
+    from tune.show.tables import counts, groups_table, label, shown, trials_table
 
     for row in rows:
         if row.state in ("starting", "running"):  # cut off
@@ -213,7 +214,7 @@ def refuse_unlabelled(config: Config, metric: Metric) -> None:
 
 @cache
 def _unmeasurable(data: str) -> str | None:
-    from pirl.held_out import splits, why_not
+    from pirl.evaluate.splits import splits, why_not
 
     return why_not(*splits(Data.model_validate_json(data)))
 

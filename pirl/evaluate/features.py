@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pirl import dist
-from pirl.color import normalize
-from pirl.loader import decoded
-from pirl.models import Trunk
-from pirl.shards import CorruptImage, Dataset, Group
-from pirl.transforms import plain_view
+from pirl.data.dataset import Dataset, Group
+from pirl.errors import CorruptImage
+from pirl.loading.color import normalize
+from pirl.loading.crops import plain_view
+from pirl.loading.decode import decoded
+from pirl.methods.models import Trunk
 
 BLOCK = 4
 """Row groups that go through the trunk together: 256 images where groups have 64."""

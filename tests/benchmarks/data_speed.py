@@ -11,7 +11,7 @@ All read the same photographs, with as many loader processes, into batches of 12
 - ImageFolder, warm: one file for each image on the local disk, random order.
 
 `raw` reads the bytes of each image and hands on their number, as a list for each batch; `decoded` decodes and makes
-the random crop of 224 px, by the same two functions of pirl/transforms.py on all sides. A figure is that of the
+the random crop of 224 px, by the same two functions of pirl/loading/views.py on all sides. A figure is that of the
 middle of a run without pauses between epochs: what starting costs is left out, and reading ahead does not count
 twice. The pairs are measured in turn; the table has medians, the ratio of the pairs of each round, and the processor
 time for an image of all that reads (loader processes, what they start, and the process that takes the batches),

@@ -17,13 +17,13 @@ import argparse
 import os
 import tempfile
 
-from pirl.cache import SpanCache
 from pirl.config import Augment
-from pirl.images import check_image
-from pirl.loader import Loader
-from pirl.order import Order
-from pirl.shards import open_dataset
-from pirl.transforms import Views
+from pirl.data.dataset import open_dataset
+from pirl.data.order import Order
+from pirl.loading.loader import Loader
+from pirl.loading.views import Views
+from pirl.prepare.images import check_image
+from pirl.storage.cache import SpanCache
 from tests.benchmarks.local_store import BUCKET, Options, store, write_shards
 from tests.benchmarks.photographs import from_tar, repeat
 from tests.benchmarks.prepare_memory import family, kibibytes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from s3fs import S3FileSystem
 
-from pirl.shard_writer import ShardWriter
+from pirl.data.writer import ShardWriter
 from tests.s3 import moto
 
 Options = dict[str, object]

@@ -34,7 +34,7 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
-from pirl import memory, nce
+from pirl.methods import memory, nce
 
 TEMPERATURE, KEEP, LOG_Z = 0.07, 0.5, 15.0
 

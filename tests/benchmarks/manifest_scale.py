@@ -2,7 +2,7 @@
 
     python tests/benchmarks/manifest_scale.py
 
-The manifest is made up: row groups of 64 images of 110 KB, in files of 256 MB, in the format of pirl/shard_writer.py.
+The manifest is made up: row groups of 64 images of 110 KB, in files of 256 MB, in the format of pirl/data/writer.py.
 A process of its own then opens it and draws batches as the recipe `imagenet_jigsaw` has them, at the beginning and
 in the middle of the last epoch, as a run that resumes there does. Seconds are those of the processor, and nothing
 waits here but for the disk. All that is kept is one entry a row group; the last column would show an object for each
@@ -22,10 +22,11 @@ import time
 
 import numpy as np
 
-from pirl.order import Order
+from pirl.data.dataset import open_dataset
+from pirl.data.order import Order
+from pirl.data.writer import MANIFEST, ROWS_PER_GROUP, SHARD_BYTES, VERSION
 from pirl.recipes import RECIPES
-from pirl.shard_writer import MANIFEST, ROWS_PER_GROUP, SHARD_BYTES, VERSION, sealed
-from pirl.shards import open_dataset
+from pirl.storage.sealed import sealed
 
 IMAGE_BYTES = 110_000
 EPOCHS = 800

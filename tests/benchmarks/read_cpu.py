@@ -23,9 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from s3fs import S3FileSystem
 
-from pirl.ahead import READERS
-from pirl.shard_writer import ROWS_PER_GROUP
-from pirl.shards import open_dataset
+from pirl.data.dataset import open_dataset
+from pirl.data.writer import ROWS_PER_GROUP
+from pirl.loading.prefetch import READERS
 from tests.benchmarks.local_store import BUCKET, Options, store, write_shards
 from tests.benchmarks.photographs import from_tar, repeat
 

@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, get_worker_info
 from torchvision.datasets import ImageFolder
 
-from pirl.ahead import Groups
-from pirl.cache import SpanCache
-from pirl.loader import PREFETCHED_STEPS, Loader, start_process
-from pirl.order import Order, streams_of
-from pirl.shards import Dataset, open_dataset
-from pirl.transforms import Sample, decode, random_resized_crop
+from pirl.data.dataset import Dataset, open_dataset
+from pirl.data.order import Order, streams_of
+from pirl.loading.crops import random_resized_crop
+from pirl.loading.decode import decode
+from pirl.loading.loader import PREFETCHED_STEPS, Loader, start_process
+from pirl.loading.prefetch import Groups
+from pirl.loading.views import Sample
+from pirl.storage.cache import SpanCache
 from tests.benchmarks.local_store import BUCKET, Options, write_shards
 from tests.benchmarks.photographs import repeat
 

@@ -30,10 +30,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from pirl.color import color_and_normalize
 from pirl.config import Augment
-from pirl.images import check_image
-from pirl.transforms import Views, decode, random_resized_crop, sample_rng
+from pirl.loading.color import color_and_normalize
+from pirl.loading.crops import random_resized_crop
+from pirl.loading.decode import decode
+from pirl.loading.views import Views, sample_rng
+from pirl.prepare.images import check_image
 from tests.benchmarks.photographs import from_tar
 
 PRETEXTS = ("jigsaw", "rotation", "both", "none")

@@ -1,0 +1,1 @@
+"""What is asked of SLURM and told to it."""

@@ -1,0 +1,1 @@
+"""Jobs that are handed to a scheduler."""

@@ -1,0 +1,57 @@
+"""What the nodes of a job printed, once or as it comes."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.batch.job import Job
+
+FOLLOW_S = 0.5
+ASK_S = 5.0
+"""The scheduler is not asked as often as a file is read."""
+
+
+def print_logs(job: Job) -> int:
+    """Prints what all nodes wrote; returns the exit code."""
+    for line in new_lines(job, {}, to_the_end=True):
+        print(line)
+    if not job.logs():
+        print(f"job {job.job_id} has written nothing yet: {job.verdict().word}", file=sys.stderr)
+    return 0
+
+
+def follow_logs(job: Job) -> int:
+    """Prints what all nodes write, until the job ends; returns 0 if it ended well."""
+    positions: dict[Path, int] = {}
+    said = ""
+    while True:
+        verdict = job.verdict()
+        if verdict.active and verdict.word != said and not verdict.word.startswith("RUNNING"):
+            print(f"-- {verdict}", file=sys.stderr, flush=True)
+        said = verdict.word
+        asked_at = time.monotonic()
+        while True:
+            for line in new_lines(job, positions, to_the_end=not verdict.active):
+                print(line, flush=True)
+            if not verdict.active:
+                print(f"-- {verdict}", file=sys.stderr)
+                return 0 if verdict.word == "COMPLETED" else 1
+            time.sleep(FOLLOW_S)
+            if time.monotonic() > asked_at + ASK_S:
+                break
+
+
+def new_lines(job: Job, positions: dict[Path, int], *, to_the_end: bool = False) -> Iterator[str]:
+    """Whole lines behind the positions, which move on, each with the number of its node before it.
+
+    With `to_the_end` also what stands behind the last whole one: nobody may be there any more to end it.
+    """
+    for rank, path in job.logs().items():
+        with path.open("rb") as file:
+            file.seek(positions.get(path, 0))
+            new = file.read()
+        shown = new if to_the_end else new[: new.rfind(b"\n") + 1]
+        positions[path] = positions.get(path, 0) + len(shown)
+        for line in shown.decode(errors="replace").splitlines():
+            yield f"[{rank}] {line}"

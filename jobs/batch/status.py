@@ -1,0 +1,103 @@
+"""What a person sees of submitted jobs: their state, and the last numbers of their runs and sweeps."""
+
+import json
+import os
+import time
+from datetime import timedelta
+from typing import Any
+
+from jobs.batch.job import Job, Verdict, verdicts
+from pirl.errors import ConfigError, StorageError
+from pirl.storage.folder import Folder
+
+STORE_S = 20.0
+"""What the numbers of a run may take to come from a store."""
+
+
+def print_status(jobs: list[Job]) -> int:
+    """Prints all that is known of a job, or a line for each of several; returns the exit code."""
+    if len(jobs) > 1:
+        return list_table(jobs)
+    (job,) = jobs
+    verdict, own = job.verdict(), job.state()
+    rows = [("state", str(verdict)), *_place_and_time(job, verdict)]
+    restarts = max((verdict.theirs and verdict.theirs.restarts) or 0, own.get("restarts", 0))
+    rows.append(("restarts", str(restarts)))
+    rows += [("", f"{n}. {why}") for n, why in enumerate(own.get("history", []), start=1)]
+    rows.append(("command", job.command))
+    os.environ |= job.environment
+    numbers = sweep_numbers if job.command.startswith("tune/sweep.py") else last_numbers
+    for run in job.run_folders:
+        rows += [("run", run), ("progress", numbers(Folder(run, {}, STORE_S)))]
+    rows.append(("logs", f"{job.folder}"))
+    print(f"job {job.job_id}   {job.name}")
+    for title, text in rows:
+        print(f"  {title:<9} {text}")
+    return 0
+
+
+def list_table(jobs: list[Job]) -> int:
+    """Prints a line for each job; returns the exit code."""
+    if not jobs:
+        print("no jobs")
+        return 0
+    rows = [("JOB", "NAME", "STATE", "SUBMITTED", "COMMAND")]
+    for job, verdict in zip(jobs, verdicts(jobs), strict=True):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.submitted))
+        rows.append((job.job_id, job.name, verdict.word, when, job.command))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip())
+    return 0
+
+
+def last_numbers(run: Folder) -> str:
+    """The last line of a run's metrics in words, or why there is none."""
+    try:
+        lines = (run.find("metrics.jsonl") or "").splitlines()
+        done = run.find("result.json") is not None
+    except (OSError, StorageError, ConfigError, UnicodeDecodeError) as error:
+        return f"cannot be read here: {error}"
+    for line in reversed(lines):
+        try:
+            last = json.loads(line)
+            text = f"epoch {last['epoch']:.2f}   step {last['step']:,}/{last['last_step']:,}   loss {last['loss']:.3f}"
+            return f"{text}   {last['samples_per_s']:,.0f} samples/s" + ("   done" if done else "")
+        except (ValueError, KeyError, TypeError):  # it is being written
+            continue
+    return "no step yet"
+
+
+def sweep_numbers(sweep: Folder) -> str:
+    """How many trials of a sweep are how far, and the best of them, or why that is not known."""
+    try:
+        text = sweep.find("sweep.json")
+        return _sweep_in_words(json.loads(text)) if text else "no trial yet"
+    except (OSError, StorageError, ConfigError, ValueError, KeyError, TypeError) as error:
+        return f"cannot be read here: {error}"
+
+
+def _sweep_in_words(told: dict[str, Any]) -> str:
+    trials, metric = told["trials"], told["metric"]
+    states = ["running" if trial["state"] == "starting" else trial["state"] for trial in trials]
+    counts = [f"{states.count(word)} {word}" for word in ("done", "stopped", "running", "waiting", "failed")]
+    text = f"{len(trials)} trials: {', '.join(count for count in counts if not count.startswith('0 '))}"
+    measured = [trial for trial in trials if trial["metric"] is not None]
+    if not told["best"] and not measured:
+        return text
+    # Those that were trained to their end are compared first, as the sweep itself does.
+    sign = -1 if metric == "loss" else 1
+    best = told["best"] or max(measured, key=lambda trial: sign * trial["metric"])
+    return f"{text}   best {metric} so far {best['metric']:.4f} at epoch {best['epoch']} ({best['name']})"
+
+
+def _place_and_time(job: Job, verdict: Verdict) -> list[tuple[str, str]]:
+    own, theirs = job.state(), verdict.theirs
+    nodes = ", ".join(own.get("nodes", [])) if verdict.word.startswith("RUNNING") else ""
+    rows = [("nodes", nodes or (theirs.nodes if theirs else "") or "none")]
+    if theirs and theirs.expected_start and theirs.state == "PENDING":
+        rows.append(("starts", f"{theirs.expected_start:%Y-%m-%d %H:%M} or later, as SLURM sees it now"))
+    elif theirs and theirs.time_used_s is not None:
+        left = f", {timedelta(seconds=theirs.time_left_s)} left" if theirs.time_left_s is not None else ""
+        rows.append(("time", f"{timedelta(seconds=theirs.time_used_s)} used{left}"))
+    return rows

@@ -1,0 +1,1 @@
+"""What carries a run: Ray Train, torchrun, or this process alone."""

@@ -1,0 +1,54 @@
+"""What is refused before anything starts: data and GPUs that a run cannot have."""
+
+from jobs.run.here import torchrun
+from pirl.errors import ConfigError, NameTakenError
+from pirl.runs.checkpoint_folder import data_of
+from pirl.runs.run import Run
+
+
+def check_request(run: Run, use_ray: bool) -> None:
+    """Refuses, before anything starts, what cannot be: data that is missing, too small or not that of the run's
+    checkpoint, and without Ray more processes than streams or GPUs.
+
+    Raises:
+        ConfigError: What is wrong with it.
+        StorageError: The store did not give its manifest.
+    """
+    from pirl.data.dataset import open_data
+    from pirl.data.plan import check_data
+
+    config = run.config
+    processes = torchrun("WORLD_SIZE") or 1
+    if not use_ray and processes > config.data.streams:
+        raise ConfigError(
+            f"torchrun's {processes} processes are more than data.streams {config.data.streams}, and a stream has "
+            f"one reader: use --nproc-per-node {config.data.streams} or --data.streams {processes}"
+        )
+    dataset = open_data(config.data)
+    check_data(config, dataset, config.cluster.workers if use_ray else processes)
+    if run.checkpoint and data_of(run.checkpoint) != dataset.fingerprint:
+        raise NameTakenError(
+            f"{config.data.uri} is not the data set that {run.checkpoint} was trained on: the memory bank has a row "
+            "for each of those images",
+            f"choose another name (--run {run.name}-2)",
+        )
+    if not use_ray and config.cluster.gpus_per_worker:
+        check_gpus(config.cluster.gpus_per_worker)
+
+
+def check_gpus(gpus_per_worker: float) -> None:
+    """Refuses GPUs that this machine does not have; on a cluster Ray knows them.
+
+    Raises:
+        ConfigError: There are too few, or a share of one was asked for.
+    """
+    import torch
+
+    processes = torchrun("LOCAL_WORLD_SIZE") or 1
+    if gpus_per_worker != 1:
+        raise ConfigError(f"cluster.gpus_per_worker {gpus_per_worker:g} needs Ray: without it use 1 or 0")
+    if torch.cuda.device_count() < processes:
+        raise ConfigError(
+            f"cluster.gpus_per_worker 1 with {processes} processes needs as many GPUs, and this machine has "
+            f"{torch.cuda.device_count()}: add --cluster.gpus-per-worker 0 to train on the CPU"
+        )

@@ -1,0 +1,214 @@
+"""Start a training and tell how it ended: on Ray Train's workers, in this process, or in those of torchrun.
+
+What takes long to import is imported where it is needed, so that a wrong request is answered at once.
+"""
+
+import codecs
+import contextlib
+import importlib
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clusters.node.cleanup import MARK
+from clusters.node.ray_node import OWN_RAY
+from jobs.run.outcome import conclude, interruption
+from jobs.run.preemption import warnings_for_workers
+from pirl.errors import ConfigError, StorageError
+from pirl.runs.checkpoint_folder import prune_checkpoints
+from pirl.runs.run import Run
+from pirl.storage.files import arrow_filesystem
+from pirl.storage.folder import Folder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+"""Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
+
+LOCAL = {
+    "RAY_worker_niceness": "0",  # as under torchrun; Ray trains at 15, behind all else that a person does
+    "RAY_enable_metrics_collection": "0",  # nobody could read them
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""More settings of a Ray that a command has started on this machine."""
+
+
+def run_on_ray(run: Run) -> int:
+    """Trains on the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code.
+
+    Raises:
+        ConfigError: There is no such cluster, or it cannot carry the run.
+    """
+    connect(ahead="jobs.run.ray_internals")  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
+    from clusters.preflight import check_cluster
+
+    check_cluster(run.config, run.folder.parent)
+    began = time.time()
+    with following(run.folder, "train.log"), warnings_for_workers():
+        failure = interruption(lambda: fit(run, alone=starts_ray() or MARK in os.environ))
+    return conclude(run, began, failure)
+
+
+def fit(run: Run, *, alone: bool = False) -> None:
+    """Trains on the cluster that this process is connected to, on Ray Train's workers.
+
+    Args:
+        run: What to train.
+        alone: Whether the cluster is there for this run only, and ends with it.
+
+    Raises:
+        ray.train.TrainingFailedError: They failed more often than `cluster.max_failures`.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process that would tell us nothing
+    # How often the controller asks the workers, and takes one checkpoint each time: the end is seen sooner than by
+    # Ray's 2 s, which stay for so many workers that asking is work.
+    os.environ.setdefault(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(min(2.0, max(1.0, run.config.cluster.workers / 256)))
+    )
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+    from jobs.run.ray_internals import LeanTrainer, LoneTrainer
+
+    run.write_config()
+    # Ray's own memory of checkpoints knows nothing of those that were written or removed without it.
+    run.folder.remove("checkpoint_manager_snapshot.json")
+    prune_checkpoints(run.folder, run.config.checkpoint.keep)
+    filesystem, storage = arrow_filesystem(run.folder.parent.uri, run.folder.options)
+    cluster = run.config.cluster
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
+    trainer_class: Any = LoneTrainer if alone else LeanTrainer
+    trainer = trainer_class(
+        in_worker,
+        train_loop_config={"config": run.config.model_dump_json(), "folder": run.folder},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=storage,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=run.config.checkpoint.keep),
+        ),
+    )
+    trainer.fit()
+    prune_checkpoints(run.folder, run.config.checkpoint.keep)
+
+
+def starts_ray() -> bool:
+    """Whether this process, which a person has started, starts a Ray on this machine, which ends with it."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
+def connect(ahead: str | None = None) -> None:
+    """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach.
+
+    Args:
+        ahead: A module that is imported meanwhile.
+
+    Raises:
+        ConfigError: There is none at that address.
+        OSError: Ray did not come up, or did not answer in time.
+    """
+    # "local" and not None: Ray must not pick up a cluster that somebody else left on this machine.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address not in ("local", "auto"):
+        refuse_silent(address)
+    if starts_ray():
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ |= OWN_RAY | LOCAL | os.environ  # what the user has set stays
+    if ahead:
+        threading.Thread(target=import_ahead, args=[ahead], daemon=True).start()
+    import ray  # only now: it reads the environment when it is imported
+
+    dashboard = False if starts_ray() else None
+    given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
+    here = {name: os.environ[name] for name in STORE_ENVIRONMENT if name in os.environ and name not in given}
+    try:
+        # The workers look for code where the driver was started: it is to be that of this file, whatever lies there.
+        with contextlib.chdir(ROOT):
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                include_dashboard=dashboard,
+                runtime_env={"env_vars": here} if here else None,
+            )
+    except Exception as error:  # a plain one, too, when a machine is so busy that Ray gives up waiting
+        what = str(error).strip().rstrip(".")
+        if starts_ray():
+            raise OSError(
+                f"Ray did not start on this machine: {what}. Is it very busy, or out of memory or disk space? Ray's "
+                "logs are in /tmp/ray/session_latest/logs"
+            ) from None
+        if isinstance(error, (ConnectionError, RuntimeError, ValueError)):
+            raise ConfigError(f"no Ray at {address}: {what}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
+        raise OSError(f"Ray at {address} did not answer: {what}") from None
+    if starts_ray():
+        node: Any = ray._private.worker._global_node
+        node.kill_log_monitor(check_alive=False)  # it looks for output ten times a second, of which nobody is told
+
+
+def refuse_silent(address: str) -> None:
+    """Refuses an address at which nobody listens, for which Ray would wait for minutes.
+
+    Raises:
+        ConfigError: It is none, or nobody answers within some seconds.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no Ray at RAY_ADDRESS {address}: {error}. Use host:port, as ray start prints it") from None
+
+
+def import_ahead(module: str) -> None:
+    """Imports a module in a thread; what goes wrong is told to who imports it next, and nobody if this process ends."""
+    with suppress(Exception):
+        importlib.import_module(module)
+
+
+def in_worker(arguments: dict[str, Any]) -> None:
+    """Runs in each worker of Ray Train; the driver needs nothing of what it imports."""
+    from jobs.run.worker import ray_worker
+
+    ray_worker(arguments)
+
+
+@contextmanager
+def following(folder: Folder, name: str) -> Iterator[None]:
+    """Prints the lines that others append to a file while the block runs."""
+    every_s = 0.5 if folder.path else 5.0
+    hurried = replace(folder, deadline_s=every_s)  # what did not come is asked for again
+    position = folder.sizes().get(name, 0)
+    decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # a span may end within a character
+    stop = threading.Event()
+
+    def follow() -> None:
+        nonlocal position
+        while True:
+            last = stop.is_set()
+            with suppress(StorageError, FileNotFoundError):
+                new = hurried.read_bytes(name, position, 2**20)
+                print(decode(new), end="", flush=True)
+                position += len(new)
+            if last:
+                return
+            stop.wait(every_s)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

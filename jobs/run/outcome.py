@@ -1,0 +1,110 @@
+"""How a run ended: written into its folder, and shown to whoever started it."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pirl.errors import RunFailed, RunStopped
+from pirl.runs.checkpoint_folder import newest_checkpoint, remove_checkpoint, steps_done
+from pirl.runs.run import EVALUATION, Run, last_failure, reports_in
+from pirl.storage.folder import Folder
+
+
+def conclude(run: Run, began: float, failure: str | None) -> int:
+    """Writes `result.json` and shows what was reached, or says what went wrong; returns the exit code."""
+    try:
+        result = settle(replace(run, folder=run.folder.hurried()) if failure else run, began, failure)
+    except RunFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        first = failure or f"error: {error}"
+        print(f"{first}\nto go on from the last checkpoint, type the same command again", file=sys.stderr)
+        return 1
+    return show_result(run.folder, result, f"done in {result['wall_s']:.0f} s")
+
+
+def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
+    """Writes `result.json` of a run that is done, and returns what it holds.
+
+    Args:
+        run: The run that was started.
+        began: When, as `time.time()` tells it.
+        failure: What `interruption` said.
+
+    Raises:
+        RunFailed: It is not done; RunStopped where that is because it was asked to.
+        OSError: The run folder cannot be read or written.
+    """
+    remedy = "type the same command again"
+    if lasting := last_failure(run.folder):
+        failure = f"error: {lasting['error']}"
+        if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
+            remove_checkpoint(run.folder / f"checkpoint_{lasting['step']:09d}")
+            remedy += ", with --resume must and a lower --optim.lr or --optim.clip-norm 1"
+    checkpoint = newest_checkpoint(run.folder)
+    not_done = RunFailed
+    if not failure:
+        reports = reports_in(run.folder.read("metrics.jsonl"))
+        if not reports or steps_done(checkpoint) < reports[-1]["step"]:
+            failure = f"error: the last checkpoint did not reach {run.folder}"
+        elif reports[-1]["step"] < reports[-1]["last_step"]:
+            failure, not_done = f"stopped after step {reports[-1]['step']:,}, as asked", RunStopped
+    if failure:
+        what = f"go on from {checkpoint.name}" if checkpoint else "start again, as there is no checkpoint yet"
+        raise not_done(f"{failure}\nto {what}, {remedy}")
+    result = {
+        "metrics": reports[-1],
+        "retries": sum(report["retries"] for report in reports),
+        "skipped": sum(report["skipped"] for report in reports),
+        "evaluation": json.loads(run.folder.find(EVALUATION) or "null"),
+        "checkpoint": str(checkpoint),
+        "wall_s": round(time.time() - began, 1),
+    }
+    run.folder.write("result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def show_result(folder: Folder, result: dict[str, Any], state: str) -> int:
+    """Prints the table of a finished run and where everything lies; returns the exit code."""
+    if result["evaluation"]:
+        from pirl.evaluate.evaluate import table
+
+        print("\n" + table(result["evaluation"]))
+    print(
+        f"\n{folder.name}: {state}\n"
+        f"  numbers     {folder / 'result.json'}, metrics.jsonl, train.log\n"
+        f"  trunk       {result['checkpoint']}/trunk.safetensors (names as in torchvision)\n"
+        f"  checkpoint  {result['checkpoint']}\n"
+        f"  curves      tensorboard --logdir {folder}"
+    )
+    return 0
+
+
+_told_to_end = threading.Event()
+
+
+def end(*_: object) -> None:
+    """Takes SIGTERM: an exception, so that what is temporary is removed."""
+    _told_to_end.set()
+    sys.exit(1)
+
+
+def interruption(start: Callable[[], object]) -> str | None:
+    """Calls `start`; returns None when it ended well, else what ended it, for a person to read."""
+    try:
+        start()
+    except (KeyboardInterrupt, SystemExit):  # Ray's own SIGINT handler exits
+        return "interrupted"
+    except Exception as error:
+        if _told_to_end.is_set():  # torch makes another error of what ends it while it writes
+            return "interrupted"
+        cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
+        raised = getattr(cause, "_base_exc", None)  # Ray's text of what a worker raised begins with where
+        what = f"{type(raised).__name__}: {raised}\n" if raised else ""
+        return f"error: {what}{str(cause).strip()}"
+    return None

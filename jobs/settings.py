@@ -1,0 +1,98 @@
+"""What every job file understands in its command line: `--section.field VALUE` and `--storage`."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pirl.config import Config, override
+from pirl.errors import ConfigError
+from pirl.storage.checks import check_place
+from pirl.storage.secrets import refuse_user_in_environment
+
+
+def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """Reads `--section.field VALUE` and `--section.field=VALUE`; `null` and JSON objects are understood.
+
+    Not by argparse, which takes the value of an option that it does not know for the recipe.
+
+    Returns:
+        The one word that belongs to no setting, which is the recipe, or None; and the settings.
+
+    Raises:
+        ConfigError: A setting without a value, or a second word that belongs to none.
+    """
+    recipe: str | None = None
+    changes: dict[str, Any] = {}
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            if recipe or word.startswith("-"):
+                raise ConfigError(f"unexpected {word!r}: settings are typed as --section.field VALUE")
+            recipe = word
+            continue
+        if word == "--":
+            raise ConfigError("there is nothing to write behind --: settings are typed as --section.field VALUE")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"{word} needs a value: {word} VALUE")
+        changes[name] = value_of(value, word)
+    return recipe, changes
+
+
+def value_of(text: str, word: str) -> Any:
+    """Understands `null`, `None` and JSON objects (or raises ConfigError); the rest stays text, for the config."""
+    if text in ("null", "None"):
+        return None
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{word}: not a JSON object: {error}") from None  # without it: it may hold secrets
+
+
+def storage_uri(given: str | None) -> str:
+    """What `--storage` means: an absolute path or a URL.
+
+    Raises:
+        ConfigError: Nothing in quotes, a URL without a bucket, or with a user or a password.
+    """
+    try:
+        refuse_user_in_environment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if given is not None:
+        check_place("--storage", given, "runs")
+    if given and "://" in given and not given.startswith("file://"):
+        return given.rstrip("/")
+    return str((Path(given.removeprefix("file://")) if given else default_storage()).expanduser().resolve())
+
+
+def default_storage() -> Path:
+    """`runs` in the current folder, or, in a Ray job, whose folder is temporary, in the home folder."""
+    return Path.home() / "pirl-runs" if "RAY_JOB_CONFIG_JSON" in os.environ else Path("runs")
+
+
+def absolute(config: Config) -> Config:
+    """Makes a local data folder absolute: the workers run in other folders."""
+    uri = config.data.uri
+    if uri == "digits" or "://" in uri:
+        return config
+    return override(config, {"data.uri": str(Path(uri).expanduser().resolve())})
+
+
+SUBMIT = "python jobs/slurm.py"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError."""
+        if message.startswith("unrecognized arguments") and self.prog == SUBMIT:
+            message += "; write the job file and its arguments behind --, e.g. -- jobs/pretrain.py digits"
+        raise ConfigError(message)

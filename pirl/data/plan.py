@@ -1,0 +1,37 @@
+"""How a run deals the images of a data set to its steps and workers, and what cannot be dealt."""
+
+from pirl.config import Config
+from pirl.data.dataset import Dataset
+from pirl.data.order import Order
+from pirl.errors import ConfigError
+
+
+def data_order(config: Config, dataset: Dataset) -> Order:
+    """The order of the data of this run."""
+    data = config.data
+    return Order(dataset.starts, config.seed, data.streams, data.batch_size, data.window_groups)
+
+
+def check_data(config: Config, dataset: Dataset, workers: int) -> None:
+    """Refuses a data set that is smaller than the batch or the negatives, and too many workers for batch norm.
+
+    Raises:
+        ConfigError: What is too large, and what to use.
+    """
+    batch_size, negatives = config.data.batch_size, config.loss.num_negatives
+    if batch_size > dataset.rows:
+        raise ConfigError(
+            f"data.batch_size {batch_size} is more than the {dataset.rows} images of {dataset.uri}: "
+            f"use a smaller --data.batch-size"
+        )
+    if negatives >= dataset.rows:
+        raise ConfigError(
+            f"loss.num_negatives {negatives} needs more than the {dataset.rows} images of "
+            f"{dataset.uri}: use --loss.num-negatives {dataset.rows - 1} or less"
+        )
+    # The first step has the smallest shares.
+    if config.model.norm == "batch" and min(data_order(config, dataset).shares(0, workers)) < 2:
+        raise ConfigError(
+            f"data.batch_size {batch_size} leaves one of {workers} workers a single image in some steps, and "
+            "batch norm needs several: use a larger --data.batch-size or fewer workers"
+        )

@@ -1,0 +1,1 @@
+"""Evaluation protocols, a file for each; `pirl.evaluate.evaluate` has the table of them."""

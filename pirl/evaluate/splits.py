@@ -1,0 +1,29 @@
+"""The two splits on which a trunk is measured: the images that it was trained on, and those that were held out."""
+
+from pirl.config import Data
+from pirl.data.dataset import Dataset, open_data, test_uri
+
+
+def splits(data: Data) -> tuple[Dataset, Dataset | None]:
+    """The data set, and the test split beside it, if it has one; raises as `open_data` does."""
+    held_out = test_uri(data.uri, data.storage_options)
+    return open_data(data), open_data(data, held_out) if held_out else None
+
+
+def why_not(dataset: Dataset, test: Dataset | None) -> str | None:
+    """Says why nothing can be measured on a data set, or None if it can."""
+    remedy = "python jobs/prepare.py writes them from class folders"
+    if test is None:
+        return f"{dataset.uri} has no test split beside it ({remedy})"
+    for split in (dataset, test):
+        if split.labels is None:
+            return f"the images of {split.uri} have no labels ({remedy})"
+    if not _classes(dataset) & _classes(test):
+        return f"no class of the images of {test.uri} is one of {dataset.uri}, so none can be recognised"
+    return None
+
+
+def _classes(dataset: Dataset) -> set[tuple[int, str]]:
+    """Numbers and names of the classes that have images."""
+    rows = dataset.class_rows
+    return {(number, name) for number, name in enumerate(dataset.labels or []) if rows is None or rows[number]}

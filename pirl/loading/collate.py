@@ -1,0 +1,68 @@
+"""What a loader process hands over for a step: one tensor with all views, and a few numbers.
+
+Each tensor that goes from process to process takes a millisecond of processor time, in which several small images are
+decoded, cut and coloured.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from pirl.loading.views import Sample
+
+
+class Part(NamedTuple):
+    """The views of b images, in shared memory where a loader process made them.
+
+    Attributes:
+        pixels: uint8 (n,), all views one after another, the pixels of each as height, width, channel.
+        shapes: Theirs: (b, S, S, 3), and with a pretext view (b, V, h, w, 3).
+        colors: float32 (b, P), and with a pretext view (b, V, P): their colour parameters.
+        served: int64 (b,), whose views they are.
+        retries: Reads that had to be tried again since the last part.
+    """
+
+    pixels: Tensor
+    shapes: list[tuple[int, ...]]
+    colors: list[NDArray[np.float32]]
+    served: NDArray[np.int64]
+    retries: int
+
+    def views(self, device: torch.device) -> list[Tensor]:
+        """The views on a device: uint8 (b, 3, S, S), and with a pretext view (b, V, 3, h, w), channels last."""
+        return _pieces(self.pixels.to(device, non_blocking=True), self.shapes)
+
+
+def collate(samples: list[Sample], served: list[int], retries: int) -> Part:
+    """Puts the views of samples one after another."""
+    kinds = [
+        [(s.image, s.image_color) for s in samples],
+        [(s.pretext, s.pretext_color) for s in samples if s.pretext is not None and s.pretext_color is not None],
+    ]
+    kinds = [kind for kind in kinds if kind]
+    shapes = [(len(kind), *kind[0][0].movedim(-3, -1).shape) for kind in kinds]
+    pixels = _empty(sum(map(math.prod, shapes)))
+    for kind, place in zip(kinds, _pieces(pixels, shapes), strict=True):
+        # As rows of pixels, since that is how they lie in memory: about 8 times as fast at 224 px.
+        torch.stack([view.movedim(-3, -1) for view, _ in kind], out=place.movedim(-3, -1))
+    colors = [torch.stack([color for _, color in kind]).numpy() for kind in kinds]
+    return Part(pixels, shapes, colors, np.array(served, np.int64), retries)
+
+
+def _empty(size: int) -> Tensor:
+    """uint8 (size,), in a loader process where the one that trains finds it: a copy less, as in torch's own collate."""
+    if get_worker_info() is None:
+        return torch.empty(size, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(shared)
+
+
+def _pieces(pixels: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Views of these shapes, one after another, their channels moved in front of height and width."""
+    pieces = pixels.split_with_sizes([math.prod(shape) for shape in shapes])
+    return [piece.view(shape).movedim(-1, -3) for piece, shape in zip(pieces, shapes, strict=True)]

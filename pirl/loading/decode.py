@@ -1,0 +1,40 @@
+"""Encoded bytes to pixels."""
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode
+
+from pirl.data.dataset import Dataset, Group
+from pirl.errors import CorruptImage
+
+
+def decode(data: bytes | memoryview) -> Tensor:
+    """Decodes JPEG, PNG, WebP to uint8 RGB (3, H, W); gray, CMYK and palettes become RGB, alpha is dropped.
+
+    Raises:
+        ValueError: The bytes are not one whole image of 8 bits a channel.
+    """
+    try:
+        # The operator itself: torchvision's function around it warns, at each call, that it will move.
+        image: Tensor = torch.ops.image.decode_image(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB.value, False
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"cannot decode an image of {len(data):,} bytes: {error}") from None
+    if image.dtype != torch.uint8 or image.ndim != 3:
+        raise ValueError(f"not one image of 8 bits a channel: {image.dtype}, shape {tuple(image.shape)}")
+    return image
+
+
+def decoded(dataset: Dataset, group: Group, id: int, row: int) -> Tensor:
+    """An image of a row group as uint8 (3, H, W).
+
+    Raises:
+        CorruptImage: Its bytes are not those that were written, or are not an image; says shard, row and id.
+    """
+    if row in group.corrupt:
+        raise CorruptImage(group.corrupt[row])
+    try:
+        return decode(group.images[row])
+    except ValueError as error:
+        raise CorruptImage(f"{dataset.place(id)}: {error}") from None

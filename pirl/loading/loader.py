@@ -1,0 +1,225 @@
+"""From shards to batches of views: a few processes read, decode and cut, ahead of need.
+
+Each process of a worker serves some of the worker's streams and yields its part of every step, so a row group
+is read by exactly one process, and the batches of a whole run come from one iterator that never stops between
+epochs.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pirl.data.dataset import Dataset
+from pirl.data.order import Order, streams_of
+from pirl.errors import CorruptImage, StorageError
+from pirl.loading.collate import Part, collate
+from pirl.loading.decode import decoded
+from pirl.loading.prefetch import Groups
+from pirl.loading.views import Views, sample_rng
+from pirl.processes import end_with_parent, keep_freed_memory
+from pirl.storage.retry import take_count
+
+PREFETCHED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images of this rank, and whose they are.
+
+    Attributes:
+        step: The step over all epochs, from 0; below 0 in the pass that fills the bank.
+        ids: int64 (B_global,), ids of the whole global batch, rank after rank; every rank has the same.
+        shares: How many of them each rank serves.
+        mine: This rank's part of `ids`.
+        parts: The views, as each loader process made them.
+        colors: Of all parts, float32 (B, P), and with a pretext view (B, V, P).
+        served: Whose views they are: `ids[mine]`, but for images that others took the place of.
+        retries: Reads for this batch that had to be tried again, with those ahead of it.
+        wait_s: Seconds that the step waited for this batch.
+    """
+
+    step: int
+    ids: Tensor
+    shares: list[int]
+    mine: slice
+    parts: list[Part]
+    colors: list[Tensor]
+    served: Tensor
+    retries: int
+    wait_s: float
+
+
+class Loader:
+    """Iterates over the batches of steps `first_step` to `last_step` (exclusive) for one rank.
+
+    Steps below 0 belong to epoch -1, the pass that fills the bank, and have the image view alone.
+
+    Args:
+        dataset: What to read.
+        order: Which ids make up each step.
+        views: What to make of each image.
+        seed: A sample's views are a function of (seed, epoch, id), whoever makes them.
+        rank: This worker.
+        world_size: All workers.
+        first_step: Where to begin; resuming is just another number here.
+        last_step: Where to end.
+        processes: Loader processes of this worker; 0 reads in this process.
+        pin_memory: Whether batches go to a GPU.
+        skip: Whether another image takes the place of one that cannot be read; else it raises CorruptImage.
+        ahead_bytes: What each process reads ahead of need.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: Order,
+        views: Views,
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        first_step: int,
+        last_step: int,
+        processes: int,
+        pin_memory: bool = False,
+        skip: bool = False,
+        ahead_bytes: float = 128e6,
+    ) -> None:
+        self.order, self.rank, self.world_size = order, rank, world_size
+        self.steps = range(first_step, last_step)
+        streams = streams_of(rank, world_size, order.streams)
+        self.processes = min(processes, len(streams))
+        self.pin_memory = pin_memory
+        self.parts = _Parts(dataset, order, views, seed, streams, self.steps, skip, ahead_bytes)
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts = iter(self._data_loader())
+        for step in self.steps:
+            began = time.perf_counter()
+            pieces = [_next(parts) for _ in range(max(1, self.processes))]
+            wait_s = time.perf_counter() - began
+            colors = [_joined(some) for some in zip(*(piece.colors for piece in pieces), strict=True)]
+            served = _joined([piece.served for piece in pieces])
+            retries = sum(piece.retries for piece in pieces)
+            shares = self.order.shares(step, self.world_size)
+            start = sum(shares[: self.rank])
+            ids = torch.from_numpy(self.order.batch_ids(step))
+            mine = slice(start, start + shares[self.rank])
+            yield Batch(step, ids, shares, mine, pieces, colors, served, retries, wait_s)
+
+    def _data_loader(self) -> "DataLoader[Part]":
+        if self.processes == 0:
+            return DataLoader(self.parts, batch_size=None, collate_fn=_as_it_is)
+        # Forking a process that has threads (Ray, gloo, an event loop) can hang; a fork server has none. It
+        # imports torch once for all loader processes of this worker.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        return DataLoader(
+            self.parts,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=self.processes,
+            multiprocessing_context=context,
+            prefetch_factor=PREFETCHED_STEPS,
+            worker_init_fn=start_process,
+            pin_memory=self.pin_memory,
+        )
+
+
+def _as_it_is(part: Any) -> Any:
+    """Without this, arrays would become tensors, each of which takes its time to hand over."""
+    return part
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def start_process(_: int) -> None:
+    """What a loader process does first."""
+    end_with_parent()
+    keep_freed_memory()
+
+
+def _next(parts: Iterator[Part]) -> Part:
+    """The next part; an error out of a loader process without the trace that torch puts in front of it."""
+    try:
+        return next(parts)
+    except (CorruptImage, StorageError) as error:
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
+
+
+class _Parts(IterableDataset[Part]):
+    """What one loader process yields: its streams' part of every step, with the ids of its images and its retries."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: Order,
+        views: Views,
+        seed: int,
+        streams: range,
+        steps: range,
+        skip: bool,
+        ahead_bytes: float,
+    ) -> None:
+        self.dataset, self.order, self.views, self.seed = dataset, order, views, seed
+        self.streams, self.steps, self.skip, self.ahead_bytes = streams, steps, skip, ahead_bytes
+
+    def __iter__(self) -> Iterator[Part]:
+        info = get_worker_info()
+        streams = self.streams
+        if info is not None:
+            mine = streams_of(info.id, info.num_workers, len(streams))
+            streams = streams[mine.start : mine.stop]
+        with Groups(self.dataset, self.order, streams, self.steps, self.ahead_bytes) as groups:
+            for step in self.steps:
+                epoch = step // self.order.steps_per_epoch
+                samples, served = [], []
+                ids = self.order.batch_ids(step, streams)
+                for id, number, row in zip(ids.tolist(), *self.dataset.groups_of(ids), strict=True):
+                    image, actual = self._image(groups, step, streams, id, number, row)
+                    samples.append(self.views(image, sample_rng(self.seed, epoch, id), image_only=epoch < 0))
+                    served.append(actual)
+                yield collate(samples, served, take_count())
+
+    def _image(self, groups: Groups, step: int, streams: range, id: int, number: int, row: int) -> tuple[Tensor, int]:
+        """An image as uint8 (3, H, W), or another of its stream in its place; and its id.
+
+        Raises:
+            CorruptImage: It cannot be read or decoded, and no other is to take its place; says shard, row and id.
+        """
+        try:
+            return decoded(self.dataset, groups[number], id, row), id
+        except CorruptImage:
+            if not self.skip:
+                raise
+        for other in self._others(step, streams, id):
+            number, row = self.dataset.group_of(other)
+            with suppress(CorruptImage):
+                return decoded(self.dataset, groups.aside(number), other, row), other
+        raise CorruptImage(f"{self.dataset.uri}: no image can take the place of that with id {id}")
+
+    def _others(self, step: int, streams: range, id: int) -> Iterator[int]:
+        """The images after one in its stream, up to the end of the epoch and from its beginning on.
+
+        A function of the order alone, so it is the same wherever the stream is served.
+        """
+        a_batch = {stream: self.order.batch_ids(step, range(stream, stream + 1)).tolist() for stream in streams}
+        stream, ids = next(item for item in a_batch.items() if id in item[1])
+        yield from ids[ids.index(id) + 1 :]
+        epoch, now = divmod(step, self.order.steps_per_epoch)
+        for later in range(1, self.order.steps_per_epoch + 1):
+            t = (now + later) % self.order.steps_per_epoch
+            others = self.order.batch_ids(epoch * self.order.steps_per_epoch + t, range(stream, stream + 1)).tolist()
+            yield from (other for other in others if other != id)

@@ -1,0 +1,1 @@
+"""What is learned and how: networks, memory bank, losses, and the step of PIRL."""

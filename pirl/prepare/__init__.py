@@ -1,0 +1,1 @@
+"""From a team's images to a data set."""

@@ -1,0 +1,171 @@
+"""Images in Parquet files: a column of encoded images, and perhaps one of labels.
+
+A value of a Parquet column cannot be read by itself, so the images are copied to the scratch file: one read of
+each file from front to back.
+"""
+
+import json
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pirl.data.writer import MANIFEST, SCHEMA
+from pirl.errors import ConfigError
+from pirl.prepare.labels import Ints, first_and_more, number_labels
+from pirl.prepare.scratch import Progress, Scratch, Span
+from pirl.storage import files as storage
+
+BATCH_ROWS = 64
+BUFFER_BYTES = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetSource:
+    """Images in a column of Parquet files: bytes, or a struct with `bytes` in it (Hugging Face's Image).
+
+    Attributes:
+        files: The files.
+        counts: Rows of each file.
+        ends: int64 (N+1,), where each image begins in the scratch file, and where the last one ends.
+        classes: Names of the labels, or None if there are none.
+        labels: int64 (N,), each row's label, -1 where there is none.
+    """
+
+    files: list[str]
+    counts: list[int]
+    ends: Ints
+    classes: list[str] | None
+    labels: Ints
+
+    @property
+    def uri(self) -> str:
+        """The first file, and how many more there are."""
+        return first_and_more(self.files)
+
+    def name(self, row: int) -> str:
+        """What a person calls a row."""
+        ends = np.cumsum(self.counts)
+        file = int(np.searchsorted(ends, row, side="right"))
+        return f"{self.files[file]} row {row - int(ends[file]) + self.counts[file]}"
+
+    def spans(self, rows: Ints) -> list[Span]:
+        """Where the images of these rows lie in the scratch file."""
+        ends = self.ends[rows + 1].tolist()
+        return [Span(None, start, end - start) for start, end in zip(self.ends[rows].tolist(), ends, strict=True)]
+
+
+def parquet_source(
+    files: list[str], image_column: str, label_column: str | None, scratch: Scratch, progress: Progress
+) -> ParquetSource:
+    """The rows of Parquet files, their images copied to the scratch file.
+
+    Raises:
+        ConfigError: A file is not Parquet, or has no such columns, or there are no images, or no room for them.
+    """
+    counts: list[int] = []
+    size, names = 0, None
+    labels: list[pa.ChunkedArray] = []
+    column = label_column or "label"
+    for path in files:
+        with storage.reading(path) as file:
+            parquet = open_parquet(path, file, image_column, label_column)
+            counts.append(parquet.metadata.num_rows)
+            size += _column_bytes(parquet.metadata, image_column)
+            if column in parquet.schema_arrow.names:
+                names = names or _class_names(path, parquet.schema_arrow, column)
+                labels.append(parquet.read([column])[column])
+            else:
+                labels.append(pa.chunked_array([pa.nulls(counts[-1])]))
+    if not sum(counts):
+        raise ConfigError(f"{first_and_more(files)} holds no images")
+    classes, numbers = None, np.full(sum(counts), -1)
+    try:
+        classes, numbers = number_labels(labels, names)
+    except ConfigError as error:
+        if label_column is not None:
+            raise
+        print(f"{files[0]}: its column 'label' is not used: {error}", file=sys.stderr)
+    scratch.make_room(size, f"{files[0]} with its {sum(counts):,} images")
+    ends = _copy(files, image_column, sum(counts), scratch, progress)
+    return ParquetSource(files, counts, ends, classes, numbers)
+
+
+def open_parquet(path: str, file: IO[bytes], image_column: str, label_column: str | None) -> pq.ParquetFile:
+    """Reads the footer of a Parquet file.
+
+    Raises:
+        ConfigError: It is not Parquet, or has no such columns.
+    """
+    try:
+        parquet = pq.ParquetFile(file)
+    except pa.ArrowException as error:
+        raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
+    schema = parquet.schema_arrow
+    _check_images(path, schema, image_column)
+    if label_column is not None and label_column not in schema.names:
+        raise ConfigError(f"{path} has no column {label_column!r}: it has {', '.join(schema.names)}")
+    return parquet
+
+
+def _copy(files: list[str], column: str, rows: int, scratch: Scratch, progress: Progress) -> Ints:
+    """Copies the images to the scratch file, one behind the other: their N offsets, and the end of the last."""
+    ends = np.full(rows + 1, scratch.size)
+    done = 0
+    progress(f"reading {files[0]}", 0, rows, "images")
+    for path in files:
+        # Otherwise it reads the column of a row group, which may be the whole file, at once; so it reads a page.
+        with storage.reading(path) as file:
+            parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=[column]):
+                images = batch.column(0)
+                if pa.types.is_struct(images.type):
+                    images = pc.struct_field(images, "bytes")
+                images = images.cast(pa.large_binary())
+                lengths = pc.binary_length(images).fill_null(0).to_numpy()
+                ends[done + 1 : done + len(images) + 1] = scratch.size + np.cumsum(lengths)
+                scratch.append(b"".join(image or b"" for image in images.to_pylist()))
+                done += len(images)
+                progress(f"reading {path}", done, rows, "images")
+    return ends
+
+
+def _check_images(path: str, schema: pa.Schema, column: str) -> None:
+    """Refuses a file without a column of encoded images."""
+    able = [field.name for field in schema if _holds_bytes(field.type)]
+    if column not in able:
+        what = f"its column {column!r} is {schema.field(column).type}" if column in schema.names else "none"
+        raise ConfigError(
+            f"{path} has no column {column!r} of encoded images ({what}): use --image-column with one of "
+            f"{', '.join(able) or 'its columns, but none holds bytes'}"
+        )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _column_bytes(footer: pq.FileMetaData, column: str) -> int:
+    """Size of a column, with all that a struct has in it."""
+    parts = (footer.row_group(g).column(c) for g in range(footer.num_row_groups) for c in range(footer.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
+
+
+def _class_names(path: str, schema: pa.Schema, column: str) -> list[str] | None:
+    """Names of the classes, where Hugging Face's datasets wrote the file, or this program."""
+    manifest = "".join(path.rpartition("/")[:2]) + MANIFEST
+    if schema.equals(SCHEMA) and column == "label" and storage.exists(manifest):
+        names: list[str] | None = json.loads(storage.read_all(manifest)).get("classes")
+        return names
+    with suppress(ValueError, AttributeError):  # others may write anything there
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = about.get("info", {}).get("features", {}).get(column)
+        return feature.get("names") if isinstance(feature, dict) else None
+    return None

@@ -1,0 +1,223 @@
+"""Writes a data set from a source: shuffled once, each image checked, in a folder that is complete or says so.
+
+`unfinished.json` lies in the folder until the data set is complete and holds the request; the same request goes on
+behind the shards that are there. The order is a function of seed and source, so this is all that it needs.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pirl.data.digits import write_digits
+from pirl.data.writer import MANIFEST, ShardWriter
+from pirl.errors import BrokenImage, ConfigError, StoreRefusedError
+from pirl.prepare.destination import check_apart, check_destination, clear, finish, start
+from pirl.prepare.images import QUALITY, Checked
+from pirl.prepare.labels import Ints
+from pirl.prepare.scratch import Progress, Scratch
+from pirl.prepare.sources.kinds import Source, check_source, digest, find_source, with_classes
+from pirl.prepare.workers import Workers
+from pirl.storage import files as storage
+from pirl.storage.checks import check_can_write, check_place
+from pirl.storage.folder import Folder
+
+LISTED = 1000
+"""Images that are left out and named in the manifest; the others are only counted."""
+
+Split = tuple[str, Source, Ints]
+"""The folder to write, the source, and its rows in the order in which they are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a person asks for; `python jobs/prepare.py --help` says what each word means."""
+
+    source: str
+    destination: str
+    test: str | None = None
+    test_fraction: float | None = None
+    seed: int = 0
+    resize: int | None = None
+    shard_mb: int = 32
+    strict: bool = False
+    overwrite: bool = False
+    image_column: str = "image"
+    label_column: str | None = None
+    scratch: str | None = None
+
+    def decides(self) -> dict[str, Any]:
+        """What decides the bytes that are written."""
+        words = ("source", "test", "test_fraction", "seed", "resize", "shard_mb", "image_column", "label_column")
+        return {word: getattr(self, word) for word in words}
+
+
+def prepare(request: Request, progress: Progress) -> None:
+    """Writes the data set, or goes on with it; the manifest of the training split comes last and completes it.
+
+    Raises:
+        ConfigError: The request is wrong; nothing was written.
+        BrokenImage: With `strict`, the first image that cannot be used.
+    """
+    check(request)
+    if request.source == "digits":
+        start(request.destination, request.decides(), request.overwrite)
+        write_digits(request.destination, request.seed)
+        finish(request.destination)
+        return
+    with Scratch(request.scratch) as scratch:
+        with _refusals_are_wrong_requests():
+            splits = _find_splits(request, scratch, progress)
+        content = zlib.crc32(repr([digest(source) for _, source, _ in splits]).encode())
+        start(request.destination, request.decides() | {"content": content}, request.overwrite)
+        with Workers(scratch, request.resize) as workers:
+            for split in splits:
+                _write_split(split, request, workers, progress)
+    finish(request.destination)
+
+
+def check(request: Request) -> None:
+    """Refuses what can be seen to be wrong before the source is looked through; writes nothing.
+
+    Raises:
+        ConfigError: What is wrong.
+    """
+    _check_words(request)
+    with _refusals_are_wrong_requests():
+        check_destination(request.destination, request.decides(), request.overwrite)
+        for uri in (request.source, request.test):
+            if uri is not None and uri != "digits":
+                check_apart(request.destination, uri)
+        check_can_write("DESTINATION", Folder(request.destination))
+
+
+def check_sources(request: Request) -> None:
+    """Refuses, beside what `check` does, sources that cannot be used, as far as that is seen without reading them.
+
+    Raises:
+        ConfigError: What is wrong.
+    """
+    with Scratch(request.scratch), _refusals_are_wrong_requests():
+        for uri in (request.source, request.test):
+            if uri is not None and uri != "digits":
+                check_source(uri, request.image_column, request.label_column)
+
+
+def _check_words(request: Request) -> None:
+    """Refuses what is wrong whatever lies on disks and in stores."""
+    check_place("DESTINATION", request.destination, "photos")
+    for word, uri in (("SOURCE", request.source), ("--test", request.test)):
+        if uri is not None:
+            check_place(word, uri, "photos")
+    if request.scratch == "":
+        raise ConfigError("--scratch is empty: name a folder on a local disk")
+    if request.seed < 0:
+        raise ConfigError(f"--seed {request.seed} is below 0: use 0 or more")
+    if request.test_fraction is not None and not 0 < request.test_fraction < 1:
+        raise ConfigError(f"--test-fraction {request.test_fraction} is not between 0 and 1: use 0.1, say")
+    if request.source != "digits":
+        return
+    if request.test or request.test_fraction:
+        raise ConfigError("digits bring a test split of their own: leave out --test and --test-fraction")
+    if request.resize:
+        raise ConfigError("digits are 32 pixels wide and stay so: leave out --resize")
+
+
+@contextmanager
+def _refusals_are_wrong_requests() -> Iterator[None]:
+    """For what is done before anything is written: there is nothing that the same command could go on with."""
+    try:
+        yield
+    except (StoreRefusedError, PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(str(error)) from None
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{error.object!r} is not text in UTF-8, and names of images and classes must be") from None
+
+
+def _find_splits(request: Request, scratch: Scratch, progress: Progress) -> list[Split]:
+    """What is to be written, in this order: the held-out split comes first, for the other one completes the whole."""
+    columns = (request.image_column, request.label_column)
+    test = None
+    if request.test:
+        test, _ = find_source(request.test, *columns, scratch, progress)
+    train, inside = find_source(request.source, *columns, scratch, progress)
+    test = test or inside
+    if test is not None and train.classes is not None:
+        test = with_classes(test, train.classes)
+    rng = np.random.default_rng(request.seed)
+    order = rng.permutation(len(train.labels))
+    below = storage.join(request.destination, "test")
+    if request.test_fraction is not None:
+        held_out = _count_held_out(request.test_fraction, len(order), test)
+        return [(below, train, order[:held_out]), (request.destination, train, order[held_out:])]
+    held_out_split = [] if test is None else [(below, test, rng.permutation(len(test.labels)))]
+    return [*held_out_split, (request.destination, train, order)]
+
+
+def _count_held_out(fraction: float, rows: int, test: Source | None) -> int:
+    """How many of the rows `--test-fraction` holds out."""
+    if test is not None:
+        raise ConfigError("SOURCE has a test split (test/ or val/): leave out --test-fraction")
+    held_out = round(fraction * rows)
+    if not 0 < held_out < rows:
+        raise ConfigError(f"--test-fraction {fraction} holds out {held_out} of {rows} images: use 0.1, say")
+    return held_out
+
+
+def _write_split(split: Split, request: Request, workers: Workers, progress: Progress) -> None:
+    """Writes these rows of a source, in this order, behind those that are there."""
+    folder, source, order = split
+    if storage.exists(storage.join(folder, MANIFEST)):  # it was complete when the job was stopped
+        return
+    about: dict[str, Any] = {"classes": source.classes, "seed": request.seed, "source": source.uri}
+    with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
+        if not writer.record:
+            writer.record = _new_record(request.resize)
+        record = writer.record
+        progress(f"writing {folder}", record["taken"], len(order), "images")
+        for row, checked in workers.check(source, order[record["taken"] :]):
+            label = int(source.labels[row])
+            _count(record, checked)
+            if checked.image is None:
+                left_out = f"{source.name(row)}: {checked.note}"
+                if request.strict:
+                    raise BrokenImage(left_out)
+                record["left_out"]["first"] = [*record["left_out"]["first"], left_out][:LISTED]
+            else:
+                writer.add(checked.image, None if label < 0 else label)
+            progress(f"writing {folder}", record["taken"], len(order), "images")
+        if writer.rows == 0:
+            clear(request.destination)
+            first = record["left_out"]["first"][0]
+            raise ConfigError(f"none of the {len(order)} images can be used: {first}")
+
+
+def _new_record(short_side: int | None) -> dict[str, Any]:
+    """What the manifest says of the images beside where they are, before the first."""
+    return {
+        "taken": 0,
+        "short_side": short_side,
+        "jpeg_quality": QUALITY,
+        "found": {},
+        "encoded": {},
+        "left_out": {"count": 0, "first": []},
+        "width": None,
+        "height": None,
+    }
+
+
+def _count(record: dict[str, Any], checked: Checked) -> None:
+    """Adds an image to the record."""
+    record["taken"] += 1
+    if checked.image is None:
+        record["left_out"]["count"] += 1
+        return
+    record["found"][checked.kind] = record["found"].get(checked.kind, 0) + 1
+    if checked.note:
+        record["encoded"][checked.note] = record["encoded"].get(checked.note, 0) + 1
+    for side, pixels in zip(("width", "height"), checked.size, strict=True):
+        least, most = record[side] or (pixels, pixels)
+        record[side] = [min(least, pixels), max(most, pixels)]

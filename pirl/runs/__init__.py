@@ -1,0 +1,1 @@
+"""The run folder: names, checkpoints, numbers and logs."""

@@ -1,0 +1,190 @@
+"""Save and load everything that changes during a run, whatever the number of workers was.
+
+Nothing random is saved because no draw has a state: orders, views, negatives and first rows are functions of
+(seed, epoch, id) or (seed, step), so the step is the state of them all.
+"""
+
+import io
+import pickle
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as td
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.optim import Optimizer
+
+from pirl.config import Config
+from pirl.dist import all_gather_dicts, rank
+from pirl.methods.memory import MemoryBank
+from pirl.methods.models import export_state_dict
+from pirl.methods.pirl import PIRL
+from pirl.runs.checkpoint_folder import STATE, VERSION, read_state
+from pirl.storage.folder import Folder
+from pirl.storage.retry import pause
+from pirl.storage.sealed import sealed
+
+READS = 10
+"""A span that came damaged is read again, in case that happened on its way."""
+LONGEST_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that training changes.
+
+    Attributes:
+        network: Trunk and heads.
+        optimizer: Momentum and learning rate.
+        bank: This rank's rows.
+        log_z: Normalising constant of the `npid` loss, NaN until it is estimated.
+    """
+
+    network: PIRL
+    optimizer: Optimizer
+    bank: MemoryBank
+    log_z: Tensor
+
+
+def save(folder: Path, config: Config, state: State, step: int, data: int) -> None:
+    """Writes a checkpoint; a collective.
+
+    Each rank writes its own rows of the bank and a share of the rest. The ranks may name one shared folder, or
+    a folder each, whose files together are the checkpoint.
+
+    Args:
+        folder: Where to write; made if missing.
+        config: Goes along as `config.json`.
+        state: What to save; the trunk is also exported to `trunk.safetensors`, named as torchvision names it.
+        step: Steps done.
+        data: Fingerprint of the data set, whose images the rows of the bank belong to.
+
+    Raises:
+        RuntimeError: It cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _plainly():
+        dcp_save(_tensors(state), checkpoint_id=folder, no_dist=not td.is_initialized())
+    own = {file.name: file.stat().st_size for file in folder.glob(f"__{rank()}_*.distcp")}
+    sizes = all_gather_dicts(own)
+    if rank() == 0:
+        save_file(export_state_dict(state.network.trunk), folder / "trunk.safetensors")
+        (folder / "config.json").write_text(config.model_dump_json(indent=2))
+        for name in (".metadata", "trunk.safetensors", "config.json"):
+            sizes[name] = (folder / name).stat().st_size
+        known = {"version": VERSION, "step": step, "rows": state.bank.rows, "data": data, "bytes": sizes}
+        known["metadata_crc32"] = zlib.crc32((folder / ".metadata").read_bytes())
+        (folder / STATE).write_bytes(sealed(known))
+
+
+def load(folder: Folder, state: State) -> int:
+    """Fills `state` in place from `folder`; a collective.
+
+    The number of workers may differ from the one that saved. Each reads the parts of the bank, as they were
+    written, that its own rows lie in.
+
+    Returns:
+        Steps done.
+
+    Raises:
+        ValueError: The checkpoint is of another version, or of a data set of another size.
+        RuntimeError: It cannot be read, or is damaged.
+        OSError: The same, where that is known before its tensors are read.
+    """
+    known = read_state(folder)
+    if known["version"] != VERSION:
+        raise ValueError(f"{folder} is a checkpoint of version {known['version']}; this is version {VERSION}")
+    if known["rows"] != state.bank.rows:
+        raise ValueError(f"{folder} has a bank of {known['rows']} rows, the data has {state.bank.rows} images")
+    # The checkpoint brings the optimiser's settings along; those of this run's config may be others.
+    settings = [{name: group[name] for name in ("momentum", "weight_decay")} for group in state.optimizer.param_groups]
+    tensors = _tensors(state)
+    with _plainly():
+        dcp_load(tensors, storage_reader=_Reader(folder), no_dist=not td.is_initialized())
+    set_state_dict(
+        state.network,
+        state.optimizer,
+        model_state_dict=tensors["network"],
+        optim_state_dict=tensors["optimizer"],
+    )
+    for group, own in zip(state.optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    return int(known["step"])
+
+
+class _Reader(FileSystemReader):
+    """Reads each tensor of a checkpoint with one request, from wherever it is, and checks it."""
+
+    def __init__(self, folder: Folder) -> None:
+        super().__init__(folder.uri)
+        self.folder = folder
+        self.fs = _Nothing()
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        checksum = read_state(self.folder)["metadata_crc32"]
+        data = self._read(".metadata", 0, None, lambda data: zlib.crc32(data) == checksum)
+        metadata: Metadata = pickle.loads(data)
+        return metadata
+
+    def _slice_file(self, _: object, info: Any) -> io.BytesIO:
+        return io.BytesIO(self._read(info.relative_path, info.offset, info.length, _is_whole_zip))
+
+    def _read(self, name: str, offset: int, length: int | None, is_whole: Callable[[bytes], bool]) -> bytes:
+        for failures in range(READS):
+            if failures:
+                pause(failures, LONGEST_PAUSE_S)
+            data = self.folder.read_bytes(name, offset, length)
+            if is_whole(data):
+                return data
+        raise OSError(f"{self.folder / name} is damaged: remove {self.folder} to go on from the checkpoint before it")
+
+
+class _Nothing(FileSystem):
+    """Opens no files: the reader asks for spans."""
+
+    def create_stream(self, path: Any, mode: str) -> Any:
+        return nullcontext()
+
+
+def _is_whole_zip(data: bytes) -> bool:
+    """Whether a tensor is as torch wrote it, with a checksum, which torch does not look at when it loads."""
+    try:
+        return zipfile.ZipFile(io.BytesIO(data)).testzip() is None
+    except Exception:  # one bit makes it another kind of file, and a reader raise anything
+        return False
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Silences the warning that there is no process group, which one process does not need; and makes
+    torch's failure, which is no Exception, one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        first = next(iter(error.failures.values()))[0]
+        if not isinstance(first, Exception):
+            raise first from None  # Ctrl-C
+        raise RuntimeError(f"checkpoint: {first}") from first
+
+
+def _tensors(state: State) -> dict[str, Any]:
+    """The state as tensors that torch.distributed.checkpoint reads in place."""
+    with torch.no_grad():
+        network, optimizer = get_state_dict(state.network, state.optimizer)
+    return {"network": network, "optimizer": optimizer, "bank": state.bank.sharded(), "log_z": state.log_z}

@@ -1,0 +1,111 @@
+"""What a checkpoint says of itself: how far it is and which files it has, sealed with a checksum.
+
+It comes last and goes first, so a checkpoint without it is none.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from pirl.storage.folder import Folder
+from pirl.storage.retry import pause
+from pirl.storage.sealed import is_whole
+
+STATE = "state.json"
+VERSION = 3
+
+READS = 10
+"""It is read again in case it was damaged on its way."""
+LONGEST_PAUSE_S = 0.2
+
+
+def read_state(checkpoint: Folder) -> dict[str, Any]:
+    """What `shard_writer.sealed` wrote; also that of another version, which may have no seal.
+
+    Raises:
+        ValueError: It is damaged.
+        FileNotFoundError: There is none.
+        StorageError: It cannot be read.
+    """
+    for failures in range(READS):
+        if failures:
+            pause(failures, LONGEST_PAUSE_S)
+        text = checkpoint.read_bytes(STATE)
+        if is_whole(text):
+            return cast(dict[str, Any], json.loads(text))
+    known = json.loads(text)
+    if not isinstance(known, dict) or known.get("version", VERSION) == VERSION:
+        raise ValueError(f"{checkpoint / STATE} is damaged: remove {checkpoint} to go on from the one before it")
+    return known
+
+
+def upload(checkpoint: Path, folder: Folder) -> None:
+    """Copies what one rank wrote of a checkpoint into the run folder."""
+    for file in sorted(checkpoint.iterdir(), key=lambda file: (file.name == STATE, file.name)):
+        (folder / checkpoint.name).copy_in(file)
+
+
+def newest_checkpoint(folder: Folder) -> Folder | None:
+    """The last complete checkpoint of a run folder."""
+    found = _checkpoints(folder)
+    newest = next((name for name in reversed(found) if _is_complete(folder / name, found[name])), None)
+    return folder / newest if newest else None
+
+
+def prune_checkpoints(folder: Folder, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep` complete ones."""
+    found = _checkpoints(folder)
+    complete = [name for name in found if _is_complete(folder / name, found[name])]
+    for name in found:
+        newer = name > max(complete, default="")
+        # What a run would go on from is looked at again: one listing may be wrong or old.
+        if name not in complete[-keep:] and not (newer and is_complete(folder / name)):
+            remove_checkpoint(folder / name)
+
+
+def remove_incomplete(folder: Folder) -> None:
+    """Removes the checkpoints whose upload was cut off: files of another attempt could make them look complete."""
+    prune_checkpoints(folder, keep=sys.maxsize)
+
+
+def remove_checkpoint(checkpoint: Folder) -> None:
+    """Removes a checkpoint, which from the first moment on is none."""
+    checkpoint.clear(first=STATE)
+
+
+def is_complete(checkpoint: Folder) -> bool:
+    """Whether all files of all ranks are there in full: an upload may have been cut off."""
+    return _is_complete(checkpoint, checkpoint.sizes())
+
+
+def steps_done(checkpoint: Folder | None) -> int:
+    """Steps of training in a checkpoint; 0 without one."""
+    return int(read_state(checkpoint)["step"]) if checkpoint else 0
+
+
+def data_of(checkpoint: Folder) -> int:
+    """The fingerprint of the data set that a checkpoint belongs to."""
+    return int(read_state(checkpoint)["data"])
+
+
+def _checkpoints(folder: Folder) -> dict[str, dict[str, int]]:
+    """Bytes of each file of each checkpoint, complete or not, by their names; the newest comes last."""
+    found: dict[str, dict[str, int]] = {}
+    for path, size in folder.sizes().items():
+        name, _, file = path.partition("/")
+        if file and re.fullmatch(r"checkpoint_\d+", name):
+            found.setdefault(name, {})[file] = size
+    return dict(sorted(found.items()))
+
+
+def _is_complete(checkpoint: Folder, sizes: dict[str, int]) -> bool:
+    if STATE not in sizes:
+        return False
+    try:
+        state = read_state(checkpoint)
+        is_its_own = checkpoint.name == f"checkpoint_{state['step']:09d}"
+        return is_its_own and all(sizes.get(name) == size for name, size in state["bytes"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # whatever it holds, or held
+        return False

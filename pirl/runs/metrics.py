@@ -1,0 +1,125 @@
+"""The numbers of a training between two reports, and what ends it early: no loss, too few images, the wish to stop."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pirl.dist import all_reduce_sum
+from pirl.errors import CorruptImage, TrainingDiverged
+from pirl.loading.loader import Batch
+from pirl.storage.retry import take_count
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Meter:
+    """Numbers since the last report.
+
+    Attributes:
+        done: Steps done.
+        last_step: Where training ends.
+        steps_per_epoch: Steps of an epoch.
+        most_skipped: Images that may be skipped in an epoch.
+        weights: Of the terms of the loss.
+        retries: Of this rank since the last report.
+        skips: Images that were skipped since the last report, on all ranks.
+        skipped: Ids of those of this epoch.
+    """
+
+    done: int
+    last_step: int
+    steps_per_epoch: int
+    most_skipped: float
+    weights: list[float]
+    retries: int = 0
+    skips: int = 0
+    skipped: list[int] = field(default_factory=list)
+    epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets losses and times; what storage did is kept until the next report."""
+        self.began = time.perf_counter()
+        self.steps = self.samples = 0
+        self.wait_s = self.loss = 0.0
+        self.terms: list[float] = []
+
+    def add_reads(self, batch: Batch, served: Tensor) -> None:
+        """Counts what reading a batch took.
+
+        Args:
+            batch: With the ids that were dealt.
+            served: The ids of the images that came, for the global batch.
+
+        Raises:
+            CorruptImage: Too many images of this epoch were skipped. All ranks raise it at the same step.
+        """
+        self.retries += batch.retries
+        epoch = batch.step // self.steps_per_epoch
+        if epoch != self.epoch:
+            self.epoch, self.skipped = epoch, []
+        skipped = batch.ids[served != batch.ids].tolist()
+        self.skipped += skipped
+        self.skips += len(skipped)
+        if len(self.skipped) > self.most_skipped:
+            raise CorruptImage(
+                f"{len(self.skipped)} images of epoch {epoch} cannot be used, and data.max_skipped allows "
+                f"{self.most_skipped:.1f}; the first have the ids {', '.join(map(str, self.skipped[:20]))}. "
+                "--data.on-error raise says what is wrong with one; repair the data set, or allow more with "
+                "--data.max-skipped"
+            )
+
+    def add(self, batch: Batch, terms: list[float], lr: float) -> None:
+        """Counts one step, with the terms of its loss.
+
+        Raises:
+            TrainingDiverged: The loss is not finite. The step has not changed the weights yet.
+        """
+        loss = sum(weight * term for weight, term in zip(self.weights, terms, strict=True))
+        if not math.isfinite(loss):
+            first = batch.ids[:32].tolist()
+            raise TrainingDiverged(
+                f"the loss is {loss} at step {batch.step} (epoch {batch.step // self.steps_per_epoch}), learning "
+                f"rate {lr:g}, ids of the first {len(first)} of {len(batch.ids)} images {', '.join(map(str, first))}",
+                batch.step,
+            )
+        self.done = batch.step + 1
+        self.steps += 1
+        self.samples += len(batch.ids)
+        self.wait_s += batch.wait_s
+        self.loss += loss
+        self.terms = [a + b for a, b in zip(self.terms or [0.0] * len(terms), terms, strict=True)]
+        self.lr = lr
+
+    def metrics(self, device: torch.device) -> Metrics:
+        """Means since the last call, and counts of all ranks; what follows is counted anew. Collective.
+
+        Args:
+            device: One that the ranks can add on.
+        """
+        seconds = time.perf_counter() - self.began
+        names = ["loss_image", "loss_pretext"]
+        own_retries = self.retries + take_count()
+        metrics: Metrics = {
+            "step": self.done,
+            "last_step": self.last_step,
+            "epoch": self.done / self.steps_per_epoch,
+            "loss": self.loss / self.steps,
+            **{name: term / self.steps for name, term in zip(names, self.terms, strict=False)},
+            "lr": self.lr,
+            "samples_per_s": self.samples / seconds,
+            "data_wait_s": self.wait_s,
+            "data_wait_share": self.wait_s / seconds,
+            "retries": int(all_reduce_sum(torch.tensor(own_retries, device=device))),
+            "skipped": self.skips,
+            "time_left_s": (self.last_step - self.done) * seconds / self.steps,
+        }
+        self.retries = self.skips = 0
+        self.restart()
+        return metrics

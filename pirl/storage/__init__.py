@@ -1,0 +1,1 @@
+"""Bytes by URL, on disks and in object stores."""

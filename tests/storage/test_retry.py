@@ -1,0 +1,175 @@
+import errno
+import socket
+import ssl
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import aiohttp
+import botocore.exceptions
+import pytest
+from aiohttp.client_reqrep import ConnectionKey
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pirl.errors import StorageError, StoreRefusedError
+from pirl.storage import retry
+from pirl.storage.files import read_all
+from pirl.storage.retry import is_passing, persistently
+
+HTTPS = ConnectionKey("here", 443, True, True, None, None, None)
+
+
+class Failing:
+    """Raises the errors that it is given, one a call, then returns."""
+
+    def __init__(self, *errors):
+        self.errors, self.calls = list(errors), 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+def answered(status, code="Some"):
+    """What s3fs raises for an answer of S3: the translated error, with botocore's behind it."""
+    behind = Exception(code)
+    behind.response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}
+    error = OSError(errno.EIO, code)
+    error.__cause__ = behind
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered(503, "SlowDown"),
+        answered(500),
+        answered(429),
+        answered(400, "RequestTimeout"),
+        answered(400, "BadDigest"),
+        ConnectionResetError(),
+        TimeoutError(),
+        OSError(errno.ETIMEDOUT, "late"),
+        aiohttp.ClientPayloadError(),
+        # Subclasses of OSError whose number is none of the kernel's.
+        socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+        aiohttp.ClientConnectorDNSError(HTTPS, socket.gaierror(socket.EAI_AGAIN, "Temporary failure")),
+        aiohttp.ClientOSError(1, "[SSL: DECRYPTION_FAILED_OR_BAD_RECORD_MAC]"),
+        aiohttp.ClientConnectorSSLError(HTTPS, ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]")),
+        botocore.exceptions.ConnectionError(error="away"),
+        botocore.exceptions.SSLError(endpoint_url="https://here", error="reset"),
+        botocore.exceptions.MetadataRetrievalError(error_msg="no answer"),
+    ],
+    ids=repr,
+)
+def test_what_may_pass_is_tried_again(error):
+    attempt = Failing(error, error)
+    retry.take_count()
+    assert persistently("reading", attempt) == "done"
+    assert attempt.calls == 3
+    assert retry.take_count() == 2
+    assert retry.take_count() == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("a"),
+        PermissionError(errno.EACCES, "local"),
+        OSError(errno.ENOSPC, "full"),
+        IsADirectoryError("a"),
+        ValueError("wrong"),
+    ],
+    ids=repr,
+)
+def test_what_stays_as_it_is_is_raised_at_once(error):
+    attempt = Failing(error)
+    with pytest.raises(type(error)) as raised:
+        persistently("reading", attempt)
+    assert raised.value is error
+    assert attempt.calls == 1
+
+
+@pytest.mark.parametrize("status", [400, 403, 412])
+def test_a_refusal_names_the_object_and_is_not_tried_again(status):
+    attempt = Failing(answered(status, "ExpiredToken"))
+    with pytest.raises(StorageError, match=r"reading b/k: the store refused: OSError: .*ExpiredToken"):
+        persistently("reading b/k", attempt)
+    assert attempt.calls == 1
+
+
+def test_after_the_deadline_the_error_says_what_was_tried():
+    attempt = Failing(*[ConnectionResetError("bye")] * 1000)
+    with pytest.raises(
+        StorageError, match=r"reading b/k: gave up after \d+ tries .*deadline_s 0\.3.*ConnectionResetError: bye"
+    ):
+        persistently("reading b/k", attempt, deadline_s=0.3)
+    # Pauses grow to a thirtieth of the deadline: some 60 tries, on a busy machine fewer.
+    assert 5 < attempt.calls < 1000
+
+
+def test_pauses_are_random_and_grow(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
+    for _ in range(200):
+        for failures in (0, 3, 30):
+            retry.pause(failures, 2.0)
+    retry.take_count()
+    for first, longest in ((0, 0.05), (1, 0.4), (2, 2.0)):
+        drawn = pauses[first::3]
+        # From zero to the longest, uniform: the mean of 200 lies within 4 standard errors of its middle.
+        assert 0 <= min(drawn) < 0.2 * longest
+        assert 0.8 * longest < max(drawn) <= longest
+        assert abs(sum(drawn) / 200 - longest / 2) < 4 * longest * (1 / 12) ** 0.5 / 200**0.5
+
+
+def test_passing_is_told_from_the_rest_by_the_status():
+    assert not is_passing(answered(404))
+    assert is_passing(answered(599))
+
+
+def read_from(kind, address, deadline_s):
+    """Asks a web server, or the same as an S3 server."""
+    if kind == "s3":
+        read_all("s3://bucket/name", {"endpoint_url": address}, deadline_s)
+    else:
+        read_all(f"{address}/bucket/name", None, deadline_s)
+
+
+@pytest.mark.parametrize(("kind", "deadline_s"), [("s3", 5), ("http", 1)])
+def test_a_store_that_is_away_for_a_moment_is_asked_again(kind, deadline_s):
+    """A port that nobody listens on: the client's own kind of error, which is no ConnectionError."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(StorageError, match=r"reading .*bucket/name: gave up after ([2-9]|\d\d+) tries"):
+        read_from(kind, f"http://127.0.0.1:{port}", deadline_s)
+
+
+@pytest.fixture
+def impostor(tmp_path):
+    """The address of a server whose certificate nobody has signed but itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    about = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+    pem = about.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (tmp_path / "server.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever).start()
+        yield f"https://localhost:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_a_server_with_a_wrong_certificate_is_not_asked_again(impostor, kind):
+    with pytest.raises(StoreRefusedError, match=r"reading .*bucket/name: the store refused: .*certificate"):
+        read_from(kind, impostor, deadline_s=60)
