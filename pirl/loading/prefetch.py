@@ -19,7 +19,7 @@ LOOK_STEPS = 64
 """Steps that are looked through at a time for groups to read: all may be held already, up to the end of the run."""
 
 
-class Groups:
+class Prefetcher:
     """The row groups that the images of some streams are in; a context manager, since it has threads.
 
     Ask for groups in the order in which the images of the steps need them.
@@ -91,11 +91,10 @@ class Groups:
 
 def misses(dataset: Dataset, order: Order, streams: range, steps: range, capacity: int) -> Iterator[int | None]:
     """The row groups that a cache of `capacity`, least recently used out first, has to read; None after each step."""
-    # An order of its own: one remembers the epoch that it was asked for last, and this is asked ahead of the other.
-    order = Order(order.starts, order.seed, order.streams, order.batch_size, order.window_groups)
+    reader = order.reader()
     held: OrderedDict[int, None] = OrderedDict()
     for step in steps:
-        ids = order.batch_ids(step, streams)
+        ids = reader.batch_ids(step, streams)
         for number in dataset.groups_of(ids)[0]:
             if number in held:
                 held.move_to_end(number)

@@ -43,7 +43,7 @@ LONGEST_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """Everything that training changes.
 
     Attributes:
@@ -59,7 +59,7 @@ class State:
     log_z: Tensor
 
 
-def save(folder: Path, config: Config, state: State, step: int, data: int) -> None:
+def save(folder: Path, config: Config, state: TrainingState, step: int, data: int) -> None:
     """Writes a checkpoint; a collective.
 
     Each rank writes its own rows of the bank and a share of the rest. The ranks may name one shared folder, or
@@ -90,7 +90,7 @@ def save(folder: Path, config: Config, state: State, step: int, data: int) -> No
         (folder / STATE).write_bytes(sealed(known))
 
 
-def load(folder: Folder, state: State) -> int:
+def load(folder: Folder, state: TrainingState) -> int:
     """Fills `state` in place from `folder`; a collective.
 
     The number of workers may differ from the one that saved. Each reads the parts of the bank, as they were
@@ -183,7 +183,7 @@ def _plainly() -> Iterator[None]:
         raise RuntimeError(f"checkpoint: {first}") from first
 
 
-def _tensors(state: State) -> dict[str, Any]:
+def _tensors(state: TrainingState) -> dict[str, Any]:
     """The state as tensors that torch.distributed.checkpoint reads in place."""
     with torch.no_grad():
         network, optimizer = get_state_dict(state.network, state.optimizer)

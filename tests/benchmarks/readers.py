@@ -125,7 +125,7 @@ class Raw(IterableDataset[list[int]]):
         streams, steps = streams_of(info.id, info.num_workers, self.order.streams), range(FOREVER)
         with Groups(self.dataset, self.order, streams, steps, AHEAD_BYTES) as groups:
             for step in steps:
-                places = self.dataset.groups_of(self.order.batch_ids(step, streams))
+                places = self.dataset.groups_of(self.order.reader().batch_ids(step, streams))
                 yield [len(groups[number].images[row]) for number, row in zip(*places, strict=True)]
 
 
