@@ -391,7 +391,7 @@ def test_a_stream_without_one_good_image_ends_the_run(tmp_path):
 
 ENDLESS = """
 import sys, time
-from tests.test_loader import loader, open_dataset
+from tests.loading.test_loader import loader, open_dataset
 
 if __name__ == "__main__":
     batches = iter(loader(open_dataset(sys.argv[1]), last=10**6, processes=2))
