@@ -25,7 +25,10 @@ ROOMS = {
 """Rooms and files of each package: each may import those that stand before it. A new one needs a place here."""
 
 WITHIN = {
-    "pirl.storage": ["retry", "temporary", "sealed", "client", "upload", "files", "folder", "checks", "cache"],
+    "pirl.storage": [
+        *("retry", "temporary", "sealed", "client", "reading", "writing"),
+        *("folder", "files", "checks", "cache"),
+    ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "loader"],
     "pirl.methods": ["models", "nce", "memory", "pirl"],

@@ -173,7 +173,7 @@ def _write_split(split: Split, request: Request, workers: Workers, progress: Pro
     if storage.exists(storage.join(folder, MANIFEST)):  # it was complete when the job was stopped
         return
     about: dict[str, Any] = {"classes": source.classes, "seed": request.seed, "source": source.uri}
-    with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
+    with ShardWriter(Folder(folder), **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
         if not writer.record:
             writer.record = _new_record(request.resize)
         record = writer.record

@@ -25,6 +25,7 @@ from pirl.loading.loader import Loader
 from pirl.loading.views import Views, sample_rng
 from pirl.pretext import PRETEXTS
 from pirl.storage.cache import SpanCache
+from pirl.storage.folder import Folder
 
 ROWS, BATCH, STREAMS, SEED = 300, 40, 4, 5
 
@@ -37,7 +38,7 @@ def png(row):
 
 
 def write(folder, rows=ROWS, replaced=None):
-    with ShardWriter(str(folder), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
+    with ShardWriter(Folder(str(folder)), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
         for row in range(rows):
             writer.add((replaced or {}).get(row, png(row)), None)
     return open_dataset(str(folder))
@@ -272,12 +273,10 @@ DEADLINE_S = 30.0
 @pytest.fixture
 def remote(store):
     """The images of `dataset` in a bucket, read through the proxy; the log begins after the manifest."""
-    with ShardWriter(
-        store.uri("set"), classes=None, seed=0, source="test", storage_options=store.direct, shard_bytes=30_000
-    ) as writer:
+    with ShardWriter(store.past("set"), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
         for row in range(ROWS):
             writer.add(png(row), None)
-    dataset = open_dataset(store.uri("set"), store.options, deadline_s=DEADLINE_S)
+    dataset = open_dataset(store.folder("set", deadline_s=DEADLINE_S))
     store.reset()
     return dataset
 
