@@ -29,11 +29,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Runs of seconds with many checkpoints: Ray's controller takes one each time that it asks.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
-ON_CLUSTERS = {
-    **dict.fromkeys(("test_slurm", "test_devcluster", "test_queue", "test_verdict"), "slurm"),
-    **dict.fromkeys(("test_ray", "test_ray_store", "test_sweep_ray"), "ray"),
-}
-"""The cluster that the tests of a file share with those of others, by the file's name."""
+ON_CLUSTERS = ("on_slurm", "on_ray")
+"""The folders whose files share a cluster."""
 
 MAX_RANKS = 4
 LIMIT_S = 60.0
@@ -175,8 +172,8 @@ class ByCluster(LoadScopeScheduling):  # type: ignore[misc]
     """Keeps the tests of a file in one process, and all those on one cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return ON_CLUSTERS.get(Path(file).stem, file)
+        file = Path(nodeid.partition("::")[0])
+        return file.parent.name if file.parent.name in ON_CLUSTERS else str(file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCluster:
@@ -186,4 +183,4 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCluster:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones come first, so that no process waits for the other at the end."""
-    items.sort(key=lambda item: item.path.stem not in ON_CLUSTERS)
+    items.sort(key=lambda item: item.path.parent.name not in ON_CLUSTERS)

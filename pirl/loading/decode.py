@@ -1,11 +1,23 @@
 """Encoded bytes to pixels."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode
 
 from pirl.data.dataset import Dataset, RowGroup
 from pirl.errors import CorruptImage
+
+_RGB = 3
+"""torchvision's ImageReadMode.RGB."""
+
+# torchvision's decoders without its Python, which every loader process would take 1.4 s of a core to import.
+for _folder in getattr(find_spec("torchvision"), "submodule_search_locations", ()):
+    for _library in Path(_folder).glob("image*.so"):
+        torch.ops.load_library(_library)  # type: ignore[no-untyped-call]
+if not hasattr(torch.ops.image, "decode_image"):  # a torchvision that is laid out otherwise
+    import torchvision.io  # noqa: F401
 
 
 def decode(data: bytes | memoryview) -> Tensor:
@@ -16,9 +28,7 @@ def decode(data: bytes | memoryview) -> Tensor:
     """
     try:
         # The operator itself: torchvision's function around it warns, at each call, that it will move.
-        image: Tensor = torch.ops.image.decode_image(
-            torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB.value, False
-        )
+        image: Tensor = torch.ops.image.decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"cannot decode an image of {len(data):,} bytes: {error}") from None
     if image.dtype != torch.uint8 or image.ndim != 3:
