@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from clusters.profile import read_profile
 from jobs.run.checks import check_request
-from jobs.run.here import torchrun
 from jobs.settings import absolute, default_storage, pairs, storage_uri
 from pirl.config import Config, override
 from pirl.errors import ConfigError, StorageError, StoreRefusedError
+from pirl.processes import torchrun
 from pirl.recipes import RECIPES
 from pirl.runs.run import Resume, open_run, storage_at
 from pirl.storage.checks import check_can_write

@@ -1,4 +1,4 @@
-"""Start a training and tell how it ended: on Ray Train's workers, in this process, or in those of torchrun.
+"""A run on Ray Train's workers: on the cluster of RAY_ADDRESS, or on a Ray that is started for it.
 
 What takes long to import is imported where it is needed, so that a wrong request is answered at once.
 """
@@ -22,7 +22,7 @@ from typing import Any
 from clusters.node.cleanup import MARK
 from clusters.node.ray_node import OWN_RAY
 from jobs.run.outcome import conclude, interruption
-from jobs.run.preemption import warnings_for_workers
+from jobs.run.preemption import preemption_for_workers
 from pirl.errors import ConfigError, StorageError
 from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
@@ -47,14 +47,16 @@ def run_on_ray(run: Run) -> int:
     Raises:
         ConfigError: There is no such cluster, or it cannot carry the run.
     """
-    connect(ahead="jobs.run.ray_internals")  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
+    connect(
+        meanwhile="jobs.run.ray_internals"
+    )  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
     from clusters.preflight import check_cluster
 
     check_cluster(run.config, run.folder.parent)
     began = time.time()
-    with following(run.folder, "train.log"), warnings_for_workers():
-        failure = interruption(lambda: fit(run, alone=starts_ray() or MARK in os.environ))
-    return conclude(run, began, failure)
+    with following(run.folder, "train.log"), preemption_for_workers(), interruption() as ended:
+        fit(run, alone=starts_ray() or MARK in os.environ)
+    return conclude(run, began, ended.why)
 
 
 def fit(run: Run, *, alone: bool = False) -> None:
@@ -108,11 +110,11 @@ def starts_ray() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
-def connect(ahead: str | None = None) -> None:
+def connect(meanwhile: str | None = None) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach.
 
     Args:
-        ahead: A module that is imported meanwhile.
+        meanwhile: A module that is imported while Ray starts.
 
     Raises:
         ConfigError: There is none at that address.
@@ -125,8 +127,8 @@ def connect(ahead: str | None = None) -> None:
     if starts_ray():
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= OWN_RAY | LOCAL | os.environ  # what the user has set stays
-    if ahead:
-        threading.Thread(target=import_ahead, args=[ahead], daemon=True).start()
+    if meanwhile:
+        threading.Thread(target=import_quietly, args=[meanwhile], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
     dashboard = False if starts_ray() else None
@@ -153,8 +155,9 @@ def connect(ahead: str | None = None) -> None:
             raise ConfigError(f"no Ray at {address}: {what}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
         raise OSError(f"Ray at {address} did not answer: {what}") from None
     if starts_ray():
-        node: Any = ray._private.worker._global_node
-        node.kill_log_monitor(check_alive=False)  # it looks for output ten times a second, of which nobody is told
+        from jobs.run.ray_internals import end_log_monitor
+
+        end_log_monitor()
 
 
 def refuse_silent(address: str) -> None:
@@ -170,7 +173,7 @@ def refuse_silent(address: str) -> None:
         raise ConfigError(f"no Ray at RAY_ADDRESS {address}: {error}. Use host:port, as ray start prints it") from None
 
 
-def import_ahead(module: str) -> None:
+def import_quietly(module: str) -> None:
     """Imports a module in a thread; what goes wrong is told to who imports it next, and nobody if this process ends."""
     with suppress(Exception):
         importlib.import_module(module)

@@ -4,8 +4,9 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pirl.errors import RunFailed, RunStopped
@@ -34,7 +35,7 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
     Args:
         run: The run that was started.
         began: When, as `time.time()` tells it.
-        failure: What `interruption` said.
+        failure: What `interruption` told.
 
     Raises:
         RunFailed: It is not done; RunStopped where that is because it was asked to.
@@ -94,17 +95,33 @@ def end(*_: object) -> None:
     sys.exit(1)
 
 
-def interruption(start: Callable[[], object]) -> str | None:
-    """Calls `start`; returns None when it ended well, else what ended it, for a person to read."""
+@dataclass
+class Interruption:
+    """What ended a block of code, for a person to read; None when it ended well."""
+
+    why: str | None = None
+
+
+@contextmanager
+def interruption() -> Iterator[Interruption]:
+    """Runs a block, and lets nothing out of it that ends it: that is told instead."""
+    ended = Interruption()
     try:
-        start()
+        yield ended
     except (KeyboardInterrupt, SystemExit):  # Ray's own SIGINT handler exits
-        return "interrupted"
+        ended.why = "interrupted"
     except Exception as error:
-        if _told_to_end.is_set():  # torch makes another error of what ends it while it writes
-            return "interrupted"
-        cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
-        raised = getattr(cause, "_base_exc", None)  # Ray's text of what a worker raised begins with where
+        # torch makes another error of what ends it while it writes
+        ended.why = "interrupted" if _told_to_end.is_set() else f"error: {in_words(error)}"
+
+
+def in_words(error: Exception) -> str:
+    """An error, and what a worker of Ray raised before where: Ray's own text begins with where."""
+    if failures := getattr(error, "worker_failures", None):
+        from jobs.run.ray_internals import raised_by
+
+        cause = next(iter(failures.values()))
+        raised = raised_by(cause)
         what = f"{type(raised).__name__}: {raised}\n" if raised else ""
-        return f"error: {what}{str(cause).strip()}"
-    return None
+        return f"{what}{str(cause).strip()}"
+    return str(error).strip()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from jobs.run.measure import measure, probe
-from jobs.run.preemption import warned
+from jobs.run.preemption import preempted
 from pirl import dist
 from pirl.config import Config, from_json
 from pirl.errors import CorruptImage, StorageError, TrainingDiverged, TrainingStopped
@@ -32,15 +32,16 @@ def ray_worker(arguments: dict[str, Any]) -> None:
     from ray.train import Checkpoint, CheckpointUploadMode
     from ray.train.torch import get_device
 
+    from jobs.run.ray_internals import kept_checkpoint
+
     config, folder = from_json(arguments["config"]), arguments["folder"]
     if last_failure(folder):
         return  # this is Ray's retry of what would end the same way again
-    storage = ray.train.get_context().get_storage()
 
     def publish(metrics: Metrics, checkpoint: Path, send: Callable[[Path], None]) -> None:
         def send_for_ray(local: Checkpoint, name: str) -> Checkpoint:
             send(Path(local.path))
-            return Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+            return kept_checkpoint(name)
 
         ray.train.report(
             metrics,
@@ -53,7 +54,7 @@ def ray_worker(arguments: dict[str, Any]) -> None:
     # In the folder that Ray gave this worker, and not removed here: Ray does that to each checkpoint when `send` has
     # returned, which may be after the work.
     scratch = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=Path.cwd()))
-    stop = warned() if ray.train.get_context().get_world_rank() == 0 else lambda: False
+    stop = preempted() if ray.train.get_context().get_world_rank() == 0 else lambda: False
     try:
         work(config, folder, scratch, publish, get_device(), show=None, stop=stop)
     except TrainingDiverged:

@@ -70,7 +70,7 @@ def test_what_a_launcher_left_in_the_environment_does_not_make_one_process_wait_
     def work(config: Config, folder: Folder, scratch: Path, publish: object, device: torch.device, **_: object) -> None:
         seen.append((dist.world_size(), device))
 
-    monkeypatch.setattr("jobs.run.worker.work", work)
+    monkeypatch.setattr("jobs.run.here.work", work)
     run = Run(Folder(str(tmp_path)), Config())
     check_request(run, use_ray=False)
     assert run_here(run) == 1  # nothing was trained
@@ -218,6 +218,8 @@ def test_what_a_worker_of_ray_raised_is_told_before_where() -> None:
             failure = UserExceptionWithTraceback(error, traceback.format_exc())
         raise WorkerGroupError("rank 1", {1: failure})
 
-    first, second, *_ = (interruption(fail) or "").splitlines()
+    with interruption() as ended:
+        fail()
+    first, second, *_ = (ended.why or "").splitlines()
     assert first == "error: MemoryError: 2 GB are not there"
     assert second.startswith("Traceback")
