@@ -18,7 +18,7 @@ ROOMS = {
         *("config", "recipes", "dist"),
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate"),
     ],
-    "clusters": ["profile", "job_report", "preflight", "slurm", "node", "dev"],
+    "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
     "jobs": ["settings", "run", "batch", "prepare", "pretrain", "slurm"],
     "tune": ["points", "curve", "rows", "search", "arguments", "request", "run", "show", "sweep"],
 }
@@ -165,7 +165,9 @@ def class_names() -> Iterator[tuple[str, str]]:
     for path in (path for package in ABOVE for path in sources(package)):
         for node in ast.parse(path.read_text()).body:
             targets = node.targets if isinstance(node, ast.Assign) else []
-            names = [node.name] if isinstance(node, ast.ClassDef) else [t.id for t in targets if isinstance(t, ast.Name)]
+            names = (
+                [node.name] if isinstance(node, ast.ClassDef) else [t.id for t in targets if isinstance(t, ast.Name)]
+            )
             yield from ((name, str(path)) for name in names if re.fullmatch(r"[A-Z]+[a-z]\w*", name))
 
 

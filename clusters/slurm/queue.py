@@ -11,6 +11,8 @@ import subprocess
 from dataclasses import dataclass
 from datetime import datetime
 
+from pirl.errors import SlurmSilent
+
 LIMIT_S = 20.0
 """For each command: a controller that is away must not keep `status` for ever."""
 ENDED = {
@@ -26,12 +28,8 @@ NO_JOB = ("invalid job id", "invalid job array id", "accounting storage is disab
 """What a command says that fails because it knows of no such job; any other failure is no answer."""
 
 
-class SlurmSilent(RuntimeError):  # noqa: N818 - what it is, not that it is an error
-    """SLURM gives no answer, so what it would say of a job is not known; says which command failed, and how."""
-
-
 @dataclass(frozen=True)
-class JobState:
+class SlurmJob:
     """One job, or one task of an array, as SLURM sees it.
 
     Attributes:
@@ -66,7 +64,7 @@ class JobState:
         return self.state in ENDED
 
 
-def job_state(job_id: str) -> JobState | None:
+def slurm_job(job_id: str) -> SlurmJob | None:
     """Asks until one knows the job; of an array without a task the first task that has not ended, else the first.
 
     Returns:
@@ -101,7 +99,7 @@ def job_state(job_id: str) -> JobState | None:
     return None
 
 
-def jobs_of_user() -> list[JobState]:
+def jobs_of_user() -> list[SlurmJob]:
     """This user's jobs that wait, run, or ended some minutes ago, as squeue orders them.
 
     Raises:
@@ -122,7 +120,7 @@ def covers(listed: str, job_id: str) -> bool:
     return any(int(task) in range(int(first), int(last or first) + 1, int(step or 1)) for first, last, step in spans)
 
 
-def parse_squeue(text: str) -> list[JobState]:
+def parse_squeue(text: str) -> list[SlurmJob]:
     """Lines in SQUEUE_FORMAT."""
     return [
         _state(job, state, name, reason=reason, nodes=nodes, used=used, limit=limit, start=start)
@@ -130,7 +128,7 @@ def parse_squeue(text: str) -> list[JobState]:
     ]
 
 
-def parse_sacct(text: str) -> list[JobState]:
+def parse_sacct(text: str) -> list[SlurmJob]:
     """Lines in SACCT_FORMAT."""
     return [
         _state(job, state, name, nodes=nodes, used=used, limit=limit, start=start, exit_code=exit_code)
@@ -138,7 +136,7 @@ def parse_sacct(text: str) -> list[JobState]:
     ]
 
 
-def parse_scontrol(text: str) -> list[JobState]:
+def parse_scontrol(text: str) -> list[SlurmJob]:
     """Lines of `scontrol -o show job`."""
     jobs = []
     for line in text.splitlines():
@@ -189,12 +187,12 @@ def _state(
     start: str = "",
     exit_code: str = "",
     restarts: str = "",
-) -> JobState:
+) -> SlurmJob:
     """From the words of any of the three commands."""
     state = state.split()[0]  # "CANCELLED by 0" in sacct
     used_s, limit_s = seconds(used), seconds(limit)
     running = state == "RUNNING" and used_s is not None and limit_s is not None
-    return JobState(
+    return SlurmJob(
         id=job,
         state=state,
         name=name,
