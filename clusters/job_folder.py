@@ -91,7 +91,7 @@ class JobFolder:
     def logs(self) -> dict[int, Path]:
         """The logs that are there, by rank."""
         names = [path.name.removeprefix(f"{self.job_id}_") for path in self.path.glob(f"{self.job_id}_*_log.out")]
-        ranks = sorted(int(name) for name, _, _ in (name.partition("_") for name in names) if name.isdigit())
+        ranks = sorted(int(name) for name in (name.removesuffix("_log.out") for name in names) if name.isdigit())
         return {rank: self.log(rank) for rank in ranks}
 
     def report(self) -> JobReport:

@@ -246,6 +246,25 @@ def test_every_script_that_is_named_somewhere_exists():
     assert sorted(pair for pair in named if not (ROOT / pair[1]).exists()) == []
 
 
+PLACE = re.compile(r"`([\w/]+\.py):([\w.]+)`")
+
+
+def definitions(code: str) -> Iterator[str]:
+    """Functions and classes at the top of a file, and `Class.method`."""
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef))
+
+
+def test_every_hop_of_a_preemption_is_where_it_is_said_to_be():
+    places = PLACE.findall((ROOT / "docs/preemption.md").read_text())
+    assert len(places) > 20
+    known = {path: set(definitions((ROOT / path).read_text())) for path, _ in places}
+    assert sorted(f"{path}:{name}" for path, name in places if name not in known[path]) == []
+
+
 def test_links_point_at_files_that_exist():
     broken = []
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
