@@ -18,7 +18,7 @@ ROOMS = {
         *("config", "recipes", "dist"),
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate"),
     ],
-    "clusters": ["profile", "job_report", "preflight", "slurm", "node", "dev"],
+    "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
     "jobs": ["settings", "run", "batch", "prepare", "pretrain", "slurm"],
     "tune": ["points", "curve", "rows", "search", "arguments", "request", "run", "show", "sweep"],
 }
@@ -247,6 +247,25 @@ def test_every_script_that_is_named_somewhere_exists():
     named = {(path.relative_to(ROOT).as_posix(), script) for path, text in texts for script in SCRIPT.findall(text)}
     assert len(named) > 20
     assert sorted(pair for pair in named if not (ROOT / pair[1]).exists()) == []
+
+
+PLACE = re.compile(r"`([\w/]+\.py):([\w.]+)`")
+
+
+def definitions(code: str) -> Iterator[str]:
+    """Functions and classes at the top of a file, and `Class.method`."""
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef))
+
+
+def test_every_hop_of_a_preemption_is_where_it_is_said_to_be():
+    places = PLACE.findall((ROOT / "docs/preemption.md").read_text())
+    assert len(places) > 20
+    known = {path: set(definitions((ROOT / path).read_text())) for path, _ in places}
+    assert sorted(f"{path}:{name}" for path, name in places if name not in known[path]) == []
 
 
 def test_links_point_at_files_that_exist():
