@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 from pirl.config import Config
-from pirl.data.dataset import Dataset, open_data
+from pirl.data.dataset import Dataset
 from pirl.data.order import Order
 from pirl.data.plan import check_data, data_order
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
@@ -27,6 +27,7 @@ from pirl.methods.pirl import PIRL, PIRLStep, parameter_groups
 from pirl.runs import checkpoint
 from pirl.runs.checkpoint import TrainingState
 from pirl.runs.metrics import Meter, Metrics
+from pirl.runs.run_files import checkpoint_name
 from pirl.storage.folder import Folder
 
 Report = Callable[[Metrics, Path | None], None]
@@ -38,6 +39,7 @@ Measure = Callable[[PIRL], Metrics]
 
 def train(
     config: Config,
+    dataset: Dataset,
     *,
     report: Report,
     scratch: Path,
@@ -51,6 +53,7 @@ def train(
 
     Args:
         config: The run.
+        dataset: Its images.
         report: Takes the metrics, and each checkpoint as it is written.
         scratch: Folder for checkpoints before `report` takes them; one for all ranks or one for each.
         resume: A checkpoint to go on from.
@@ -72,7 +75,6 @@ def train(
     """
     # The data, and the order in which it is dealt.
     device = device or torch.device("cpu")
-    dataset = open_data(config.data)
     check_data(config, dataset, world_size())
     order = data_order(config, dataset)
     last_step = config.optim.epochs * order.steps_per_epoch
@@ -147,7 +149,7 @@ class Saving:
         if measure:
             metrics |= measure(network)
             meter.restart()
-        folder = self.scratch / f"checkpoint_{meter.done:09d}" if save else None
+        folder = self.scratch / checkpoint_name(meter.done) if save else None
         if folder:
             checkpoint.save(folder, config, self.state, meter.done, self.data)
         self.report(metrics, folder)

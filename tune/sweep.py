@@ -13,6 +13,7 @@ from jobs.run.checks import check_request
 from pirl.config import Config, Data, from_dict, leaves
 from pirl.errors import ConfigError, NameTakenError, StoreRefusedError
 from pirl.runs.run import differences, open_run
+from pirl.runs.run_files import RunFile
 from pirl.storage.checks import check_can_write
 from tune.curve import Metric, curve_of, stopped_at, without_end, write_stopped
 from tune.points import Trial
@@ -55,7 +56,7 @@ def known_rows(request: SweepRequest) -> list[Row]:
         ConfigError: Which trial cannot be, and why.
         StorageError: The store did not answer.
     """
-    if request.folder.find("config.json") is not None:
+    if request.folder.find(RunFile.CONFIG) is not None:
         raise ConfigError(f"{request.folder} is a run: choose another --name for the sweep")
     refuse_other_sweep(request)
     rows = [_known_row(request, trial) for trial in request.trials]
@@ -123,14 +124,14 @@ def run(request: SweepRequest, rows: list[Row]) -> int:
     if any(row.state == "waiting" for row in rows):
         from jobs.run.on_ray import connect
         from jobs.run.outcome import interruption
-        from jobs.run.preemption import warnings_for_workers
+        from jobs.run.preemption import preemption_for_workers
 
         connect()
         from tune.run.tuner import concurrency, run_trials  # only now: it imports ray
 
         room = concurrency(request.folder, rows)
         at_once = request.max_concurrent if request.max_concurrent and request.max_concurrent <= room else room + 1
-        with warnings_for_workers() as preempted, showing(console, rows, request.metric) as show:
+        with preemption_for_workers() as preempted, showing(console, rows, request.metric) as show:
 
             def changed(row: Row, before: str) -> None:
                 if row.state == "stopped" and row.last:
@@ -138,16 +139,14 @@ def run(request: SweepRequest, rows: list[Row]) -> int:
                 write(request.folder, rows, request.metric, request.recipe, request.command)
                 show(row, before)
 
-            def train() -> None:
+            with interruption() as ended:
                 while any(row.state == "waiting" for row in rows) and not preempted.is_set():
                     run_trials(request, rows, at_once, changed, preempted)
                     if not all(row.ended for row in rows):  # after Ctrl-C, of which Tune says nothing
-                        return
+                        break
                     add_rounds(request, rows)
-
-            failure = interruption(train)
-        if failure not in (None, "interrupted"):
-            print(failure, file=sys.stderr)
+        if ended.why not in (None, "interrupted"):
+            print(ended.why, file=sys.stderr)
     return finish(request, rows, console)
 
 

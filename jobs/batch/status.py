@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.batch.job import Job, JobStatus, statuses
 from pirl.errors import ConfigError, StorageError
+from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 
 STORE_S = 20.0
@@ -54,8 +55,8 @@ def list_table(jobs: list[Job]) -> int:
 def last_numbers(run: Folder) -> str:
     """The last line of a run's metrics in words, or why there is none."""
     try:
-        lines = (run.find("metrics.jsonl") or "").splitlines()
-        done = run.find("result.json") is not None
+        lines = (run.find(RunFile.METRICS) or "").splitlines()
+        done = run.find(RunFile.RESULT) is not None
     except (OSError, StorageError, ConfigError, UnicodeDecodeError) as error:
         return f"cannot be read here: {error}"
     for line in reversed(lines):

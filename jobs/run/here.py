@@ -19,6 +19,7 @@ from pirl.errors import ConfigError
 from pirl.processes import torchrun
 from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
+from pirl.runs.run_files import RunFile
 from pirl.storage.checks import check_shared
 from pirl.storage.folder import Folder
 from pirl.storage.temporary import temporary_folder
@@ -38,7 +39,7 @@ def run_here(run: Run) -> int:
             td.destroy_process_group()
         return 2
     # On the disk of the run, where there is one: it has room for checkpoints.
-    scratch = (run.folder.path or temporary_folder()) / ".scratch" / str(rank)
+    scratch = (run.folder.path or temporary_folder()) / RunFile.SCRATCH / str(rank)
     if rank == 0:
         run.write_config()
         prune_checkpoints(run.folder, run.config.checkpoint.keep)

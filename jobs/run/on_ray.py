@@ -26,6 +26,7 @@ from jobs.run.preemption import preemption_for_workers
 from pirl.errors import ConfigError, StorageError
 from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
+from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,7 @@ def run_on_ray(run: Run) -> int:
 
     check_cluster(run.config, run.folder.parent)
     began = time.time()
-    with following(run.folder, "train.log"), preemption_for_workers(), interruption() as ended:
+    with following(run.folder, RunFile.LOG), preemption_for_workers(), interruption() as ended:
         fit(run, alone=starts_ray() or MARK in os.environ)
     return conclude(run, began, ended.why)
 
@@ -81,7 +82,7 @@ def fit(run: Run, *, alone: bool = False) -> None:
 
     run.write_config()
     # Ray's own memory of checkpoints knows nothing of those that were written or removed without it.
-    run.folder.remove("checkpoint_manager_snapshot.json")
+    run.folder.remove(RunFile.RAYS_MEMORY)
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
     filesystem, storage = run.folder.parent.arrow_filesystem()
     cluster = run.config.cluster

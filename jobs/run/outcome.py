@@ -11,7 +11,8 @@ from typing import Any
 
 from pirl.errors import RunFailed, RunStopped
 from pirl.runs.checkpoint_folder import newest_checkpoint, remove_checkpoint, steps_done
-from pirl.runs.run import EVALUATION, Run, last_failure, reports_in
+from pirl.runs.run import Run, last_failure, reports_in
+from pirl.runs.run_files import CheckpointFile, RunFile, checkpoint_name
 from pirl.storage.folder import Folder
 
 
@@ -45,12 +46,12 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
     if lasting := last_failure(run.folder):
         failure = f"error: {lasting['error']}"
         if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
-            remove_checkpoint(run.folder / f"checkpoint_{lasting['step']:09d}")
+            remove_checkpoint(run.folder / checkpoint_name(lasting["step"]))
             remedy += ", with --resume must and a lower --optim.lr or --optim.clip-norm 1"
     checkpoint = newest_checkpoint(run.folder)
     not_done = RunFailed
     if not failure:
-        reports = reports_in(run.folder.read("metrics.jsonl"))
+        reports = reports_in(run.folder.read(RunFile.METRICS))
         if not reports or steps_done(checkpoint) < reports[-1]["step"]:
             failure = f"error: the last checkpoint did not reach {run.folder}"
         elif reports[-1]["step"] < reports[-1]["last_step"]:
@@ -62,11 +63,11 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
         "metrics": reports[-1],
         "retries": sum(report["retries"] for report in reports),
         "skipped": sum(report["skipped"] for report in reports),
-        "evaluation": json.loads(run.folder.find(EVALUATION) or "null"),
+        "evaluation": json.loads(run.folder.find(RunFile.EVALUATION) or "null"),
         "checkpoint": str(checkpoint),
         "wall_s": round(time.time() - began, 1),
     }
-    run.folder.write("result.json", json.dumps(result, indent=2) + "\n")
+    run.folder.write(RunFile.RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -78,8 +79,8 @@ def show_result(folder: Folder, result: dict[str, Any], state: str) -> int:
         print("\n" + table(result["evaluation"]))
     print(
         f"\n{folder.name}: {state}\n"
-        f"  numbers     {folder / 'result.json'}, metrics.jsonl, train.log\n"
-        f"  trunk       {result['checkpoint']}/trunk.safetensors (names as in torchvision)\n"
+        f"  numbers     {folder / RunFile.RESULT}, {RunFile.METRICS}, {RunFile.LOG}\n"
+        f"  trunk       {result['checkpoint']}/{CheckpointFile.TRUNK} (names as in torchvision)\n"
         f"  checkpoint  {result['checkpoint']}\n"
         f"  curves      tensorboard --logdir {folder}"
     )

@@ -4,7 +4,7 @@
   takes two to eight seconds of a core at the start, and a hundredth of one while the run lasts.
 - `Node.kill_log_monitor`: ends the process that looks for output. Without it, a hundredth of a core.
 - `internal_kv`: the driver tells all workers of a preemption. Without it no checkpoint is saved then.
-- The GCS' table of placement groups: gives back those of trials that were cut off. Without it a sweep may wait for ever.
+- The GCS' table of placement groups: gives those of trials that were cut off back. Without it a sweep may never end.
 - `_base_exc`: what a worker raised, for the first line of an error. Without it the line says where, and not what.
 - `build_checkpoint_path_from_name`: where Ray looks for a checkpoint that we have sent ourselves. Without it, nowhere.
 """

@@ -33,7 +33,8 @@ from pirl.dist import all_gather_dicts, rank
 from pirl.methods.memory import MemoryBank
 from pirl.methods.models import export_state_dict
 from pirl.methods.pirl import PIRL
-from pirl.runs.checkpoint_folder import STATE, VERSION, read_state
+from pirl.runs.checkpoint_folder import VERSION, read_state
+from pirl.runs.run_files import CheckpointFile
 from pirl.storage.folder import Folder
 from pirl.storage.sealed import sealed, until_whole
 
@@ -80,13 +81,13 @@ def save(folder: Path, config: Config, state: TrainingState, step: int, data: in
     own = {file.name: file.stat().st_size for file in folder.glob(f"__{rank()}_*.distcp")}
     sizes = all_gather_dicts(own)
     if rank() == 0:
-        save_file(export_state_dict(state.network.trunk), folder / "trunk.safetensors")
-        (folder / "config.json").write_text(config.model_dump_json(indent=2))
-        for name in (".metadata", "trunk.safetensors", "config.json"):
+        save_file(export_state_dict(state.network.trunk), folder / CheckpointFile.TRUNK)
+        (folder / CheckpointFile.CONFIG).write_text(config.model_dump_json(indent=2))
+        for name in (CheckpointFile.METADATA, CheckpointFile.TRUNK, CheckpointFile.CONFIG):
             sizes[name] = (folder / name).stat().st_size
         known = {"version": VERSION, "step": step, "rows": state.bank.rows, "data": data, "bytes": sizes}
-        known["metadata_crc32"] = zlib.crc32((folder / ".metadata").read_bytes())
-        (folder / STATE).write_bytes(sealed(known))
+        known["metadata_crc32"] = zlib.crc32((folder / CheckpointFile.METADATA).read_bytes())
+        (folder / CheckpointFile.STATE).write_bytes(sealed(known))
 
 
 def load(folder: Folder, state: TrainingState) -> int:
@@ -134,7 +135,7 @@ class _Reader(FileSystemReader):
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         checksum = read_state(self.folder)["metadata_crc32"]
-        data = self._read(".metadata", 0, None, lambda data: zlib.crc32(data) == checksum)
+        data = self._read(CheckpointFile.METADATA, 0, None, lambda data: zlib.crc32(data) == checksum)
         metadata: Metadata = pickle.loads(data)
         return metadata
 

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pirl.runs.metrics import Metrics
 from pirl.runs.mirror import Mirror
 from pirl.runs.run import reports_in
+from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 from pirl.storage.temporary import temporary_folder
 
@@ -31,15 +32,15 @@ class RunLog:
         self.folder = folder.path or Path(tempfile.mkdtemp(dir=temporary_folder()))
         self.folder.mkdir(parents=True, exist_ok=True)
         if not folder.path:
-            for name in ("metrics.jsonl", "train.log"):
+            for name in (RunFile.METRICS, RunFile.LOG):
                 (self.folder / name).write_text(folder.find(name) or "")
-        keep_until(self.folder / "metrics.jsonl", first_step)
+        keep_until(self.folder / RunFile.METRICS, first_step)
         self.board = SummaryWriter(str(self.folder), purge_step=first_step + 1)
         self.mirror = None if folder.path else Mirror(self.folder, folder)
 
     def add(self, metrics: Metrics) -> None:
         """Records one report, whose `step` is the number of steps done."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with (self.folder / RunFile.METRICS).open("a") as file:
             file.write(json.dumps(metrics) + "\n")
         for name in ("loss", "loss_image", "loss_pretext", "lr", "samples_per_s", "data_wait_share"):
             if name in metrics:
@@ -49,7 +50,7 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Records a line of text."""
-        with (self.folder / "train.log").open("a") as file:
+        with (self.folder / RunFile.LOG).open("a") as file:
             file.write(text + "\n")
         if self.show:
             self.show(text)
