@@ -79,7 +79,7 @@ class Slurm:
         deadline = time.monotonic() + LIMIT_S
         while not condition():
             assert time.monotonic() < deadline, failure()
-            time.sleep(0.1)
+            time.sleep(0.3)  # a look at all processes or at the queue is work
 
 
 def devcluster(cluster: DevCluster, *arguments: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
@@ -33,20 +33,6 @@ PIECE = 2**26
 
 _filesystems: dict[tuple[int, str, str], AbstractFileSystem] = {}
 _lock = threading.Lock()
-
-
-def _in_a_thread(call: Callable[[], Any]) -> "Future[Any]":
-    """Calls what may never come back: a thread of its own, for which nobody waits at the end of the process."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 @dataclass(frozen=True)
@@ -100,17 +86,12 @@ class Address:
 
 def resolve(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> Address:
     """Where a URL leads; raises ConfigError as `filesystem` does."""
-    return Address(*locate(uri, options), uri, deadline_s)
-
-
-def locate(uri: str, options: Options) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URL, one for all threads of this process, and the path in it."""
-    uri = os.path.expanduser(uri)
-    key = (os.getpid(), "/".join(uri.split("/")[:3]) if "://" in uri else "", repr(options))
+    where = os.path.expanduser(uri)
+    key = (os.getpid(), "/".join(where.split("/")[:3]) if "://" in where else "", repr(options))
     with _lock:
         if key not in _filesystems:
-            _filesystems[key] = filesystem(uri, options)
-    return _filesystems[key], cast(str, _filesystems[key]._strip_protocol(uri))
+            _filesystems[key] = filesystem(where, options)
+    return Address(_filesystems[key], _filesystems[key]._strip_protocol(where), uri, deadline_s)
 
 
 def filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSystem:
@@ -142,3 +123,17 @@ def filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSystem
     if is_s3 and tries == 1:
         fs.retries = 1
     return fs
+
+
+def _in_a_thread(call: Callable[[], Any]) -> "Future[Any]":
+    """Calls what may never come back: a thread of its own, for which nobody waits at the end of the process."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -65,6 +65,11 @@ class Folder:
         """Where it is on this machine; None in a store."""
         return Path(self._at().path) if self.is_local else None
 
+    def overlaps(self, other: "Folder") -> bool:
+        """Whether one of the two lies in the other, or is it, however their URLs are spelled."""
+        a, b = (folder.path.resolve() if folder.path else Path(folder._at().path) for folder in (self, other))
+        return type(self._at().fs) is type(other._at().fs) and (a.is_relative_to(b) or b.is_relative_to(a))
+
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or a folder."""
         return bool(self._at(name).ask("looking for", "exists"))

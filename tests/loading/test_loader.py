@@ -324,7 +324,7 @@ def test_faults_on_the_way_change_nothing_and_are_counted(store, remote, alone):
 def test_past_the_deadline_a_loader_process_says_what_it_tried(store, remote):
     store.fail("slowdown", 10_000, pattern="shard")
     with pytest.raises(StorageError) as failure:
-        list(loader(replace(remote, deadline_s=1.5), last=8, processes=1))
+        list(loader(replace(remote, folder=replace(remote.folder, deadline_s=1.5)), last=8, processes=1))
     said = str(failure.value)
     assert re.match(rf"reading bytes \d+ to \d+ of {remote.uri}/shard-\d+\.parquet: gave up after \d+ tries", said)
     assert "Traceback" not in said

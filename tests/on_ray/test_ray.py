@@ -1,4 +1,4 @@
-"""The job on a real Ray cluster: two nodes, token authentication, refusals, Ctrl-C; test_ray_store.py kills workers."""
+"""The job on a real Ray cluster: two nodes, token authentication, refusals, Ctrl-C; test_store.py kills workers."""
 
 import json
 import re
@@ -100,7 +100,7 @@ def marked(mark: str) -> list[str]:
 
 def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path) -> None:
     """On a Ray of its own, as on a laptop, where each process takes from the training."""
-    longer = [f"--storage={tmp_path}", "--optim.epochs=10"]
+    longer = [f"--storage={tmp_path}", "--optim.epochs=4"]
     process = pretrain({**clean_environment(), "TEST_OF_CTRL_C": str(tmp_path)}, *longer)
     needed = {"TrainController", "SynchronizationActor", "RayTrainWorker"}
 

@@ -51,7 +51,7 @@ def test_in_the_background_and_in_this_process(tmp_path: Path) -> None:
     assert "[0] epoch   1.00/1" in logs.stdout
     status = slurm_py(tmp_path, "status", number[1], local).stdout
     assert "COMPLETED" in status
-    assert json.loads((tmp_path / "runs/background/result.json").read_text())["metrics"]["step"] == 12
+    assert json.loads((tmp_path / "runs/background/result.json").read_text())["metrics"]["step"] == 30
     assert not list(Path("/tmp").glob(f"pirl-j{number[1]}-*"))
 
 
