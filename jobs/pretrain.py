@@ -37,7 +37,7 @@ RANK_0_S = 30
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """What the command line asks for."""
 
     config: Config
@@ -90,7 +90,7 @@ def main() -> int:
         return 1
 
 
-def parse(argv: list[str]) -> Request:
+def parse(argv: list[str]) -> RunRequest:
     """Reads the command line.
 
     Raises:
@@ -137,7 +137,7 @@ def parse(argv: list[str]) -> Request:
     profile = None if known.cluster is None else read_profile(known.cluster)
     storage = profile.storage if profile and known.storage is None else known.storage
     config = override(RECIPES[name](), {**(profile.settings() if profile else {}), **changes})
-    return Request(
+    return RunRequest(
         config=absolute(config),
         storage=storage_at(storage_uri(storage), config),
         name=name if known.run is None else known.run,

@@ -1,4 +1,4 @@
-"""What jobs/run/ray_internals.py takes from Ray is there: without one of these nothing may fail, and something be lost."""
+"""What jobs/run/ray_internals.py takes from Ray is there; without some of it nothing would fail but what it is for."""
 
 import inspect
 from importlib.metadata import version
