@@ -170,7 +170,7 @@ def test_the_names_in_a_run_folder_are_in_one_file():
         ]
         if any(RUN_FILES.fullmatch(text) for text in texts):
             found.add(path.relative_to(ROOT).as_posix())
-    assert found == {"pirl/runs/run_files.py", "clusters/job_folder.py"}  # a job's report ends in state.json, too
+    assert found == {"pirl/runs/run_files.py"}
 
 
 PRIVATE = re.compile(r"ray\.train\.v2|_raylet|_pb2|ray\._private|internal_kv|kill_log_monitor|_base_exc")
