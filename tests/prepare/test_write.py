@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.prepare import Progress, main
+from jobs.prepare import ProgressPrinter, main
 from pirl.data import dataset as shards
-from pirl.storage import files as storage
+from pirl.storage.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
@@ -220,8 +220,7 @@ def test_by_url_on_both_sides(tmp_path, prepare_here):
     # fsspec's memory store lies in this process alone; that its workers see it shows that any URL is read.
     root = f"memory://{tmp_path.name}"
     for row in range(12):
-        with storage.writing(f"{root}/in/{'abc'[row % 3]}/{row}.png") as file:
-            file.write(picture(row))
+        Folder(f"{root}/in").write(f"{'abc'[row % 3]}/{row}.png", picture(row))
     done = prepare_here(f"{root}/in", f"{root}/out", "--test-fraction", 0.25)
     assert done.returncode == 0, done.stderr
     rows = rows_of(f"{root}/out") + rows_of(f"{root}/out/test")
@@ -346,8 +345,8 @@ def test_check_opens_one_file_of_many(tmp_path, prepare_here, monkeypatch):
     (tmp_path / "in").mkdir()
     for name in "abc":
         write_parquet(tmp_path / "in" / f"{name}.parquet", range(4))
-    opened, reading = [], storage.reading
-    monkeypatch.setattr(storage, "reading", lambda uri: (opened.append(uri), reading(uri))[1])
+    opened, reading = [], Folder.reading
+    monkeypatch.setattr(Folder, "reading", lambda file: (opened.append(str(file)), reading(file))[1])
     assert prepare_here(tmp_path / "in", tmp_path / "out", "--check").returncode == 0
     assert opened == [str(tmp_path / "in" / "a.parquet")]
 
@@ -387,7 +386,7 @@ def test_a_disk_that_fails_on_the_way_is_no_wrong_request(tmp_path, prepare_here
 def test_progress_says_rate_and_time_left(monkeypatch, capsys):
     clock = iter([0, 5, 20, 100])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    progress = Progress()
+    progress = ProgressPrinter()
     for done in (1000, 1200, 3000, 11_000):
         progress("writing out", done, 11_000, "images")
     assert capsys.readouterr().err.splitlines() == [
