@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,17 @@ def test_tar_files(tmp_path, prepare_here, layout):
     assert shards.open_dataset(str(tmp_path / "out")).labels == names
 
 
+def test_a_zip_file(tmp_path, prepare_here):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for row in range(12):
+            name = f"{'train' if row < 9 else 'test'}/{('ant', 'bee', 'cat')[row % 3]}/{row}.png"
+            archive.writestr(name, picture(row), (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[row % 2])
+    done = prepare_here(tmp_path / "in.zip", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(rows_of(tmp_path / "out")) == sorted((picture(row), row % 3) for row in range(9))
+    assert sorted(rows_of(tmp_path / "out" / "test")) == sorted((picture(row), row % 3) for row in range(9, 12))
+
+
 def test_by_url_on_both_sides(tmp_path, prepare_here):
     # fsspec's memory store lies in this process alone; that its workers see it shows that any URL is read.
     root = f"memory://{tmp_path.name}"
@@ -298,6 +310,7 @@ def test_a_wrong_request_says_what_to_type(tmp_path, prepare_here, monkeypatch, 
         (["absent", "out"], "absent does not exist"),
         (["absent-*.tar", "out"], "absent-*.tar holds no images"),
         (["broken.tar", "out"], "broken.tar cannot be read as a tar file"),
+        (["broken.zip", "out"], "broken.zip cannot be read as a zip file"),
         (["in.parquet", "out", "--test", "absent.parquet"], "absent.parquet does not exist"),
         (["in.parquet", "out", "--image-column", "pic"], "no column 'pic' of encoded images"),
         (["in.parquet", "out", "--label-column", "kind"], "no column 'kind': it has image, label"),
@@ -319,7 +332,8 @@ def test_a_wrong_request_says_what_to_type(tmp_path, prepare_here, monkeypatch, 
 def test_check_refuses_what_the_job_refuses(tmp_path, prepare_here, monkeypatch, words, text, check):
     write_parquet(tmp_path / "in.parquet", range(20))
     make_folder(tmp_path / "folder")
-    (tmp_path / "broken.tar").write_bytes(picture(0))
+    for name in ("broken.tar", "broken.zip"):
+        (tmp_path / name).write_bytes(picture(0))
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     done = prepare_here(*words, *check)
@@ -328,12 +342,14 @@ def test_check_refuses_what_the_job_refuses(tmp_path, prepare_here, monkeypatch,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("source", ["digits", "folder", "in.parquet", "in.tar"])
+@pytest.mark.parametrize("source", ["digits", "folder", "in.parquet", "in.tar", "in.zip"])
 def test_check_of_what_is_right_prints_the_destination_and_leaves_nothing(tmp_path, prepare_here, monkeypatch, source):
     write_parquet(tmp_path / "in.parquet", range(20))
     make_folder(tmp_path / "folder")
     with tarfile.open(tmp_path / "in.tar", "w") as tar:
         add(tar, "ant/1.png", picture(1))
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.writestr("ant/1.png", picture(1))
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     done = prepare_here(source, "new/out", "--check")

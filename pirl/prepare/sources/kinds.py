@@ -9,9 +9,10 @@ from pirl.prepare.sources.folder_source import FOLDER
 from pirl.prepare.sources.parquet_source import PARQUET
 from pirl.prepare.sources.source import Columns, Found, SourceKind, Splits
 from pirl.prepare.sources.tar_source import TAR
+from pirl.prepare.sources.zip_source import ZIP
 from pirl.storage.folder import Folder
 
-KINDS = (PARQUET, TAR, FOLDER)
+KINDS = (PARQUET, TAR, FOLDER, ZIP)
 """Of a folder with files of several kinds, those of the first of these are read: a new kind comes last."""
 FILE_KINDS = tuple(kind for kind in KINDS if kind is not FOLDER)
 
