@@ -19,6 +19,7 @@ from PIL import Image
 from pirl.data.dataset import open_dataset, test_uri
 from pirl.errors import BrokenImage, ConfigError, CorruptImage
 from pirl.prepare.inspect import check_sheet, describe, look
+from pirl.prepare.sources.folder_source import FOLDER
 from pirl.prepare.sources.kinds import FILE_KINDS
 from pirl.prepare.write import PrepareRequest, check, check_sources, prepare
 from pirl.storage.checks import check_place
@@ -26,12 +27,11 @@ from pirl.storage.checks import check_place
 OWN = ("check", "inspect", "sheet")
 """Options that are not part of a request."""
 
-_FILES = "\n".join(f"  {f'a {kind.name} file':<20}{kind.help}" for kind in FILE_KINDS)
+KINDS = "\n".join(f"  {f'a {kind.name}':<20}{kind.help}" for kind in (FOLDER, *FILE_KINDS))
 EXAMPLES = f"""
 sources:
   digits              scikit-learn's 1,797 handwritten digits, a fifth of them for testing
-  a folder of images  best with one folder for each class; train/ and test/ or val/ may lie above those
-{_FILES}
+{KINDS}
   many such files     their folder, or a quoted pattern
 
 Both SOURCE and DESTINATION may be URLs (s3://bucket/key, gs://, ...). Credentials and endpoint come from the

@@ -8,7 +8,8 @@ import webdataset
 
 from pirl.errors import ConfigError
 from pirl.prepare.scratch import Scratch
-from pirl.prepare.sources.tar_source import tar_source
+from pirl.prepare.sources.source import Columns, Found
+from pirl.prepare.sources.tar_source import TAR
 from pirl.storage.folder import Folder
 
 
@@ -21,7 +22,9 @@ def scratch():
 @pytest.fixture
 def opened(scratch):
     def run(*files, label_field=None):
-        return tar_source([str(file) for file in files], label_field, scratch, lambda *_: None)
+        return TAR.open(
+            Found(None, [str(file) for file in files]), Columns(label=label_field), scratch, lambda *_: None
+        )
 
     return run
 

@@ -9,8 +9,8 @@ import pytest
 from pirl.errors import ConfigError
 from pirl.prepare.scratch import Scratch
 from pirl.prepare.sources.kinds import check_source, find_source
-from pirl.prepare.sources.source import Columns
-from pirl.prepare.sources.zip_source import zip_source
+from pirl.prepare.sources.source import Columns, Found
+from pirl.prepare.sources.zip_source import ZIP
 from pirl.storage.folder import Folder
 
 PACKED = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
@@ -25,7 +25,7 @@ def scratch():
 @pytest.fixture
 def opened(scratch):
     def run(*files):
-        return zip_source([str(file) for file in files], scratch, lambda *_: None)
+        return ZIP.open(Found(None, [str(file) for file in files]), Columns(), scratch, lambda *_: None)
 
     return run
 

@@ -39,8 +39,8 @@ class FolderSource(Source):
 
 
 def _check(found: Found, _: Columns) -> None:
-    if gone := [name for name in found.names if found.sizes[name] < 0]:
-        raise ConfigError(f"{first_and_more(found.urls(gone))}: a link to nothing")
+    if gone := [file for file, name in zip(found.files, found.names, strict=True) if found.sizes[name] < 0]:
+        raise ConfigError(f"{first_and_more(gone)}: a link to nothing")
 
 
 def _open(found: Found, columns: Columns, _scratch: Scratch, _progress: Progress) -> Splits:
@@ -59,7 +59,7 @@ def _open(found: Found, columns: Columns, _scratch: Scratch, _progress: Progress
 
 
 FOLDER = SourceKind(
-    name="image",
+    name="folder of images",
     suffixes=IMAGE_SUFFIXES,
     help="best with one folder for each class; train/ and test/ or val/ may lie above those",
     open=_open,

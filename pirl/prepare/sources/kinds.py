@@ -1,9 +1,10 @@
 """The kinds of sources, and which of them a person named."""
 
 import sys
+from dataclasses import replace
 
 from pirl.errors import ConfigError
-from pirl.prepare.labels import first_and_more
+from pirl.prepare.labels import TEST_NAMES, first_and_more, split_words
 from pirl.prepare.scratch import Progress, Scratch
 from pirl.prepare.sources.folder_source import FOLDER
 from pirl.prepare.sources.parquet_source import PARQUET
@@ -15,11 +16,9 @@ from pirl.storage.folder import Folder
 KINDS = (PARQUET, TAR, FOLDER, ZIP)
 """Of a folder with files of several kinds, those of the first of these are read: a new kind comes last."""
 FILE_KINDS = tuple(kind for kind in KINDS if kind is not FOLDER)
-
-_names = [kind.name for kind in FILE_KINDS]
 WHAT_A_SOURCE_IS = (
-    "SOURCE is a folder of images, best with one folder for each class in it, "
-    f"{', '.join(_names[:-1])} or {_names[-1]} files, or digits"
+    f"SOURCE is a {FOLDER.name}, best with one folder for each class in it, "
+    f"{', '.join(f'{kind.name}s' for kind in FILE_KINDS)}, or digits"
 )
 
 
@@ -39,10 +38,14 @@ def find_source(uri: str, columns: Columns, scratch: Scratch, progress: Progress
         ConfigError: There is nothing, or nothing that is understood.
     """
     kind, found = _find(uri)
-    known = tuple(suffix for kind in KINDS for suffix in kind.suffixes)
-    if left := sorted(name for name in found.sizes.keys() - set(found.names) if name.lower().endswith(known)):
+    others = tuple(suffix for kind in KINDS for suffix in kind.suffixes)
+    if left := sorted(name for name in found.sizes.keys() - set(found.names) if name.lower().endswith(others)):
         print(f"{uri}: {first_and_more(left)} not read, beside {first_and_more(found.names)}", file=sys.stderr)
-    return kind.open(found, columns, scratch, progress)
+    if kind is FOLDER:  # whose splits are folders of images
+        return kind.open(found, columns, scratch, progress)
+    train, test = _by_split(found)
+    source, inside = kind.open(train, columns, scratch, progress)
+    return source, kind.open(test, columns, scratch, progress)[0] if test else inside
 
 
 def check_source(uri: str, columns: Columns) -> None:
@@ -73,8 +76,19 @@ def _find(uri: str) -> tuple[SourceKind, Found]:
             return kind, Found(folder, of_kind, sizes)
     if compressed := [name for kind in KINDS for name in names if name.endswith(kind.compressed)]:
         raise ConfigError(f"{compressed[0]} is compressed, so images in it cannot be read one by one: gunzip it first")
-    suffixes = [suffix for kind in FILE_KINDS for suffix in kind.suffixes]
-    raise ConfigError(
-        f"{uri} holds no images ({' '.join(FOLDER.suffixes)}) and no {', '.join(suffixes[:-1])} or {suffixes[-1]} "
-        f"files: {WHAT_A_SOURCE_IS}"
-    )
+    others = " or ".join(suffix for kind in FILE_KINDS for suffix in kind.suffixes)
+    raise ConfigError(f"{uri} holds no images ({' '.join(FOLDER.suffixes)}) and no {others} files: {WHAT_A_SOURCE_IS}")
+
+
+def _by_split(found: Found) -> tuple[Found, Found | None]:
+    """The files of the training and of the held-out split."""
+
+    def word(name: str) -> str:
+        *folders, file = name.split("/")
+        parts = [*(folders if found.folder else []), file.rpartition(".")[0]]
+        words = [part.split("-")[0].split("_")[0] for part in parts]
+        return next((word for word in words if word in ("train", *TEST_NAMES)), "")
+
+    train, test = split_words({word(name) for name in found.names})
+    chosen = [[name for name in found.names if split is None or word(name) == split] for split in (train, test)]
+    return replace(found, names=chosen[0]), replace(found, names=chosen[1]) if test else None

@@ -57,12 +57,8 @@ class ParquetSource(Source):
         return np.diff(self.ends).tobytes()
 
 
-def parquet_source(files: list[str], columns: Columns, scratch: Scratch, progress: Progress) -> ParquetSource:
-    """The rows of Parquet files, their images copied to the scratch file.
-
-    Raises:
-        ConfigError: A file is not Parquet, or has no such columns, or there are no images, or no room for them.
-    """
+def _open(found: Found, columns: Columns, scratch: Scratch, progress: Progress) -> Splits:
+    files = found.files
     counts: list[int] = []
     size, names = 0, None
     labels: list[pa.ChunkedArray] = []
@@ -89,21 +85,16 @@ def parquet_source(files: list[str], columns: Columns, scratch: Scratch, progres
     scratch.make_room(size, f"{files[0]} with its {sum(counts):,} images")
     ends = _copy(files, columns.image, sum(counts), scratch, progress)
     uri = first_and_more(files)
-    return ParquetSource(uri=uri, classes=classes, labels=numbers, files=files, counts=counts, ends=ends)
-
-
-def _open(found: Found, columns: Columns, scratch: Scratch, progress: Progress) -> Splits:
-    return found.by_split(lambda files: (parquet_source(files, columns, scratch, progress), None))
+    return ParquetSource(uri=uri, classes=classes, labels=numbers, files=files, counts=counts, ends=ends), None
 
 
 def _check(found: Found, columns: Columns) -> None:
-    [path] = found.urls(found.names[:1])
-    with Folder(path).reading() as file:
-        _footer(path, file, columns)
+    with Folder(found.files[0]).reading() as file:
+        _footer(found.files[0], file, columns)
 
 
 PARQUET = SourceKind(
-    name="Parquet",
+    name="Parquet file",
     suffixes=(".parquet",),
     help="with a column of JPEG or PNG bytes",
     open=_open,

@@ -3,14 +3,13 @@
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 import numpy as np
 
 from pirl.data.dataset import Ints
 from pirl.errors import ConfigError
-from pirl.prepare.labels import TEST_NAMES, split_words
 from pirl.prepare.scratch import Progress, Scratch, Span
 from pirl.storage.folder import Folder
 
@@ -89,29 +88,12 @@ class Found:
 
     folder: Folder | None
     names: list[str]
-    sizes: dict[str, int]
+    sizes: dict[str, int] = field(default_factory=dict)
 
-    def urls(self, names: list[str]) -> list[str]:
-        """The whole URLs of some of the files."""
-        return names if self.folder is None else [str(self.folder / name) for name in names]
-
-    def by_split(self, open_files: Callable[[list[str]], Splits]) -> Splits:
-        """Opens the files of each split by itself, by the folders that they lie in and by how their names begin.
-
-        Args:
-            open_files: Opens some files, by their URLs: what is in them for training, and what is held out.
-        """
-
-        def word(name: str) -> str:
-            *folders, file = name.split("/")
-            parts = [*(folders if self.folder else []), file.rpartition(".")[0]]
-            words = [part.split("-")[0].split("_")[0] for part in parts]
-            return next((word for word in words if word in ("train", *TEST_NAMES)), "")
-
-        train, test = split_words({word(name) for name in self.names})
-        of_split = [[name for name in self.names if split is None or word(name) == split] for split in (train, test)]
-        source, inside = open_files(self.urls(of_split[0]))
-        return source, open_files(self.urls(of_split[1]))[0] if test else inside
+    @property
+    def files(self) -> list[str]:
+        """Their URLs."""
+        return self.names if self.folder is None else [str(self.folder / name) for name in self.names]
 
 
 @dataclass(frozen=True)
@@ -119,10 +101,10 @@ class SourceKind:
     """A kind of source. Its functions raise ConfigError for what cannot be read.
 
     Attributes:
-        name: As in "a tar file", for people.
+        name: What a person calls such a source.
         suffixes: What the names of its files end with, in small letters.
         help: What is in such a file, for `--help`.
-        open: Opens files: all of them, and with all that is in them.
+        open: Opens files: what is in them, and the held-out split if they tell it apart themselves.
         check: Refuses what `open` would, as far as the first file shows it without being read whole.
         compressed: What names of such files end with that have to be unpacked first.
     """

@@ -20,34 +20,19 @@ from pirl.prepare.sources.source import Columns, Found, SourceKind, Splits
 from pirl.storage.folder import Folder
 
 
-def tar_source(files: list[str], label_field: str | None, scratch: Scratch, progress: Progress) -> Splits:
-    """Opens tar files.
-
-    Args:
-        files: The files.
-        label_field: Of the .json files of WebDataset; by default `label` where there is one.
-        scratch: Takes the files that are not on a disk.
-        progress: Is told of what is copied.
-
-    Raises:
-        ConfigError: A file is not a whole tar file without compression, or there are no images.
-    """
-    return open_archives(files, partial(_index, label_field), scratch, progress)
-
-
 def _open(found: Found, columns: Columns, scratch: Scratch, progress: Progress) -> Splits:
-    return found.by_split(lambda files: tar_source(files, columns.label, scratch, progress))
+    return open_archives(found.files, partial(_index, columns.label), scratch, progress)
 
 
 def _check(found: Found, _: Columns) -> None:
     """Refuses what is no tar file without compression, as far as its beginning shows."""
-    [path] = found.urls(found.names[:1])
+    path = found.files[0]
     with Folder(path).reading() as file, closing(_members(path, file)) as members:
         next(members, None)
 
 
 TAR = SourceKind(
-    name="tar",
+    name="tar file",
     suffixes=(".tar",),
     help="with such folders in it, or pairs as of WebDataset (key.jpg with key.cls or key.json)",
     open=_open,

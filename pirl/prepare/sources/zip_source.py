@@ -26,31 +26,17 @@ HEADER = struct.Struct("<4s22xHH")
 MARK = b"PK\x03\x04"
 
 
-def zip_source(files: list[str], scratch: Scratch, progress: Progress) -> Splits:
-    """Opens zip files.
-
-    Args:
-        files: The files.
-        scratch: Takes the files that are not on a disk, and what is compressed.
-        progress: Is told of what is copied.
-
-    Raises:
-        ConfigError: A file is not a whole zip file, has images that cannot be unpacked, or there are no images.
-    """
-    return open_archives(files, partial(_index, scratch, progress), scratch, progress)
-
-
 def _open(found: Found, _: Columns, scratch: Scratch, progress: Progress) -> Splits:
-    return found.by_split(lambda files: zip_source(files, scratch, progress))
+    return open_archives(found.files, partial(_index, scratch, progress), scratch, progress)
 
 
 def _check(found: Found, _: Columns) -> None:
-    [path] = found.urls(found.names[:1])
+    path = found.files[0]
     with Folder(path).reading() as file, _opened(path, file) as archive:
         _images(path, archive)
 
 
-ZIP = SourceKind(name="zip", suffixes=(".zip",), help="with such folders in it", open=_open, check=_check)
+ZIP = SourceKind(name="zip file", suffixes=(".zip",), help="with such folders in it", open=_open, check=_check)
 
 
 @contextmanager
