@@ -16,7 +16,7 @@ import pyarrow as pa
 from botocore.exceptions import BotoCoreError
 from PIL import Image
 
-from pirl.data.dataset import open_dataset, test_uri
+from pirl.data.dataset import open_dataset
 from pirl.errors import BrokenImage, ConfigError, CorruptImage
 from pirl.prepare.inspect import check_sheet, describe, look
 from pirl.prepare.sources.folder_source import FOLDER
@@ -139,10 +139,10 @@ def show(uri: str, sheet: str) -> int:
     try:
         check_place("--inspect", uri, "photos")
         check_sheet(sheet)
-        held_out = test_uri(uri)
+        held_out = open_dataset(uri).held_out()
         lines = describe(uri)
         seen, drawing = look(uri)
-        lines += [*seen, *(describe(held_out) if held_out else [])]
+        lines += [*seen, *(describe(held_out.uri) if held_out else [])]
         drawing.save(sheet, "PNG")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -184,9 +184,9 @@ def duration(seconds: float) -> str:
 def summarize(request: PrepareRequest) -> None:
     """Says what was written, what was changed, and what to type next."""
     dataset = open_dataset(request.destination)
-    held_out = test_uri(request.destination)
-    for uri in [request.destination, held_out] if held_out else [request.destination]:
-        print("\n".join(describe(uri)))
+    held_out = dataset.held_out()
+    for split in [dataset, held_out] if held_out else [dataset]:
+        print("\n".join(describe(split.uri)))
     if held_out is None:
         print("no test split, so nothing can be evaluated on it: --test SOURCE or --test-fraction 0.1 makes one")
     width, height = Image.open(io.BytesIO(dataset.read_group(0).images[0])).size

@@ -25,7 +25,10 @@ ROOMS = {
 """Rooms and files of each package: each may import those that stand before it. A new one needs a place here."""
 
 WITHIN = {
-    "pirl.storage": ["retry", "temporary", "sealed", "client", "upload", "files", "folder", "checks", "cache"],
+    "pirl.storage": [
+        *("retry", "temporary", "sealed", "client", "reading", "writing"),
+        *("folder", "checks", "cache"),
+    ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "loader"],
     "pirl.methods": ["models", "nce", "memory", "pirl"],
@@ -165,7 +168,9 @@ def class_names() -> Iterator[tuple[str, str]]:
     for path in (path for package in ABOVE for path in sources(package)):
         for node in ast.parse(path.read_text()).body:
             targets = node.targets if isinstance(node, ast.Assign) else []
-            names = [node.name] if isinstance(node, ast.ClassDef) else [t.id for t in targets if isinstance(t, ast.Name)]
+            names = (
+                [node.name] if isinstance(node, ast.ClassDef) else [t.id for t in targets if isinstance(t, ast.Name)]
+            )
             yield from ((name, str(path)) for name in names if re.fullmatch(r"[A-Z]+[a-z]\w*", name))
 
 

@@ -214,9 +214,11 @@ def refuse_unlabelled(config: Config, metric: Metric) -> None:
 
 @cache
 def _unmeasurable(data: str) -> str | None:
-    from pirl.evaluate.splits import splits, why_not
+    from pirl.data.dataset import open_data
+    from pirl.evaluate.splits import why_not
 
-    return why_not(*splits(Data.model_validate_json(data)))
+    dataset = open_data(Data.model_validate_json(data))
+    return why_not(dataset, dataset.held_out())
 
 
 if __name__ == "__main__":

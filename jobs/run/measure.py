@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 
 from pirl.config import Config
+from pirl.data.dataset import open_data
 from pirl.evaluate.evaluate import evaluate, evaluate_res5
-from pirl.evaluate.splits import splits, why_not
+from pirl.evaluate.splits import why_not
 from pirl.methods.pirl import PIRL
 from pirl.runs.run import EVALUATION
 from pirl.runs.run_log import RunLog
@@ -19,7 +20,8 @@ NO_EVALUATION = "no evaluation: {}; evaluation.enabled false leaves this line ou
 
 def probe(config: Config, device: torch.device, say: Callable[[str], None]) -> Measure | None:
     """What is measured during training; None on data without labels."""
-    known, asked = splits(config.data)
+    known = open_data(config.data)
+    asked = known.held_out()
     if reason := why_not(known, asked):
         say(NO_EVALUATION.format(reason))
         return None
@@ -29,7 +31,8 @@ def probe(config: Config, device: torch.device, say: Callable[[str], None]) -> M
 
 def measure(config: Config, folder: Folder, network: PIRL, device: torch.device, log: RunLog | None) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
-    known, asked = splits(config.data)
+    known = open_data(config.data)
+    asked = known.held_out()
     if reason := why_not(known, asked):
         if log:
             log.line(NO_EVALUATION.format(reason))

@@ -26,7 +26,6 @@ from jobs.run.preemption import warnings_for_workers
 from pirl.errors import ConfigError, StorageError
 from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
-from pirl.storage.files import arrow_filesystem
 from pirl.storage.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +81,7 @@ def fit(run: Run, *, alone: bool = False) -> None:
     # Ray's own memory of checkpoints knows nothing of those that were written or removed without it.
     run.folder.remove("checkpoint_manager_snapshot.json")
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
-    filesystem, storage = arrow_filesystem(run.folder.parent.uri, run.folder.options)
+    filesystem, storage = run.folder.parent.arrow_filesystem()
     cluster = run.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
     trainer_class: Any = LoneTrainer if alone else LeanTrainer

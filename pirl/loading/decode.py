@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from pirl.data.dataset import Dataset, Group
+from pirl.data.dataset import Dataset, RowGroup
 from pirl.errors import CorruptImage
 
 
@@ -26,7 +26,7 @@ def decode(data: bytes | memoryview) -> Tensor:
     return image
 
 
-def decoded(dataset: Dataset, group: Group, id: int, row: int) -> Tensor:
+def decoded(dataset: Dataset, group: RowGroup, id: int, row: int) -> Tensor:
     """An image of a row group as uint8 (3, H, W).
 
     Raises:

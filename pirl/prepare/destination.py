@@ -2,12 +2,10 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from pirl.data.writer import MANIFEST
 from pirl.errors import ConfigError
-from pirl.storage.client import locate
 from pirl.storage.folder import Folder
 
 UNFINISHED = "unfinished.json"
@@ -17,8 +15,7 @@ OUR_FILES = re.compile(r"unfinished\.json|(test/)?(manifest\.json|shard-\d{5,}\.
 
 def check_apart(destination: str, source: str) -> None:
     """Refuses to write into a source, or over one."""
-    (kind, a), (other, b) = _place(destination), _place(source)
-    if kind == other and (a.is_relative_to(b) or b.is_relative_to(a)):
+    if Folder(destination).overlaps(Folder(source)):
         raise ConfigError(f"DESTINATION {destination} and SOURCE {source} overlap: name a folder apart from it")
 
 
@@ -86,13 +83,6 @@ def clear(folder: Folder) -> None:
     """Removes a data set: manifests first, so that a part of it never looks complete, then what would go on with it."""
     rank = {MANIFEST: 0, UNFINISHED: 1}
     folder.remove(*sorted(folder.sizes(), key=lambda name: (rank.get(name.rpartition("/")[2], 2), name)))
-
-
-def _place(uri: str) -> tuple[type, Path]:
-    """Where a URL leads, which has many spellings: the kind of the filesystem, and the path in it."""
-    fs, name = locate(uri, None)
-    path = Path(name)
-    return type(fs), path.resolve() if Folder(uri).is_local else path
 
 
 def _begun(folder: Folder, files: list[str]) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from pirl.storage.folder import Folder
 LISTED = 1000
 """Images that are left out and named in the manifest; the others are only counted."""
 
-Split = tuple[str, Source, Ints]
+Split = tuple[Folder, Source, Ints]
 """The folder to write, the source, and its rows in the order in which they are written."""
 
 
@@ -50,6 +50,11 @@ class PrepareRequest:
     scratch: str | None = None
 
     @property
+    def folder(self) -> Folder:
+        """The destination."""
+        return Folder(self.destination)
+
+    @property
     def columns(self) -> Columns:
         """What images and labels are called."""
         return Columns(self.image_column, self.label_column)
@@ -68,21 +73,20 @@ def prepare(request: PrepareRequest, progress: Progress) -> None:
         BrokenImage: With `strict`, the first image that cannot be used.
     """
     check(request)
-    destination = Folder(request.destination)
     if request.source == "digits":
-        start(destination, request.decides(), request.overwrite)
+        start(request.folder, request.decides(), request.overwrite)
         write_digits(request.destination, request.seed)
-        finish(destination)
+        finish(request.folder)
         return
     with Scratch(request.scratch) as scratch:
         with _refusals_are_wrong_requests():
             splits = _find_splits(request, scratch, progress)
         content = zlib.crc32(repr([source.digest() for _, source, _ in splits]).encode())
-        start(destination, request.decides() | {"content": content}, request.overwrite)
+        start(request.folder, request.decides() | {"content": content}, request.overwrite)
         with Workers(scratch, request.resize) as workers:
             for split in splits:
                 _write_split(split, request, workers, progress)
-    finish(destination)
+    finish(request.folder)
 
 
 def check(request: PrepareRequest) -> None:
@@ -93,11 +97,11 @@ def check(request: PrepareRequest) -> None:
     """
     _check_words(request)
     with _refusals_are_wrong_requests():
-        check_destination(Folder(request.destination), request.decides(), request.overwrite)
+        check_destination(request.folder, request.decides(), request.overwrite)
         for uri in (request.source, request.test):
             if uri is not None and uri != "digits":
                 check_apart(request.destination, uri)
-        check_can_write("DESTINATION", Folder(request.destination))
+        check_can_write("DESTINATION", request.folder)
 
 
 def check_sources(request: PrepareRequest) -> None:
@@ -154,12 +158,12 @@ def _find_splits(request: PrepareRequest, scratch: Scratch, progress: Progress) 
         test = test.with_classes(train.classes)
     rng = np.random.default_rng(request.seed)
     order = rng.permutation(len(train.labels))
-    below = str(Folder(request.destination) / "test")
+    below = request.folder / "test"
     if request.test_fraction is not None:
         held_out = _count_held_out(request.test_fraction, len(order), test)
-        return [(below, train, order[:held_out]), (request.destination, train, order[held_out:])]
+        return [(below, train, order[:held_out]), (request.folder, train, order[held_out:])]
     held_out_split = [] if test is None else [(below, test, rng.permutation(len(test.labels)))]
-    return [*held_out_split, (request.destination, train, order)]
+    return [*held_out_split, (request.folder, train, order)]
 
 
 def _count_held_out(fraction: float, rows: int, test: Source | None) -> int:
@@ -175,7 +179,7 @@ def _count_held_out(fraction: float, rows: int, test: Source | None) -> int:
 def _write_split(split: Split, request: PrepareRequest, workers: Workers, progress: Progress) -> None:
     """Writes these rows of a source, in this order, behind those that are there."""
     folder, source, order = split
-    if Folder(folder).exists(MANIFEST):  # it was complete when the job was stopped
+    if folder.exists(MANIFEST):  # it was complete when the job was stopped
         return
     about: dict[str, Any] = {"classes": source.classes, "seed": request.seed, "source": source.uri}
     with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
@@ -195,7 +199,7 @@ def _write_split(split: Split, request: PrepareRequest, workers: Workers, progre
                 writer.add(checked.image, None if label < 0 else label)
             progress(f"writing {folder}", record["taken"], len(order), "images")
         if writer.rows == 0:
-            clear(Folder(request.destination))
+            clear(request.folder)
             first = record["left_out"]["first"][0]
             raise ConfigError(f"none of the {len(order)} images can be used: {first}")
 

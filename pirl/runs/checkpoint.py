@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,10 @@ from pirl.methods.models import export_state_dict
 from pirl.methods.pirl import PIRL
 from pirl.runs.checkpoint_folder import STATE, VERSION, read_state
 from pirl.storage.folder import Folder
-from pirl.storage.retry import pause
-from pirl.storage.sealed import sealed
+from pirl.storage.sealed import sealed, until_whole
 
-READS = 10
-"""A span that came damaged is read again, in case that happened on its way."""
 LONGEST_PAUSE_S = 1.0
+"""Between two reads of a span that came damaged."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,10 @@ class _Reader(FileSystemReader):
         return io.BytesIO(self._read(info.relative_path, info.offset, info.length, _is_whole_zip))
 
     def _read(self, name: str, offset: int, length: int | None, is_whole: Callable[[bytes], bool]) -> bytes:
-        for failures in range(READS):
-            if failures:
-                pause(failures, LONGEST_PAUSE_S)
-            data = self.folder.read_bytes(name, offset, length)
-            if is_whole(data):
-                return data
+        read = partial(self.folder.read_bytes, name, offset, length)
+        data, whole = until_whole(read, is_whole, LONGEST_PAUSE_S)
+        if whole:
+            return data
         raise OSError(f"{self.folder / name} is damaged: remove {self.folder} to go on from the checkpoint before it")
 
 

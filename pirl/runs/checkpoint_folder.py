@@ -10,35 +10,25 @@ from pathlib import Path
 from typing import Any, cast
 
 from pirl.storage.folder import Folder
-from pirl.storage.retry import pause
-from pirl.storage.sealed import is_whole
+from pirl.storage.sealed import is_whole, until_whole
 
 STATE = "state.json"
 VERSION = 3
 
-READS = 10
-"""It is read again in case it was damaged on its way."""
-LONGEST_PAUSE_S = 0.2
-
 
 def read_state(checkpoint: Folder) -> dict[str, Any]:
-    """What `shard_writer.sealed` wrote; also that of another version, which may have no seal.
+    """What `sealed` wrote; also that of another version, which may have no seal.
 
     Raises:
         ValueError: It is damaged.
         FileNotFoundError: There is none.
         StorageError: It cannot be read.
     """
-    for failures in range(READS):
-        if failures:
-            pause(failures, LONGEST_PAUSE_S)
-        text = checkpoint.read_bytes(STATE)
-        if is_whole(text):
-            return cast(dict[str, Any], json.loads(text))
+    text, whole = until_whole((checkpoint / STATE).read_bytes, is_whole)
     known = json.loads(text)
-    if not isinstance(known, dict) or known.get("version", VERSION) == VERSION:
+    if not whole and (not isinstance(known, dict) or known.get("version", VERSION) == VERSION):
         raise ValueError(f"{checkpoint / STATE} is damaged: remove {checkpoint} to go on from the one before it")
-    return known
+    return cast(dict[str, Any], known)
 
 
 def upload(checkpoint: Path, folder: Folder) -> None:

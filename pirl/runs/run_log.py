@@ -13,7 +13,6 @@ from torch.utils.tensorboard import SummaryWriter
 from pirl.runs.metrics import Metrics
 from pirl.runs.mirror import Mirror
 from pirl.runs.run import reports_in
-from pirl.storage.files import write_text
 from pirl.storage.folder import Folder
 from pirl.storage.temporary import temporary_folder
 
@@ -78,7 +77,7 @@ def keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [report for report in reports_in(path.read_text(errors="replace")) if report["step"] <= step]
-    write_text(str(path), "".join(json.dumps(report) + "\n" for report in kept))
+    Folder(str(path)).write("", "".join(json.dumps(report) + "\n" for report in kept))
 
 
 def progress_line(metrics: Metrics) -> str:

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
-from pyarrow.fs import PyFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from pirl.storage import files as storage
-from pirl.storage.client import locate
-from pirl.storage.retry import DEADLINE_S
+from pirl.storage.client import Address, filesystem, resolve
+from pirl.storage.reading import read, reading, size_of, sizes_below
+from pirl.storage.retry import DEADLINE_S, persistently
+from pirl.storage.writing import copy_in, writing
 
 HURRY_S = 15.0
 """What is left to do after a failure may take: the failure is to be told."""
@@ -35,7 +36,7 @@ class Folder:
     deadline_s: float = DEADLINE_S
 
     def __truediv__(self, name: str) -> "Folder":
-        return replace(self, uri=storage.join(self.uri, name))
+        return replace(self, uri=f"{self.uri.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
         return self.uri
@@ -57,24 +58,29 @@ class Folder:
     @property
     def is_local(self) -> bool:
         """Whether it is on a disk of this machine, as far as it knows."""
-        return storage.is_local(self.uri, self.options)
+        return self._at().is_local
 
     @property
     def path(self) -> Path | None:
         """Where it is on this machine; None in a store."""
-        return Path(locate(self.uri, self.options)[1]) if self.is_local else None
+        return Path(self._at().path) if self.is_local else None
+
+    def overlaps(self, other: "Folder") -> bool:
+        """Whether one of the two lies in the other, or is it, however their URLs are spelled."""
+        a, b = (folder.path.resolve() if folder.path else Path(folder._at().path) for folder in (self, other))
+        return type(self._at().fs) is type(other._at().fs) and (a.is_relative_to(b) or b.is_relative_to(a))
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or a folder."""
-        return storage.exists(self._uri(name), self.options)
+        return bool(self._at(name).ask("looking for", "exists"))
 
     def is_folder(self) -> bool:
         """Whether there is a folder."""
-        return storage.is_folder(self.uri, self.options)
+        return bool(self._at().ask("looking for", "isdir"))
 
     def size(self, name: str = "") -> int:
         """Bytes of a file."""
-        return storage.size_of(self._uri(name), self.options, self.deadline_s)
+        return size_of(self._at(name))
 
     def is_newer(self, name: str, than: str) -> bool:
         """Whether a file was written later than another one.
@@ -82,7 +88,12 @@ class Folder:
         Raises:
             NotImplementedError: It is on a web server, or in a store that does not tell.
         """
-        return storage.is_newer(self._uri(name), self._uri(than), self.options, self.deadline_s)
+        one, other = self._at(name), self._at(than)
+
+        def compare() -> bool:
+            return bool(one.fs.modified(one.path) > other.fs.modified(other.path))
+
+        return persistently(f"asking for the time of {one.uri}", compare, self.deadline_s)
 
     def sizes(self, *, follow_links: bool = False) -> dict[str, int]:
         """Bytes of each file in it and in the folders in it, by its path in it; none where there is no folder.
@@ -93,19 +104,18 @@ class Folder:
             OSError: A folder cannot be read: it is not taken for an empty one.
         """
         try:
-            return storage.sizes_below(self.uri, self.options, self.deadline_s, follow_links=follow_links)
+            return sizes_below(self._at(), follow_links)
         except FileNotFoundError:  # no bucket
             return {}
 
     def matches(self) -> list[str]:
         """The files that its URL, a pattern with `*`, stands for: whole URLs, sorted."""
-        return storage.matches(self.uri, self.options)
+        at = self._at()
+        return sorted(at.fs.unstrip_protocol(name).removeprefix("file://") for name in at.ask("listing", "glob"))
 
     def read_bytes(self, name: str = "", offset: int = 0, length: int | None = None) -> bytes:
         """A file, or a span of it: shorter than `length` only where the file ends."""
-        if length is None:
-            return storage.read_all(self._uri(name), self.options, self.deadline_s)
-        return storage.read_bytes(self._uri(name), offset, length, self.options, self.deadline_s)
+        return read(self._at(name), offset, None if length is None else offset + length)
 
     def read(self, name: str = "") -> str:
         """The text of a file."""
@@ -120,14 +130,11 @@ class Folder:
 
     def reading(self, name: str = "") -> AbstractContextManager[IO[bytes]]:
         """Opens a file for reading here and there."""
-        return storage.reading(self._uri(name), self.options)
+        return reading(self._at(name))
 
     def writing(self, name: str = "") -> AbstractContextManager[IO[bytes]]:
-        """Opens a new file, with the folders above it.
-
-        It appears under its name when it is complete, and not at all after an exception.
-        """
-        return storage.writing(self._uri(name), self.options, self.deadline_s)
+        """Opens a new file, which appears when it is complete, with the folders above it; not after an exception."""
+        return writing(self._at(name))
 
     def write(self, name: str, content: str | bytes) -> None:
         """Writes a file at once: a reader sees the old one or the new one."""
@@ -136,13 +143,13 @@ class Folder:
 
     def copy_in(self, file: Path) -> None:
         """Copies a file of this machine into it, under its name."""
-        storage.copy_in(str(file), self._uri(file.name), self.options, self.deadline_s)
+        copy_in(str(file), self._at(file.name))
 
     def remove(self, *names: str) -> None:
         """Removes files, if they are there, in this order."""
         for name in names:
             with suppress(FileNotFoundError):
-                storage.remove(self._uri(name), self.options, self.deadline_s)
+                self._at(name).ask("removing", "rm_file")
 
     def clear(self, first: str) -> None:
         """Removes it with all that is in it; one file before the others."""
@@ -155,7 +162,8 @@ class Folder:
 
         It goes around retry.py, so S3's client tries again itself; the sum of its pauses is 45 s on average.
         """
-        return storage.arrow_filesystem(self.uri, self.options)
+        fs = filesystem(self.uri, self.options, tries=10)
+        return PyFileSystem(FSSpecHandler(fs)), cast(str, fs._strip_protocol(self.uri))
 
-    def _uri(self, name: str) -> str:
-        return storage.join(self.uri, name) if name else self.uri
+    def _at(self, name: str = "") -> Address:
+        return resolve((self / name if name else self).uri, self.options, self.deadline_s)

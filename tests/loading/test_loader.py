@@ -24,6 +24,7 @@ from pirl.loading.decode import decode
 from pirl.loading.loader import Loader
 from pirl.loading.views import Views, sample_rng
 from pirl.storage.cache import SpanCache
+from pirl.storage.folder import Folder
 
 ROWS, BATCH, STREAMS, SEED = 300, 40, 4, 5
 
@@ -36,7 +37,7 @@ def png(row):
 
 
 def write(folder, rows=ROWS, replaced=None):
-    with ShardWriter(str(folder), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
+    with ShardWriter(Folder(str(folder)), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
         for row in range(rows):
             writer.add((replaced or {}).get(row, png(row)), None)
     return open_dataset(str(folder))
@@ -271,12 +272,10 @@ DEADLINE_S = 30.0
 @pytest.fixture
 def remote(store):
     """The images of `dataset` in a bucket, read through the proxy; the log begins after the manifest."""
-    with ShardWriter(
-        store.uri("set"), classes=None, seed=0, source="test", storage_options=store.direct, shard_bytes=30_000
-    ) as writer:
+    with ShardWriter(store.past("set"), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
         for row in range(ROWS):
             writer.add(png(row), None)
-    dataset = open_dataset(store.uri("set"), store.options, deadline_s=DEADLINE_S)
+    dataset = open_dataset(store.folder("set", deadline_s=DEADLINE_S))
     store.reset()
     return dataset
 
@@ -324,7 +323,7 @@ def test_faults_on_the_way_change_nothing_and_are_counted(store, remote, alone):
 def test_past_the_deadline_a_loader_process_says_what_it_tried(store, remote):
     store.fail("slowdown", 10_000, pattern="shard")
     with pytest.raises(StorageError) as failure:
-        list(loader(replace(remote, deadline_s=1.5), last=8, processes=1))
+        list(loader(replace(remote, folder=replace(remote.folder, deadline_s=1.5)), last=8, processes=1))
     said = str(failure.value)
     assert re.match(rf"reading bytes \d+ to \d+ of {remote.uri}/shard-\d+\.parquet: gave up after \d+ tries", said)
     assert "Traceback" not in said
@@ -390,7 +389,7 @@ def test_a_stream_without_one_good_image_ends_the_run(tmp_path):
 
 ENDLESS = """
 import sys, time
-from tests.test_loader import loader, open_dataset
+from tests.loading.test_loader import loader, open_dataset
 
 if __name__ == "__main__":
     batches = iter(loader(open_dataset(sys.argv[1]), last=10**6, processes=2))

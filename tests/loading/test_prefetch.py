@@ -9,6 +9,7 @@ from pirl.data.order import Order
 from pirl.data.writer import ShardWriter
 from pirl.errors import StorageError
 from pirl.loading.prefetch import READERS, Groups, misses
+from pirl.storage.folder import Folder
 
 STREAMS = range(4)
 
@@ -17,7 +18,7 @@ STREAMS = range(4)
 def dataset(tmp_path_factory):
     """40 row groups of some 15 KB."""
     folder = tmp_path_factory.mktemp("set")
-    with ShardWriter(str(folder), classes=None, seed=0, source="test", shard_bytes=100_000) as writer:
+    with ShardWriter(Folder(str(folder)), classes=None, seed=0, source="test", shard_bytes=100_000) as writer:
         for row in range(40 * 64):
             writer.add(bytes([row % 256]) * 200, None)
     return open_dataset(str(folder))

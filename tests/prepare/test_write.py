@@ -259,7 +259,7 @@ def test_an_existing_destination_is_refused_and_replaced_on_request(tmp_path, pr
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "out")) == 20
     # The test split of the old data set is not taken for one of the new.
-    assert shards.test_uri(str(tmp_path / "out")) is None
+    assert shards.open_dataset(str(tmp_path / "out")).held_out() is None
 
 
 def test_other_peoples_files_are_never_replaced(tmp_path, prepare_here):
