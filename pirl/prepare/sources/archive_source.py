@@ -29,7 +29,7 @@ from pirl.prepare.sources.source import Source, Splits
 from pirl.storage.folder import Folder
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class ArchiveSource(Source):
     """Images in archives.
 
@@ -99,25 +99,17 @@ def open_archives(
         places.append(np.insert(np.array(index.spans, np.int64).reshape(-1, 2), 0, at, axis=1))
         in_scratch.append(np.array(index.unpacked or [False] * len(index.names), bool) | is_far)
     paths, found = pa.concat_arrays(names), pa.chunked_array(labels)
+    spans, copied = np.concatenate(places), np.concatenate(in_scratch)
     if len(paths) == 0:
         raise ConfigError(f"{files[0]} holds no images ({' '.join(IMAGE_SUFFIXES)})")
     paths = _below_common_folders(paths)
 
     def part(folder: str | None) -> ArchiveSource:
         rows, inside = below(paths, folder) if folder else (np.arange(len(paths)), paths)
+        labelled = number_names(first_folders(inside))
         if found.null_count < len(found):
-            classes, numbers = number_labels([_as_numbers(found.take(pa.array(rows)))])
-        else:
-            classes, numbers = number_names(first_folders(inside))
-        return ArchiveSource(
-            uri=first_and_more(files),
-            classes=classes,
-            labels=numbers,
-            files=files,
-            names=inside,
-            places=np.concatenate(places)[rows],
-            in_scratch=np.concatenate(in_scratch)[rows],
-        )
+            labelled = number_labels([_as_numbers(found.take(pa.array(rows)))])
+        return ArchiveSource(first_and_more(files), *labelled, files, inside, spans[rows], copied[rows])
 
     train, test = split_folders(paths)
     return part(train), part(test) if test else None

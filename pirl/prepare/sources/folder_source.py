@@ -13,7 +13,7 @@ from pirl.prepare.sources.source import Columns, Found, Source, SourceKind, Spli
 from pirl.storage.folder import Folder
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class FolderSource(Source):
     """Images in a folder: the first folder on the way to an image is its class, and one in the folder itself has none.
 
@@ -51,8 +51,7 @@ def _open(found: Found, columns: Columns, _scratch: Scratch, _progress: Progress
     def part(split: str | None) -> FolderSource:
         rows, names = below(paths, split) if split else (np.arange(len(paths)), paths)
         uri = str(found.folder / split if found.folder and split else found.folder)
-        classes, labels = number_names(first_folders(names))
-        return FolderSource(uri=uri, classes=classes, labels=labels, names=names, sizes=sizes[rows])
+        return FolderSource(uri, *number_names(first_folders(names)), names, sizes[rows])
 
     train, test = split_folders(paths)
     return part(train), part(test) if test else None

@@ -27,7 +27,7 @@ BATCH_ROWS = 64
 BUFFER_BYTES = 2**20
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class ParquetSource(Source):
     """Images in a column of Parquet files: bytes, or a struct with `bytes` in it (Hugging Face's Image).
 
@@ -84,8 +84,7 @@ def _open(found: Found, columns: Columns, scratch: Scratch, progress: Progress) 
         print(f"{files[0]}: its column 'label' is not used: {error}", file=sys.stderr)
     scratch.make_room(size, f"{files[0]} with its {sum(counts):,} images")
     ends = _copy(files, columns.image, sum(counts), scratch, progress)
-    uri = first_and_more(files)
-    return ParquetSource(uri=uri, classes=classes, labels=numbers, files=files, counts=counts, ends=ends), None
+    return ParquetSource(first_and_more(files), classes, numbers, files, counts, ends), None
 
 
 def _check(found: Found, columns: Columns) -> None:

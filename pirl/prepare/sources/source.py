@@ -14,7 +14,7 @@ from pirl.prepare.scratch import Progress, Scratch, Span
 from pirl.storage.folder import Folder
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class Source(ABC):
     """Rows of images with labels. A kind of source adds what it takes to find the images.
 

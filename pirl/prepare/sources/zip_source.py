@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import compress
 from typing import IO
 
 from pirl.errors import ConfigError
@@ -74,25 +73,20 @@ def _index(scratch: Scratch, progress: Progress, path: str, file: IO[bytes]) -> 
     spans: list[tuple[int, int]] = []
     with _opened(path, file) as archive:
         images = _images(path, archive)
-        is_packed = [info.compress_type != zipfile.ZIP_STORED for info in images.values()]
-        scratch.make_room(sum(compress((info.file_size for info in images.values()), is_packed)), path)
-        for info, packed in zip(images.values(), is_packed, strict=True):
+        is_packed = {name: info.compress_type != zipfile.ZIP_STORED for name, info in images.items()}
+        scratch.make_room(sum(info.file_size for name, info in images.items() if is_packed[name]), path)
+        for name, info in images.items():
             file.seek(info.header_offset)
             mark, *lengths = HEADER.unpack(file.read(HEADER.size).ljust(HEADER.size))
             start, size = info.header_offset + HEADER.size + sum(lengths), info.compress_size
             if mark != MARK or start + size > archive.start_dir:
                 raise ConfigError(f"{path} is damaged at byte {info.header_offset:,}: copy it again")
-            if packed:
-                data = _unpack(archive, info)
+            if is_packed[name]:
+                try:
+                    data = archive.read(info)
+                except (zipfile.BadZipFile, zlib.error, EOFError):
+                    data = b""  # damaged: the check of the images says so and counts it
                 start, size = scratch.append(data), len(data)
             spans.append((start, size))
             progress(f"reading {path}", len(spans), len(images), "images")
-    return Index(list(images), spans, unpacked=is_packed)
-
-
-def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A member; empty where it is damaged, which the check of the images says and counts."""
-    try:
-        return archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, EOFError):
-        return b""
+    return Index(list(images), spans, unpacked=list(is_packed.values()))
