@@ -27,7 +27,7 @@ ROOMS = {
 WITHIN = {
     "pirl.storage": [
         *("retry", "temporary", "sealed", "client", "reading", "writing"),
-        *("folder", "files", "checks", "cache"),
+        *("folder", "checks", "cache"),
     ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "loader"],
