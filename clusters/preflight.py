@@ -7,7 +7,6 @@ checkpoint is written. So these are asked first.
 import math
 import uuid
 from contextlib import suppress
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -74,11 +73,12 @@ def check_nodes(config: Config, storage: Folder, nodes: dict[str, str]) -> None:
         ConfigError: The first node that cannot, and why.
     """
     marker = f".probe-{uuid.uuid4().hex}"
+    data = Folder(config.data.uri, config.data.storage_options, config.data.deadline_s)
     try:
         storage.write(marker, "")
         pending = {
             node: _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                config.data.uri, config.data.storage_options, storage, marker
+                data, storage, marker
             )
             for node in nodes
         }
@@ -93,16 +93,16 @@ def check_nodes(config: Config, storage: Folder, nodes: dict[str, str]) -> None:
 
 
 @ray.remote(num_cpus=0)
-def _probe(uri: str, storage_options: dict[str, Any], storage: Folder, marker: str) -> str | None:
+def _probe(data: Folder, storage: Folder, marker: str) -> str | None:
     """Runs on a node; returns what is wrong there."""
     try:
         from pirl.data.dataset import open_dataset
 
-        open_dataset(uri, storage_options, deadline_s=storage.deadline_s)
+        open_dataset(data)
     except ImportError as error:
         return f"its Python lacks what requirements.lock lists: {error}"
     except Exception as error:  # whatever it is, the user must see it with the node's address
-        return f"data.uri {uri} cannot be read: {error}"
+        return f"data.uri {data} cannot be read: {error}"
     try:
         check_shared(storage, marker)
         check_can_write("--storage", storage)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from clusters.profile import read_profile
 from jobs.run.checks import check_request
-from jobs.run.here import torchrun
 from jobs.settings import absolute, default_storage, pairs, storage_uri
 from pirl.config import Config, override
 from pirl.errors import ConfigError, StorageError, StoreRefusedError
+from pirl.processes import torchrun
 from pirl.recipes import RECIPES
 from pirl.runs.run import Resume, open_run, storage_at
 from pirl.storage.checks import check_can_write
@@ -37,7 +37,7 @@ RANK_0_S = 30
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """What the command line asks for."""
 
     config: Config
@@ -90,7 +90,7 @@ def main() -> int:
         return 1
 
 
-def parse(argv: list[str]) -> Request:
+def parse(argv: list[str]) -> RunRequest:
     """Reads the command line.
 
     Raises:
@@ -137,7 +137,7 @@ def parse(argv: list[str]) -> Request:
     profile = None if known.cluster is None else read_profile(known.cluster)
     storage = profile.storage if profile and known.storage is None else known.storage
     config = override(RECIPES[name](), {**(profile.settings() if profile else {}), **changes})
-    return Request(
+    return RunRequest(
         config=absolute(config),
         storage=storage_at(storage_uri(storage), config),
         name=name if known.run is None else known.run,

@@ -16,14 +16,13 @@ import subprocess
 from collections.abc import Callable
 
 from clusters.profile import Profile, job_settings, read_profile
-from clusters.slurm.queue import SlurmSilent
-from jobs.batch.job import Job, all_jobs, cancel_array, find_jobs, verdicts
+from jobs.batch.job import Job, all_jobs, cancel_array, find_jobs, statuses
 from jobs.batch.logs import follow_logs, print_logs
 from jobs.batch.options import refuse_words, submit_parser, watch_parser
 from jobs.batch.status import list_table, print_status
 from jobs.batch.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
 from jobs.settings import SUBMIT
-from pirl.errors import ConfigError
+from pirl.errors import ConfigError, SlurmSilent
 
 JOBS = ("jobs/pretrain.py", "tune/sweep.py", ALONE)
 
@@ -143,9 +142,9 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
 def refuse_clashes(parent: Path, folders: list[str]) -> None:
     """Raises ConfigError if a job works on one of these run folders, or nobody can say that it does not."""
     others = [job for job in all_jobs(parent) if set(folders) & set(job.run_folders) - {""}]
-    for other, verdict in zip(others, verdicts(others), strict=True):
-        if verdict.active:
-            doubt = f"{verdict.reason}, and may be: " if verdict.word == "NO ANSWER" else ""
+    for other, status in zip(others, statuses(others), strict=True):
+        if status.active:
+            doubt = f"{status.reason}, and may be: " if status.word == "NO ANSWER" else ""
             raise ConfigError(
                 f"{doubt}job {other.job_id} is working on {other.run_folders[0]}: "
                 "wait for it, cancel it, or give the run another name"
@@ -254,12 +253,12 @@ def cancel(jobs: list[Job]) -> int:
 
 def tunnel(job: Job) -> int:
     """Prints how to reach the dashboard, which listens on the head node's loopback only; returns the exit code."""
-    head = job.state().get("head")
-    if not head or not job.verdict().active:
+    head = job.report().get("head")
+    if not head or not job.status().active:
         raise ConfigError(f"job {job.job_id} has no Ray cluster now: {SUBMIT} status {job.job_id}")
     port = head["dashboard_port"]
     print(f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{head['host']}")
-    print(f"then http://localhost:8265, with the token in {job.folder / (job.job_id + '_token')}", file=sys.stderr)
+    print(f"then http://localhost:8265, with the token in {job.folder.token}", file=sys.stderr)
     return 0
 
 

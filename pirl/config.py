@@ -11,14 +11,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pirl.errors import ConfigError
+from pirl.pretext import PRETEXTS, PretextName, PretextTask
 from pirl.storage.secrets import refuse_secret_url, refuse_secrets
 from pirl.wording import problem_with, unknown_name
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-
-PretextName = Literal["jigsaw", "rotation", "both", "none"]
 
 ROW_DIM = 128
 """Length of an embedding and of a row of the memory bank (paper, section 3)."""
@@ -203,8 +202,10 @@ class Config(Section):
                 f"cluster.workers {workers} is more than data.streams {data.streams}, and a stream has "
                 f"one reader: use at most {data.streams} workers or --data.streams {workers}"
             )
-        if self.pretext.name == "none" and self.loss.pretext_weight > 0:
-            raise ValueError("pretext.name none has no second view to weigh: add --loss.pretext_weight 0 (NPID)")
+        if self.loss.pretext_weight > 0 and not self.has_pretext:
+            raise ValueError(
+                f"pretext.name {self.pretext.name} has no second view to weigh: add --loss.pretext_weight 0 (NPID)"
+            )
         if optim.final_lr > optim.lr:
             raise ValueError(
                 f"optim.final_lr {optim.final_lr} is above optim.lr {optim.lr}: type --optim.final-lr as well"
@@ -222,14 +223,18 @@ class Config(Section):
     @property
     def _smallest_map(self) -> int:
         """Pixels of a side of what res5 gets, of the smallest view."""
-        has_patches = self.has_pretext and self.pretext.name in ("jigsaw", "both")
-        view = round(64 * self.data.image_size / 224) if has_patches else self.data.image_size
+        view = min(self.data.image_size, self.second_view.part(self.data.image_size))
         return -(-view // (16 if self.model.stem == "imagenet" else 4))
 
     @property
+    def second_view(self) -> PretextTask:
+        """What makes it: nothing where λ = 0 gives it no weight, which is NPID."""
+        return PRETEXTS[self.pretext.name if self.loss.pretext_weight > 0 else "none"]
+
+    @property
     def has_pretext(self) -> bool:
-        """Whether a second view is made: λ = 0 is NPID and needs none."""
-        return self.pretext.name != "none" and self.loss.pretext_weight > 0
+        """Whether a second view is made."""
+        return self.second_view.parts > 0
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -49,6 +49,18 @@ class NameTakenError(ConfigError):
         return "\n".join(self.args)
 
 
+class SlurmSilent(RuntimeError):  # noqa: N818 - what it is, not that it is an error
+    """SLURM gives no answer, so what it would say of a job is not known; says which command failed, and how."""
+
+
+class NotStarted(RuntimeError):  # noqa: N818 - what it is, not that it is an error
+    """Ray or the nodes did not come up, and why; the job goes back to the queue."""
+
+
+class DevClusterError(Exception):
+    """What is wrong with the cluster of virtual hosts, and what to type."""
+
+
 class BrokenImage(RuntimeError):  # noqa: N818 - what is wrong says more than Error
     """An image cannot be used, and the request was strict."""
 

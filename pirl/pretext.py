@@ -1,6 +1,82 @@
-"""The pretext tasks: one table, which the config, the views and head g read."""
+"""The pretext tasks: one table, which the config's names, the views, head g and the check of the smallest map read.
+
+A task makes a sample's second view of a square crop of its image: V parts, nine patches or one image, in the order in
+which head g sees them. To add one, write a function that draws its parts, and give it a line in `PRETEXTS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.void]
+"""(h, w) elements of 3 bytes, which numpy mirrors, turns and cuts at once; see `loading.crops.to_pixels`."""
+
+
+@dataclass(frozen=True)
+class PretextTask:
+    """How the second view of a sample is made. Sides are in pixels and follow S, that of the image view.
+
+    Attributes:
+        parts: V, how many pictures it has.
+        crop: Side of the crop that it is made of, from S.
+        part: Side of a part, from S.
+        draw: From a crop's pixels (crop, crop), S, the probability of a mirrored part, and a source of random
+            numbers to the pixels (V, part, part). A function with a name: it is sent to loader processes.
+    """
+
+    parts: int
+    crop: Callable[[int], int]
+    part: Callable[[int], int]
+    draw: Callable[[Pixels, int, float, np.random.Generator], Pixels]
+
+
+def rotation(crop: Pixels, image_size: int, flip: float, rng: np.random.Generator) -> Pixels:
+    """The crop turned by a multiple of 90 degrees (appendix A.2), perhaps mirrored."""
+    turned = np.rot90(crop, int(rng.integers(4)))
+    return (turned[:, ::-1] if rng.random() < flip else turned)[None]
+
+
+def jigsaw(crop: Pixels, image_size: int, flip: float, rng: np.random.Generator) -> Pixels:
+    """Nine patches in shuffled order (section 3.2), each perhaps mirrored."""
+    side = patch_side(image_size)
+    patches = np.empty((9, side, side), crop.dtype)
+    for place, (top, left, flipped) in enumerate(draw_jigsaw(cell_side(image_size), side, flip, rng)):
+        patch = crop[top : top + side, left : left + side]
+        patches[place] = patch[:, ::-1] if flipped else patch
+    return patches
+
+
+def rotated_jigsaw(crop: Pixels, image_size: int, flip: float, rng: np.random.Generator) -> Pixels:
+    """The crop turned, then cut into a jigsaw (appendix A.2)."""
+    return jigsaw(np.rot90(crop, int(rng.integers(4))), image_size, flip, rng)
+
+
+def no_view(crop: Pixels, image_size: int, flip: float, rng: np.random.Generator) -> Pixels:
+    """No part at all: NPID."""
+    return crop[None, :0]
+
+
+def same_side(image_size: int) -> int:
+    """That of the image view."""
+    return image_size
+
+
+def cell_side(image_size: int) -> int:
+    """Of a cell of the jigsaw: 85 at 224."""
+    return round(85 * image_size / 224)
+
+
+def patch_side(image_size: int) -> int:
+    """Of a patch, which is cut anywhere in its cell: 64 at 224."""
+    return round(64 * image_size / 224)
+
+
+def jigsaw_side(image_size: int) -> int:
+    """Of the crop that is cut into 3x3 cells: 255 at 224."""
+    return 3 * cell_side(image_size)
 
 
 def draw_jigsaw(cell: int, patch: int, flip: float, rng: np.random.Generator) -> list[tuple[int, int, bool]]:
@@ -15,3 +91,17 @@ def draw_jigsaw(cell: int, patch: int, flip: float, rng: np.random.Generator) ->
     return [
         (k // 3 * cell + y, k % 3 * cell + x, flipped) for k, (y, x), flipped in zip(order, offsets, flips, strict=True)
     ]
+
+
+PRETEXTS = {
+    "jigsaw": PretextTask(9, jigsaw_side, patch_side, jigsaw),
+    "rotation": PretextTask(1, same_side, same_side, rotation),
+    "both": PretextTask(9, jigsaw_side, patch_side, rotated_jigsaw),
+    "none": PretextTask(0, same_side, same_side, no_view),
+}
+"""By the value of `pretext.name`."""
+
+if TYPE_CHECKING:
+    PretextName = str
+else:
+    PretextName = Literal[tuple(PRETEXTS)]

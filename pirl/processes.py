@@ -36,3 +36,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_ARENA_MAX, 1)  # each thread would keep memory of its own
         libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
+
+
+def torchrun(name: str) -> int | None:
+    """A number that torchrun gives its processes, as RANK; None in others, where one of that name means nothing.
+
+    Other launchers count too that set all that a process group needs: each process would train alone otherwise.
+    """
+    has_group = os.environ.keys() >= {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"}
+    return int(os.environ[name]) if has_group and name in os.environ else None

@@ -5,12 +5,14 @@ from typing import Any
 
 from pirl.data.dataset import open_dataset
 from pirl.data.writer import ShardWriter
+from pirl.storage.folder import Folder
 
 
 def write_digits_to(uri: str, options: dict[str, Any], replaced: Mapping[int, bytes] | None = None) -> str:
     """The built-in digits as a data set of its own, with some images replaced."""
     dataset = open_dataset("digits")
-    with ShardWriter(uri, classes=None, seed=0, source="test", storage_options=options, shard_bytes=100_000) as writer:
+    folder = Folder(uri, options)
+    with ShardWriter(folder, classes=None, seed=0, source="test", shard_bytes=100_000) as writer:
         for number in range(len(dataset.starts) - 1):
             group = dataset.read_group(number)
             for id, image in zip(group.ids.tolist(), group.images, strict=True):

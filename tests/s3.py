@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from s3fs import S3FileSystem
 
+from pirl.storage.folder import Folder
+from pirl.storage.retry import DEADLINE_S
 from tests.fault_proxy import Rule
 
 START_S = 120.0
@@ -45,6 +47,14 @@ class Store:
     def uri(self, *names: str) -> str:
         """The URL of something in the bucket."""
         return "/".join([f"s3://{self.bucket}", *names])
+
+    def folder(self, *names: str, deadline_s: float = DEADLINE_S) -> Folder:
+        """The bucket, or something in it, through the proxy."""
+        return Folder(self.uri(*names), self.options, deadline_s)
+
+    def past(self, *names: str) -> Folder:
+        """The same past the proxy."""
+        return Folder(self.uri(*names), self.direct)
 
     def fail(self, fault: str, times: int = 1, **rule: Any) -> None:
         """Has the proxy do something to the next requests; see `fault_proxy.Rule`."""

@@ -18,14 +18,17 @@ ROOMS = {
         *("config", "recipes", "dist"),
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate"),
     ],
-    "clusters": ["profile", "job_report", "preflight", "slurm", "node", "dev"],
+    "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
     "jobs": ["settings", "run", "batch", "prepare", "pretrain", "slurm"],
     "tune": ["points", "curve", "rows", "search", "arguments", "request", "run", "show", "sweep"],
 }
 """Rooms and files of each package: each may import those that stand before it. A new one needs a place here."""
 
 WITHIN = {
-    "pirl.storage": ["retry", "temporary", "sealed", "client", "upload", "files", "folder", "checks", "cache"],
+    "pirl.storage": [
+        *("retry", "temporary", "sealed", "client", "reading", "writing"),
+        *("folder", "checks", "cache"),
+    ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "loader"],
     "pirl.methods": ["models", "nce", "memory", "pirl"],
@@ -152,6 +155,24 @@ def test_every_error_that_a_user_can_see_is_in_one_file():
     assert set(found) == {"pirl/errors.py"}
 
 
+RUN_FILES = re.compile(
+    r"metrics\.jsonl|train\.log|result\.json|failure\.json|stopped\.json|trunk\.safetensors|checkpoint_\{"
+)
+
+
+def test_the_names_in_a_run_folder_are_in_one_file():
+    """But for texts that are shown and documentation."""
+    found = set()
+    for path in (path for package in ABOVE for path in sources(package)):
+        tree = ast.parse(path.read_text())
+        texts = [
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        if any(RUN_FILES.fullmatch(text) for text in texts):
+            found.add(path.relative_to(ROOT).as_posix())
+    assert found == {"pirl/runs/run_files.py"}
+
+
 PRIVATE = re.compile(r"ray\.train\.v2|_raylet|_pb2|ray\._private|internal_kv|kill_log_monitor|_base_exc")
 
 
@@ -199,7 +220,7 @@ def test_files_and_functions_stay_short(path):
 
 
 MODULE = re.compile(r"(pirl|jobs|clusters|tune)(\.\w+)+")
-SCRIPT = re.compile(r"\b(?:pirl|jobs|clusters|tune)/[\w/]+\.py\b")
+SCRIPT = re.compile(r"(?<![\w/])(?:pirl|jobs|clusters|tune|tests)/[\w/]+\.py\b")
 
 
 def strings() -> Iterator[tuple[Path, str]]:
@@ -232,7 +253,7 @@ def is_there(name: str) -> bool:
 def test_every_module_that_a_string_names_can_be_imported():
     """Such as what the fork server loads beforehand: where it is gone, nothing but time is lost, and nobody is told."""
     named = {text for _, text in strings() if MODULE.fullmatch(text) and not (ROOT / text).exists()}
-    settings = {"pirl.groups"}  # a key in the footer of shards
+    settings = {"pirl.groups", "pirl.registry"}  # a key in the footer of shards; an example above
     assert len(named) > 3
     assert sorted(name for name in named - settings if not is_there(name)) == []
 
@@ -244,6 +265,26 @@ def test_every_script_that_is_named_somewhere_exists():
     named = {(path.relative_to(ROOT).as_posix(), script) for path, text in texts for script in SCRIPT.findall(text)}
     assert len(named) > 20
     assert sorted(pair for pair in named if not (ROOT / pair[1]).exists()) == []
+
+
+PLACE = re.compile(r"`([\w/]+\.py):([\w.]+)`")
+
+
+def definitions(code: str) -> Iterator[str]:
+    """Functions and classes at the top of a file, and `Class.method`."""
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef))
+
+
+@pytest.mark.parametrize("page", ["docs/preemption.md", "docs/architecture.md"])
+def test_every_place_that_a_page_follows_is_there(page):
+    places = PLACE.findall((ROOT / page).read_text())
+    assert len(places) > 15
+    known = {path: set(definitions((ROOT / path).read_text())) for path, _ in places}
+    assert sorted(f"{path}:{name}" for path, name in places if name not in known[path]) == []
 
 
 def test_links_point_at_files_that_exist():

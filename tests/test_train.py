@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pirl.config import Config, override
-from pirl.data.dataset import open_dataset
+from pirl.data.dataset import open_data, open_dataset
 from pirl.dist import rank
 from pirl.errors import ConfigError, CorruptImage, TrainingDiverged, TrainingStopped
 from pirl.methods.memory import MemoryBank
@@ -60,7 +60,7 @@ def run(config: Config, folder: Path, resume: Folder | None = None, stop_after: 
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        network = train(config, report=report, scratch=folder, resume=resume)
+        network = train(config, open_data(config.data), report=report, scratch=folder, resume=resume)
     except InterruptedError:
         return {"losses": losses}
     return {"losses": losses, "weights": {k: v.clone() for k, v in network.state_dict().items()}}
@@ -136,6 +136,7 @@ def run_and_stop(config: Config, folder: Path) -> int:
     with pytest.raises(TrainingStopped) as stopped:
         train(
             config,
+            open_data(config.data),
             report=lambda metrics, _: steps.append(metrics["step"]),
             scratch=folder,
             stop=lambda: rank() == 1 and len(steps) == 7,
@@ -193,7 +194,7 @@ def test_training_draws_nothing_from_global_random_states(tmp_path: Path) -> Non
     def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
         states.append(torch.get_rng_state())
 
-    train(config, report=report, scratch=tmp_path)
+    train(config, open_data(config.data), report=report, scratch=tmp_path)
     assert len(states) == 12
     assert all(torch.equal(states[0], state) for state in states)
 
@@ -222,8 +223,9 @@ def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
 
 def test_data_smaller_than_the_request_is_refused(tmp_path: Path) -> None:
     for changes, allowed in (({"loss.num_negatives": 1438}, "1437"), ({"data.batch_size": 1440}, "1438")):
+        config = small(changes)
         with pytest.raises(ConfigError, match=allowed):
-            train(small(changes), report=lambda *_: None, scratch=tmp_path)
+            train(config, open_data(config.data), report=lambda *_: None, scratch=tmp_path)
     assert os.listdir(tmp_path) == []
 
 
@@ -241,7 +243,7 @@ def run_and_report(config: Config, folder: Path) -> dict[str, Any]:
     """Trains on this rank; returns the reports too."""
     reports: list[dict[str, float]] = []
     folder.mkdir(parents=True, exist_ok=True)
-    network = train(config, report=lambda metrics, _: reports.append(metrics), scratch=folder)
+    network = train(config, open_data(config.data), report=lambda metrics, _: reports.append(metrics), scratch=folder)
     return {"reports": reports, "weights": {k: v.clone() for k, v in network.state_dict().items()}}
 
 

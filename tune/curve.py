@@ -5,13 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pirl.config import Config
-from pirl.runs.run import EVALUATION
+from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 
 Metric = Literal["linear_res5", "knn", "loss"]
-
-STOPPED = "stopped.json"
-"""In the folder of a run that a scheduler stopped."""
 
 
 class Point(NamedTuple):
@@ -38,7 +35,7 @@ def curve_of(folder: Folder, config: Config, metric: Metric, every: int) -> list
         every: Epochs that a loss is averaged over; accuracies are those that the run measured.
     """
     points = list(_points(folder, config, metric, every))
-    evaluation = json.loads(folder.find(EVALUATION) or "null") if metric != "loss" else None
+    evaluation = json.loads(folder.find(RunFile.EVALUATION) or "null") if metric != "loss" else None
     if evaluation:
         final = evaluation["linear"]["res5"] if metric == "linear_res5" else evaluation["knn"]["accuracy"]
         *_, (line, train_s) = _timed(folder, config)
@@ -66,14 +63,14 @@ def without_end(curve: Sequence[Point], folder: Folder, config: Config, metric: 
 
 def stopped_at(folder: Folder, metric: Metric) -> int | None:
     """The epoch after which a scheduler stopped a run, judging by this metric; None if none did."""
-    epoch: int | None = json.loads(folder.find(STOPPED) or "{}").get(metric)
+    epoch: int | None = json.loads(folder.find(RunFile.STOPPED) or "{}").get(metric)
     return epoch
 
 
 def write_stopped(folder: Folder, metric: Metric, epoch: int) -> None:
     """Writes down what `stopped_at` says."""
-    known = json.loads(folder.find(STOPPED) or "{}")
-    folder.write(STOPPED, json.dumps({**known, metric: epoch}))
+    known = json.loads(folder.find(RunFile.STOPPED) or "{}")
+    folder.write(RunFile.STOPPED, json.dumps({**known, metric: epoch}))
 
 
 def _points(folder: Folder, config: Config, metric: Metric, every: int) -> Iterator[Point]:
@@ -92,7 +89,7 @@ def _points(folder: Folder, config: Config, metric: Metric, every: int) -> Itera
 def _timed(folder: Folder, config: Config) -> Iterator[tuple[dict[str, Any], float]]:
     """The lines of `metrics.jsonl`, each with the seconds of training that it and those before it took."""
     step, train_s = 0, 0.0
-    for text in (folder.find("metrics.jsonl") or "").splitlines():
+    for text in (folder.find(RunFile.METRICS) or "").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:  # it is being written

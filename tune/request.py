@@ -34,7 +34,7 @@ ALONE = (
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepRequest:
     """What the command line asks for."""
 
     recipe: str
@@ -53,7 +53,7 @@ class Request:
     command: str
 
 
-def parse(argv: list[str], about: str | None = None) -> Request:
+def parse(argv: list[str], about: str | None = None) -> SweepRequest:
     """Reads the command line.
 
     Raises:
@@ -81,7 +81,7 @@ def parse(argv: list[str], about: str | None = None) -> Request:
     sweep = "-".join([name, *short_names([*axes]).values()]) if given.name is None else given.name
     check_name("--name", sweep)
     storage = profile.storage if profile and given.storage is None else given.storage
-    return Request(
+    return SweepRequest(
         recipe=name,
         trials=trials,
         search=search,

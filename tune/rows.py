@@ -15,7 +15,7 @@ from pirl.storage.folder import Folder
 from tune.curve import Metric, Point
 from tune.points import Trial, group_name, text_of
 
-State = Literal["waiting", "starting", "running", "done", "stopped", "failed"]
+RowState = Literal["waiting", "starting", "running", "done", "stopped", "failed"]
 """`starting` until the first line of its metrics; `stopped` by the scheduler, before the end. What is cut off with the
 sweep is `waiting` again."""
 
@@ -34,7 +34,7 @@ class Row:
     """
 
     trial: Trial
-    state: State = "waiting"
+    state: RowState = "waiting"
     curve: list[Point] = field(default_factory=list)
     error: str | None = None
     told: tuple[float, float] = (0.0, 0.0)
@@ -72,7 +72,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Trials that differ in the seed alone; those that were trained to their end count.
 
     Attributes:
@@ -97,7 +97,7 @@ class Group:
         return json.dumps(self.values, sort_keys=True)
 
 
-def groups_of(rows: Iterable[Row]) -> list[Group]:
+def groups_of(rows: Iterable[Row]) -> list[SeedGroup]:
     """The groups, in the order of the trials."""
     by_name: dict[str, list[Row]] = {}
     for row in rows:
@@ -168,10 +168,10 @@ def as_csv(rows: list[Row], metric: Metric) -> str:
     return text.getvalue()
 
 
-def _group(members: list[Row]) -> Group:
+def _group(members: list[Row]) -> SeedGroup:
     reached = [row.curve[-1].metric for row in members if row.state == "done" and row.last]
     stopped = sum(row.state == "stopped" for row in members)
-    return Group(
+    return SeedGroup(
         values=dict(members[0].trial.values),
         done=len(reached),
         stopped=stopped,

@@ -13,10 +13,11 @@ from jobs.run.checks import check_request
 from pirl.config import Config, Data, from_dict, leaves
 from pirl.errors import ConfigError, NameTakenError, StoreRefusedError
 from pirl.runs.run import differences, open_run
+from pirl.runs.run_files import RunFile
 from pirl.storage.checks import check_can_write
 from tune.curve import Metric, curve_of, stopped_at, without_end, write_stopped
 from tune.points import Trial
-from tune.request import Request, parse
+from tune.request import SweepRequest, parse
 from tune.rows import SWEEP, Row, best_of, repeat, write
 
 
@@ -48,14 +49,14 @@ def main() -> int:
         return 2 if wrong else 1
 
 
-def known_rows(request: Request) -> list[Row]:
+def known_rows(request: SweepRequest) -> list[Row]:
     """The trials with what is known of them already; refuses those that cannot be trained. Writes nothing.
 
     Raises:
         ConfigError: Which trial cannot be, and why.
         StorageError: The store did not answer.
     """
-    if request.folder.find("config.json") is not None:
+    if request.folder.find(RunFile.CONFIG) is not None:
         raise ConfigError(f"{request.folder} is a run: choose another --name for the sweep")
     refuse_other_sweep(request)
     rows = [_known_row(request, trial) for trial in request.trials]
@@ -65,7 +66,7 @@ def known_rows(request: Request) -> list[Row]:
     return rows
 
 
-def refuse_other_sweep(request: Request) -> None:
+def refuse_other_sweep(request: SweepRequest) -> None:
     """Refuses the folder of a sweep with other fixed settings, or over others: its tables would be lost.
 
     Raises:
@@ -93,7 +94,7 @@ def _measured_otherwise(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{name}: {old[name]} -> {new[name]}" for name in names if old[name] != new[name]]
 
 
-def add_rounds(request: Request, rows: list[Row]) -> None:
+def add_rounds(request: SweepRequest, rows: list[Row]) -> None:
     """Adds the trials of a search's next rounds, up to the first round in which something is to be trained."""
     while request.search and all(row.ended for row in rows):
         trials, left = request.search.trials(rows)
@@ -106,7 +107,7 @@ def add_rounds(request: Request, rows: list[Row]) -> None:
             break
 
 
-def to_go(request: Request, rows: list[Row]) -> int:
+def to_go(request: SweepRequest, rows: list[Row]) -> int:
     """How many trials are to be trained yet; of a search, whose points may come again, the most there can be."""
     waiting = sum(not row.ended for row in rows)
     if not request.search:
@@ -115,7 +116,7 @@ def to_go(request: Request, rows: list[Row]) -> int:
     return waiting + len(trials) - len(rows) + left * request.search.seeds
 
 
-def run(request: Request, rows: list[Row]) -> int:
+def run(request: SweepRequest, rows: list[Row]) -> int:
     """Trains what is to be trained, and shows what came out; returns the exit code."""
     from tune.show.tables import open_console, showing
 
@@ -123,14 +124,14 @@ def run(request: Request, rows: list[Row]) -> int:
     if any(row.state == "waiting" for row in rows):
         from jobs.run.on_ray import connect
         from jobs.run.outcome import interruption
-        from jobs.run.preemption import warnings_for_workers
+        from jobs.run.preemption import preemption_for_workers
 
         connect()
-        from tune.run.tuner import concurrency, drive  # only now: it imports ray
+        from tune.run.tuner import concurrency, run_trials  # only now: it imports ray
 
         room = concurrency(request.folder, rows)
         at_once = request.max_concurrent if request.max_concurrent and request.max_concurrent <= room else room + 1
-        with warnings_for_workers() as warned, showing(console, rows, request.metric) as show:
+        with preemption_for_workers() as preempted, showing(console, rows, request.metric) as show:
 
             def changed(row: Row, before: str) -> None:
                 if row.state == "stopped" and row.last:
@@ -138,21 +139,18 @@ def run(request: Request, rows: list[Row]) -> int:
                 write(request.folder, rows, request.metric, request.recipe, request.command)
                 show(row, before)
 
-            def train() -> None:
-                asha = (request.grace, request.reduction) if request.grace else None
-                while any(row.state == "waiting" for row in rows) and not warned.is_set():
-                    drive(request.folder, rows, request.metric, request.every, asha, at_once, changed, warned)
+            with interruption() as ended:
+                while any(row.state == "waiting" for row in rows) and not preempted.is_set():
+                    run_trials(request, rows, at_once, changed, preempted)
                     if not all(row.ended for row in rows):  # after Ctrl-C, of which Tune says nothing
-                        return
+                        break
                     add_rounds(request, rows)
-
-            failure = interruption(train)
-        if failure not in (None, "interrupted"):
-            print(failure, file=sys.stderr)
-    return conclude(request, rows, console)
+        if ended.why not in (None, "interrupted"):
+            print(ended.why, file=sys.stderr)
+    return finish(request, rows, console)
 
 
-def conclude(request: Request, rows: list[Row], console: Any) -> int:
+def finish(request: SweepRequest, rows: list[Row], console: Any) -> int:
     """Writes the tables and the picture, and shows them; returns the exit code."""
     from tune.show.picture import png_of
     from tune.show.tables import counts, groups_table, label, shown, trials_table
@@ -182,7 +180,7 @@ def conclude(request: Request, rows: list[Row], console: Any) -> int:
     return int(waiting > 0 or any(row.state == "failed" for row in rows))
 
 
-def _known_row(request: Request, trial: Trial) -> Row:
+def _known_row(request: SweepRequest, trial: Trial) -> Row:
     try:
         run = open_run(request.folder, trial.name, trial.config, "auto")
         if run.result is None:
@@ -214,9 +212,11 @@ def refuse_unlabelled(config: Config, metric: Metric) -> None:
 
 @cache
 def _unmeasurable(data: str) -> str | None:
-    from pirl.evaluate.splits import splits, why_not
+    from pirl.data.dataset import open_data
+    from pirl.evaluate.splits import why_not
 
-    return why_not(*splits(Data.model_validate_json(data)))
+    dataset = open_data(Data.model_validate_json(data))
+    return why_not(dataset, dataset.held_out())
 
 
 if __name__ == "__main__":

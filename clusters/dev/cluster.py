@@ -16,16 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pirl.errors import DevClusterError
+
 HOSTS = ("n1", "n2", "n3")
 HERE = Path(__file__).resolve().parent
 TMP = Path("/tmp")
 LIMIT_S = 60.0
 """For each wait; all nodes are idle in a second."""
 NEW_NAMESPACES = ("--pid", "--fork", "--mount-proc", "--kill-child", "--net", "--uts", "--mount", "--ipc")
-
-
-class DevClusterError(Exception):
-    """What is wrong and what to type; for the user."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clusters.dev.cluster import HOSTS, DevCluster, DevClusterError, environment
+from clusters.dev.cluster import HOSTS, DevCluster, environment
+from pirl.errors import DevClusterError
 
 PACKAGES = {
     "slurmctld": "slurmctld",

@@ -14,20 +14,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 MARK = "PIRL_NODE"
 """Environment variable that all processes of a job on a node inherit, and that tells them from those of others."""
 
 LOCK = "lock"
-"""Held in the folder of a job as long as its janitor lives."""
+"""Held in the folder of a job by the process that will remove it."""
 
 NEW_S = 60
 """A folder without a lock that is younger may be about to get one."""
 
 
-class Janitor:
-    """Looks after the folder of a job on this node.
+class NodeCleanup:
+    """Looks after the folder of a job on this node; after the block nothing is left of it.
 
     Args:
         folder: Is made, for this user only; what an earlier attempt left there is removed.
@@ -59,6 +59,12 @@ class Janitor:
         assert self._process.stdout is not None
         self._process.stdout.readline()  # the folder is locked now
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clean()
+
     def clean(self) -> None:
         """Ends all processes of the job and removes its folder; returns when nothing is left."""
         assert self._process.stdin is not None
@@ -72,7 +78,7 @@ class Janitor:
 
 
 def main(mark: str, folder: Path) -> None:
-    """What the janitor's own process does."""
+    """What the process does that waits for the end of its starter."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     lock = take_lock(folder)
@@ -96,7 +102,7 @@ def take_lock(folder: Path) -> IO[str] | None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Removes the folders of this user's jobs that were ended together with their janitors."""
+    """Removes the folders of this user's jobs whose clean-up was killed too."""
     for folder in parent.glob("pirl-j*"):
         try:
             status = folder.stat()

@@ -10,6 +10,8 @@ import socket
 import time
 from typing import Literal, Self
 
+from pirl.errors import NotStarted
+
 HELLO_S = 3
 HELLO_BYTES = 500
 READY = b"r"
@@ -18,17 +20,23 @@ SILENCE_S = 30
 """After this much silence of the other host the system takes a connection for lost: it has died or left the net."""
 
 
-class Head:
+class Membership:
     """The head's side.
 
     Args:
         ip: Address that the other nodes reach.
         port: To listen on.
         token: What a node must know; strangers are turned away.
+
+    Raises:
+        NotStarted: The port was taken while Ray started.
     """
 
     def __init__(self, ip: str, port: int, token: str) -> None:
-        self._server = socket.create_server((ip, port), backlog=128)
+        try:
+            self._server = socket.create_server((ip, port), backlog=128)
+        except OSError as error:
+            raise NotStarted(f"port {port}: {error.strerror}") from None
         self._server.setblocking(False)
         self._token = token
         self._nodes: dict[int, socket.socket] = {}

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from clusters.node.this_node import Resources, ThisNode
 from clusters.profile import PORTS_PER_NODE
+from pirl.errors import NotStarted
 
 MANY_NODES = 10_000
 """The most that Ray's dashboard tells of at once; it tells of a hundred if it is not asked for more."""
@@ -31,7 +33,7 @@ OWN_RAY = {
 """Settings of a Ray that is there for one command or job only."""
 
 SERVICES = (
-    *("meeting", "gcs", "dashboard", "client", "node_manager", "object_manager"),
+    *("membership", "gcs", "dashboard", "client", "node_manager", "object_manager"),
     *("agent_http", "agent_grpc", "runtime_env", "metrics"),
 )
 """What listens on the first ports of a node's hundred; Ray's workers have the others."""
@@ -39,10 +41,6 @@ SERVICES = (
 
 FOREIGN = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
 """What a user's shell may say of another Ray."""
-
-
-class StartError(RuntimeError):
-    """Ray did not come up on a node, and why."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +79,6 @@ class Ports:
         return None
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What Ray may use of a node: it would take all of it."""
-
-    cpus: int
-    gpus: int
-    memory_bytes: int | None
-
-
 @dataclass
 class RayNode:
     """A running Ray node.
@@ -99,7 +88,7 @@ class RayNode:
         ports: Its ports.
         process: `ray start --block`, which all its processes end with.
         log: What it says.
-        lock: On the ports: Ray takes seconds until it listens, and the meeting listens after it.
+        lock: On the ports: Ray takes seconds until it listens, and the membership listens after it.
     """
 
     ip: str
@@ -123,37 +112,27 @@ def candidates(job_id: str, first: int, last: int) -> Iterator[Ports]:
 
 
 def start_ray(
-    ip: str,
-    ports: Iterator[Ports],
-    resources: Resources,
-    folder: Path,
-    environment: dict[str, str],
-    *,
-    head_address: str | None,
-    limit_s: float,
-    give_up: Callable[[], bool],
+    node: ThisNode, environment: dict[str, str], head_address: str | None, give_up: Callable[[], bool]
 ) -> RayNode:
     """Starts Ray on this node and returns when it listens.
 
     Args:
-        ip: This node's address.
-        ports: Where to try, in this order.
-        resources: What Ray may use.
-        folder: For its logs and sockets, on this node's own disk.
+        node: Its logs and sockets lie in this node's scratch folder.
         environment: For all of its processes.
         head_address: `ip:port` of the head node; None starts the head.
-        limit_s: How long all tries together may take.
         give_up: Whether it is not wanted any more.
 
     Raises:
-        StartError: No ports are free, or Ray ended or did not listen in time; with the last lines of its output.
+        NotStarted: No ports are free, or Ray ended or did not listen in time; with the last lines of its output.
     """
+    ip, limit_s = node.ip, node.profile.start_s
     problem = "no hundred ports of the range are free"
     deadline = time.monotonic() + limit_s
+    ports = candidates(node.folder.job_id, *node.profile.ports)
     taken = ((candidate, lock) for candidate in ports if (lock := candidate.take(ip)))
     for attempt, (candidate, lock) in zip(range(TRIES), taken, strict=False):
-        command = ray_command(ip, candidate, resources, folder / f"r{attempt}", head_address)
-        log = folder / f"start{attempt}.log"
+        command = ray_command(ip, candidate, node.resources, node.scratch / f"r{attempt}", head_address)
+        log = node.scratch / f"start{attempt}.log"
         with log.open("wb") as output:
             process = start_process(command, environment, stdout=output)
         services = ["node_manager"] + ([] if head_address else ["gcs", "dashboard"])
@@ -168,7 +147,7 @@ def start_ray(
         lock.close()
         if time.monotonic() > deadline or give_up():
             break
-    raise StartError(problem)
+    raise NotStarted(problem)
 
 
 def ray_command(ip: str, ports: Ports, resources: Resources, folder: Path, head_address: str | None) -> list[str]:

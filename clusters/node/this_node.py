@@ -1,12 +1,12 @@
-"""Where a task stands in its job, and what the job is."""
+"""A node of an allocation, and its part in a job."""
 
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from clusters.node import membership as meeting
-from clusters.node.ray_node import Resources
+from clusters.job_folder import JobFolder
+from clusters.node import membership
 from clusters.profile import Profile
 
 
@@ -15,42 +15,51 @@ class JobFile:
     """What a job runs.
 
     Attributes:
-        folder: Of the job.
         command: Path of the job file and its arguments.
         takes_settings: Whether the job file knows `--storage` and `--cluster.workers`.
     """
 
-    folder: Path
     command: tuple[str, ...]
     takes_settings: bool
 
 
 @dataclass(frozen=True)
-class Place:
+class Resources:
+    """What Ray may use of a node: it would take all of it."""
+
+    cpus: int
+    gpus: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class ThisNode:
     """This node's place in the job, as the scheduler tells it.
 
     Attributes:
-        job_id: With the number in the array, if it is one.
+        job: What runs.
+        profile: Of the cluster.
+        folder: Of the job.
         rank: Of this node, from 0.
         nodes: That the job got.
         restarts: How often it was requeued.
         host: Name of this node.
         ip: Its address, as the other nodes see it.
         resources: What the job got of it.
-        log: Where this task's output goes.
     """
 
-    job_id: str
+    job: JobFile
+    profile: Profile
+    folder: JobFolder
     rank: int
     nodes: int
     restarts: int
     host: str
     ip: str
     resources: Resources
-    log: Path
 
     @classmethod
-    def here(cls, profile: Profile, job_id: str, rank: int, nodes: int, log: Path) -> "Place":
+    def here(cls, job: JobFile, profile: Profile, folder: JobFolder, rank: int, nodes: int) -> "ThisNode":
         """Reads the rest from the environment of a task."""
         head_ip = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE", profile.cpus_per_node))
@@ -62,12 +71,28 @@ class Place:
         by_default = per_cpu * cpus or per_gpu * gpus
         megabytes = per_node or by_default or 1024 * (profile.memory_gb_per_node or 0)
         return cls(
-            job_id=job_id,
+            job=job,
+            profile=profile,
+            folder=folder,
             rank=rank,
             nodes=nodes,
             restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             host=os.environ.get("SLURMD_NODENAME", socket.gethostname()),
-            ip=meeting.own_ip(head_ip),
+            ip=membership.own_ip(head_ip),
             resources=Resources(cpus, gpus, int(megabytes * 2**20) or None),
-            log=log,
         )
+
+    @property
+    def log(self) -> Path:
+        """Where this node's output goes."""
+        return self.folder.log(self.rank)
+
+    @property
+    def mark(self) -> str:
+        """Tells the processes of the job on this node from all others."""
+        return f"{self.folder.job_id}.{self.rank}"
+
+    @property
+    def scratch(self) -> Path:
+        """The job's folder for temporary files on this node's own disk."""
+        return Path(self.profile.temp_dir) / f"pirl-j{self.folder.job_id}-{self.rank}"

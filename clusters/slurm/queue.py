@@ -8,8 +8,12 @@ versions know are used, and what a version leaves out is None or "".
 import os
 import re
 import subprocess
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+
+from pirl.errors import SlurmSilent
 
 LIMIT_S = 20.0
 """For each command: a controller that is away must not keep `status` for ever."""
@@ -26,12 +30,8 @@ NO_JOB = ("invalid job id", "invalid job array id", "accounting storage is disab
 """What a command says that fails because it knows of no such job; any other failure is no answer."""
 
 
-class SlurmSilent(RuntimeError):  # noqa: N818 - what it is, not that it is an error
-    """SLURM gives no answer, so what it would say of a job is not known; says which command failed, and how."""
-
-
 @dataclass(frozen=True)
-class JobState:
+class SlurmJob:
     """One job, or one task of an array, as SLURM sees it.
 
     Attributes:
@@ -66,7 +66,7 @@ class JobState:
         return self.state in ENDED
 
 
-def job_state(job_id: str) -> JobState | None:
+def slurm_job(job_id: str) -> SlurmJob | None:
     """Asks until one knows the job; of an array without a task the first task that has not ended, else the first.
 
     Returns:
@@ -101,7 +101,7 @@ def job_state(job_id: str) -> JobState | None:
     return None
 
 
-def jobs_of_user() -> list[JobState]:
+def jobs_of_user() -> list[SlurmJob]:
     """This user's jobs that wait, run, or ended some minutes ago, as squeue orders them.
 
     Raises:
@@ -122,23 +122,17 @@ def covers(listed: str, job_id: str) -> bool:
     return any(int(task) in range(int(first), int(last or first) + 1, int(step or 1)) for first, last, step in spans)
 
 
-def parse_squeue(text: str) -> list[JobState]:
+def parse_squeue(text: str) -> list[SlurmJob]:
     """Lines in SQUEUE_FORMAT."""
-    return [
-        _state(job, state, name, reason=reason, nodes=nodes, used=used, limit=limit, start=start)
-        for job, state, used, limit, start, nodes, reason, name in _rows(text, 8)
-    ]
+    return _parse_rows(text, "JobId JobState RunTime TimeLimit StartTime NodeList Reason JobName")
 
 
-def parse_sacct(text: str) -> list[JobState]:
+def parse_sacct(text: str) -> list[SlurmJob]:
     """Lines in SACCT_FORMAT."""
-    return [
-        _state(job, state, name, nodes=nodes, used=used, limit=limit, start=start, exit_code=exit_code)
-        for job, state, used, limit, start, nodes, exit_code, name in _rows(text, 8)
-    ]
+    return _parse_rows(text, "JobId JobState RunTime TimeLimit StartTime NodeList ExitCode JobName")
 
 
-def parse_scontrol(text: str) -> list[JobState]:
+def parse_scontrol(text: str) -> list[SlurmJob]:
     """Lines of `scontrol -o show job`."""
     jobs = []
     for line in text.splitlines():
@@ -150,21 +144,10 @@ def parse_scontrol(text: str) -> list[JobState]:
         fields = dict(re.findall(r" (\w+)=(\S*)", rest.partition(" Command=")[0]))
         reason = re.search(r" Reason=(.*?)(?: FailedNode=\S*)? Dependency=", rest)
         job, array, task, name = head.groups()
-        job = job if array is None else f"{array}_{task if task.isdigit() else f'[{task}]'}"
-        jobs.append(
-            _state(
-                job,
-                fields.get("JobState", ""),
-                name,
-                reason=reason[1] if reason else fields.get("Reason", ""),
-                nodes=fields.get("NodeList", ""),
-                used=fields.get("RunTime", ""),
-                limit=fields.get("TimeLimit", ""),
-                start=fields.get("StartTime", ""),
-                exit_code=fields.get("ExitCode", ""),
-                restarts=fields.get("Restarts", ""),
-            )
-        )
+        fields["JobId"] = job if array is None else f"{array}_{task if task.isdigit() else f'[{task}]'}"
+        fields["JobName"] = name
+        fields["Reason"] = reason[1] if reason else fields.get("Reason", "")
+        jobs.append(_job(fields))
     return jobs
 
 
@@ -177,35 +160,24 @@ def seconds(text: str) -> int | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
-def _state(
-    job: str,
-    state: str,
-    name: str,
-    *,
-    reason: str = "",
-    nodes: str = "",
-    used: str = "",
-    limit: str = "",
-    start: str = "",
-    exit_code: str = "",
-    restarts: str = "",
-) -> JobState:
-    """From the words of any of the three commands."""
-    state = state.split()[0]  # "CANCELLED by 0" in sacct
-    used_s, limit_s = seconds(used), seconds(limit)
+def _job(fields: Mapping[str, str]) -> SlurmJob:
+    """From the words of any of the three commands, by scontrol's names; each leaves some out."""
+    told = defaultdict(str, {name: "" if text in NOTHING else text for name, text in fields.items()})
+    state = told["JobState"].split()[0]  # "CANCELLED by 0" in sacct
+    used_s, limit_s = seconds(told["RunTime"]), seconds(told["TimeLimit"])
     running = state == "RUNNING" and used_s is not None and limit_s is not None
-    return JobState(
-        id=job,
+    return SlurmJob(
+        id=told["JobId"],
         state=state,
-        name=name,
-        reason="" if reason in NOTHING else reason,
-        nodes="" if nodes in NOTHING else nodes,
+        name=fields["JobName"],
+        reason=told["Reason"],
+        nodes=told["NodeList"],
         time_used_s=used_s,
         time_left_s=max(0, limit_s - used_s) if running else None,  # type: ignore[operator]
         time_limit_s=limit_s,
-        restarts=int(restarts) if restarts.isdigit() else None,
-        exit_code=_exit_code(exit_code) if state in ENDED else None,
-        expected_start=_time(start) if state == "PENDING" else None,
+        restarts=int(told["Restarts"]) if told["Restarts"].isdigit() else None,
+        exit_code=_exit_code(told["ExitCode"]) if state in ENDED else None,
+        expected_start=_time(told["StartTime"]) if state == "PENDING" else None,
     )
 
 
@@ -225,9 +197,11 @@ def _time(text: str) -> datetime | None:
         return None
 
 
-def _rows(text: str, columns: int) -> list[list[str]]:
-    rows = (line.split("|", columns - 1) for line in text.splitlines())
-    return [[field.strip() for field in row] for row in rows if len(row) == columns and row[1].strip()]
+def _parse_rows(text: str, names: str) -> list[SlurmJob]:
+    """From lines whose fields have these names in scontrol."""
+    columns = names.split()
+    rows = ([field.strip() for field in line.split("|", len(columns) - 1)] for line in text.splitlines())
+    return [_job(dict(zip(columns, row, strict=True))) for row in rows if len(row) == len(columns) and row[1]]
 
 
 def _ask(*command: str) -> str | None:

@@ -16,7 +16,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clusters.job_report import enter, read_state
+from clusters.job_folder import JobFolder
 
 TRIES = 5
 CARRIED_OUT_S = 60
@@ -29,47 +29,49 @@ LOOK_S = 5
 """Between two looks at a host; the first is late enough for all of its processes to be gone."""
 
 
-def main(folder: Path, max_requeues: int, code: int) -> int:
+def main(path: Path, max_requeues: int, code: int) -> int:
     """Returns the exit code of the batch script; does not return when the job goes back to the queue."""
-    job_id = own_id()
+    folder = JobFolder(path, own_id())
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if not _is_first(folder / f"{job_id}_verdict_{restarts}"):
+    try:
+        folder.attempt_ended(restarts).touch(exist_ok=False)
+    except FileExistsError:
         time.sleep(CARRIED_OUT_S)
         return 1
 
-    state = read_state(folder, job_id)
-    phase = state.get("phase") if state.get("restarts") == restarts else None
+    report = folder.report()
+    phase = report.get("phase") if report.get("restarts") == restarts else None
     if phase in ("done", "failed"):
-        return state["exit_code"]
+        return report["exit_code"]
     # Ended by a signal, as preemption may begin; a job that is cancelled loses this script too.
     if phase in ("requeue", "cancelled"):
-        reason = state["reason"]
+        reason = report["reason"]
     elif phase is None and code < 128:
         told = f"the first node could not begin, exit code {code}: its log says why"
-        enter(folder, job_id, "failed", told, exit_code=code or 1, restarts=restarts)
+        folder.enter("failed", told, exit_code=code or 1, restarts=restarts)
         return code or 1
     else:
         reason = "the processes of the first node were lost"
-    history = [*state.get("history", []), reason]
+    history = [*report.get("history", []), reason]
     if restarts >= max_requeues:
         told = f"{reason}; the job was requeued {restarts} times, which is all that max_requeues allows"
-        enter(folder, job_id, "failed", told, exit_code=1, history=history, restarts=restarts)
+        folder.enter("failed", told, exit_code=1, history=history, restarts=restarts)
         print(f"failed: {told}", flush=True)
         return 1
     print(f"back to the queue: {reason}", flush=True)
-    enter(folder, job_id, "requeue", reason, history=history, restarts=restarts)
+    folder.enter("requeue", reason, history=history, restarts=restarts)
     for _ in range(TRIES):
         # Incomplete: not one that was cancelled meanwhile.
-        taken = _ask("scontrol", "requeue", "incomplete", job_id) is not None
+        taken = _ask("scontrol", "requeue", "incomplete", folder.job_id) is not None
         time.sleep(CARRIED_OUT_S if taken else CARRIED_OUT_S / TRIES)
     return 1
 
 
-def outlive(folder: Path, max_requeues: int, head: str) -> None:
+def outlive(path: Path, max_requeues: int, head: str) -> None:
     """Does what the batch script cannot do any more, on another node, where its host is down.
 
-    SLURM leaves a job that may lose nodes (`--no-kill`) as it is then: running, with nothing in it. Ends without a
-    verdict where the host answers: the batch script is there, or it was only this node that was cut off.
+    SLURM leaves a job that may lose nodes (`--no-kill`) as it is then: running, with nothing in it. Does
+    nothing where the host answers: the batch script is there, or it was only this node that was cut off.
     """
     if not shutil.which("scontrol"):  # in a container of srun_args, say
         print(f"{head} is lost, and there is no scontrol here to bring the job back with: scancel it", flush=True)
@@ -85,7 +87,7 @@ def outlive(folder: Path, max_requeues: int, head: str) -> None:
     except SystemExit:  # SLURM ends the steps of the job when it notices
         if host_state(head) != "down":
             raise
-    main(folder, max_requeues, code=137)
+    main(path, max_requeues, code=137)
     _ask("scancel", own_id())
 
 
@@ -117,14 +119,6 @@ def _ask(*command: str) -> str | None:
         print(f"{command[0]}: {error}", flush=True)
         return None
     return answer.stdout if answer.returncode == 0 else None
-
-
-def _is_first(file: Path) -> bool:
-    try:
-        file.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clusters.job_report import JobState as OwnState
-from clusters.job_report import read_state, reason_in, state_file
-from clusters.slurm.queue import JobState, SlurmSilent, covers, job_state, jobs_of_user
+from clusters.job_folder import JobFolder, JobReport, reason_in
+from clusters.slurm.queue import SlurmJob, covers, jobs_of_user, slurm_job
 from jobs.batch.submission import description
-from pirl.errors import ConfigError
+from pirl.errors import ConfigError, SlurmSilent
 
 SCANCEL_S = 60
 """What scancel may take."""
@@ -22,7 +21,7 @@ ENDS = ("done", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JobStatus:
     """How a job stands.
 
     Attributes:
@@ -35,13 +34,13 @@ class Verdict:
     word: str
     reason: str = ""
     active: bool = False
-    theirs: JobState | None = None
+    theirs: SlurmJob | None = None
 
     def __str__(self) -> str:
         return f"{self.word}: {self.reason}" if self.reason else self.word
 
 
-CANCELLED = Verdict("CANCELLED", "by jobs/slurm.py cancel")
+CANCELLED = JobStatus("CANCELLED", "by jobs/slurm.py cancel")
 """Where neither the scheduler nor the job itself says more."""
 
 
@@ -51,7 +50,6 @@ class Job:
 
     Attributes:
         folder: With its script, code and logs.
-        job_id: As the scheduler names it; `123_4` in an array.
         name: Of the job.
         cluster: Kind of its cluster.
         command: What it runs.
@@ -60,8 +58,7 @@ class Job:
         environment: Variables of its processes, which its store may need.
     """
 
-    folder: Path
-    job_id: str
+    folder: JobFolder
     name: str
     cluster: str
     command: str
@@ -70,81 +67,77 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
+    def job_id(self) -> str:
+        """As the scheduler names it; `123_4` in an array."""
+        return self.folder.job_id
+
+    @property
     def array(self) -> str:
         """The id of the array that it is in, or its own."""
         return self.job_id.partition("_")[0]
 
-    def state(self) -> OwnState:
+    def report(self) -> JobReport:
         """What the job says of itself."""
         try:
-            return read_state(self.folder, self.job_id)
+            return self.folder.report()
         except (OSError, ValueError) as error:
-            return {"reason": f"{state_file(self.folder, self.job_id)} cannot be read: {error}"}
+            return {"reason": f"{self.folder.report_file} cannot be read: {error}"}
 
-    def verdict(self) -> Verdict:
+    def status(self) -> JobStatus:
         """How it stands; asks the scheduler."""
         if self.cluster != "slurm":
-            return self._judged_alone()
+            return self._status_alone()
         try:
-            return self.judged(job_state(self.job_id))
+            return self.status_by(slurm_job(self.job_id))
         except SlurmSilent as silence:
-            return self.judged_in_silence(silence)
+            return self.status_in_silence(silence)
 
-    def judged(self, theirs: JobState | None) -> Verdict:
+    def status_by(self, theirs: SlurmJob | None) -> JobStatus:
         """How it stands, after what SLURM said of it a moment ago; None if SLURM does not know it, or not any more."""
-        own = self.state()  # read after SLURM was asked: of a job that has ended for SLURM it is the last word
+        own = self.report()  # read after SLURM was asked: of a job that has ended for SLURM it is the last word
         phase, reason = own.get("phase"), own.get("reason", "")
         if theirs and not theirs.ended:
             busy = theirs.state == "RUNNING" and phase in ("starting", "saving")
             word = f"{theirs.state} ({phase})" if busy else theirs.state
-            return Verdict(word, theirs.reason or reason, True, theirs)
+            return JobStatus(word, theirs.reason or reason, True, theirs)
         if theirs and theirs.state == "FAILED" and phase not in ENDS:
-            return Verdict("FAILED", self._last_words() or theirs.reason, False, theirs)
+            return JobStatus("FAILED", self._last_words() or theirs.reason, False, theirs)
         if theirs:
-            return Verdict(theirs.state, "" if theirs.state == "COMPLETED" else reason or theirs.reason, False, theirs)
+            return JobStatus(
+                theirs.state, "" if theirs.state == "COMPLETED" else reason or theirs.reason, False, theirs
+            )
         if phase in ENDS:
             return _own_end(own)
-        if self.cancelled.exists():
+        if self.folder.cancelled.exists():
             return CANCELLED
         # Not in the queue any more, and it could not say how it ended.
         word = "GONE" if phase else "UNKNOWN"
-        return Verdict(word, reason or "SLURM does not know it, and it has not written a result")
+        return JobStatus(word, reason or "SLURM does not know it, and it has not written a result")
 
-    def judged_in_silence(self, silence: SlurmSilent) -> Verdict:
+    def status_in_silence(self, silence: SlurmSilent) -> JobStatus:
         """How it stands where SLURM does not answer. A job that was cancelled may be in the queue again."""
-        own = self.state()
+        own = self.report()
         if own.get("phase") in ("done", "failed"):
             return _own_end(own)
         last = own.get("phase", "nothing yet")
-        return Verdict("NO ANSWER", f"SLURM does not answer ({silence}); the job last said: {last}", True)
-
-    def logs(self) -> dict[int, Path]:
-        """The log of each node, by rank; the batch script writes into that of the first."""
-        found = self.folder.glob(f"{self.job_id}_*_log.out")
-        numbers = {path: path.name.removeprefix(f"{self.job_id}_").split("_")[0] for path in sorted(found)}
-        return {int(number): path for path, number in numbers.items() if number.isdigit()}
+        return JobStatus("NO ANSWER", f"SLURM does not answer ({silence}); the job last said: {last}", True)
 
     def cancel(self) -> str:
         """Ends the job; returns what went wrong."""
         problem = _scancel(self.job_id) if self.cluster == "slurm" else self._end_process()
         if not problem:
-            self.cancelled.touch()
+            self.folder.cancelled.touch()
         return problem
-
-    @property
-    def cancelled(self) -> Path:
-        """Is there once the job was cancelled: it may not have begun, or not have the time to say so itself."""
-        return self.folder / f"{self.job_id}_cancelled"
 
     def _last_words(self) -> str:
         """What the first node's log says of an error, where the job could not say so itself."""
         try:
-            return reason_in(self.logs()[0])
-        except (KeyError, OSError):
+            return reason_in(self.folder.log(0))
+        except OSError:
             return ""
 
     def _end_process(self) -> str:
-        pid = next((pid for pid in (self.state().get("pid"), self._controller()) if self._runs(pid)), None)
+        pid = next((pid for pid in (self.report().get("pid"), self._controller()) if self._runs(pid)), None)
         if pid is None:
             return f"job {self.job_id} does not run"
         try:
@@ -153,25 +146,25 @@ class Job:
             return f"process {pid} of job {self.job_id}: {error.strerror}"
         return ""
 
-    def _judged_alone(self) -> Verdict:
+    def _status_alone(self) -> JobStatus:
         """How it stands where there is no scheduler to ask: it lives as long as its processes."""
         # Looked at before its state is read, which a job that ends writes last.
-        lives = self._runs(self._controller()) or self._runs(self.state().get("pid"))
-        own = self.state()
+        lives = self._runs(self._controller()) or self._runs(self.report().get("pid"))
+        own = self.report()
         phase, reason = own.get("phase"), own.get("reason", "")
         if phase in ENDS:
             return _own_end(own)
         if phase == "requeue":
-            return Verdict("FAILED", reason)
+            return JobStatus("FAILED", reason)
         if lives:
-            return Verdict("RUNNING", "", True) if phase else Verdict("PENDING", reason or "starting", True)
-        if self.cancelled.exists():
+            return JobStatus("RUNNING", "", True) if phase else JobStatus("PENDING", reason or "starting", True)
+        if self.folder.cancelled.exists():
             return CANCELLED
         if phase:
-            return Verdict("FAILED", "its process was killed")
+            return JobStatus("FAILED", "its process was killed")
         if told := self._last_words():
-            return Verdict("FAILED", told)
-        return Verdict("UNKNOWN", reason or "its process is not there, and it has not written a result")
+            return JobStatus("FAILED", told)
+        return JobStatus("UNKNOWN", reason or "its process is not there, and it has not written a result")
 
     def _controller(self) -> int | None:
         """The process that submitit watches a local job with: the job is named after it."""
@@ -185,7 +178,7 @@ class Job:
             return False
         if self.cluster == "debug":  # it runs in the process that submitted it
             return any(word.endswith("slurm.py") for word in words)
-        return str(self.folder) in words and any("submitit" in word for word in words)
+        return str(self.folder.path) in words and any("submitit" in word for word in words)
 
 
 def cancel_array(tasks: list[Job]) -> str:
@@ -193,7 +186,7 @@ def cancel_array(tasks: list[Job]) -> str:
     problem = _scancel(tasks[0].array)
     if not problem:
         for task in tasks:
-            task.cancelled.touch()
+            task.folder.cancelled.touch()
     return problem
 
 
@@ -209,9 +202,9 @@ def _scancel(job_id: str) -> str:
     return answer.stderr.strip() or f"scancel ended with code {answer.returncode}"
 
 
-def verdicts(jobs: list[Job]) -> list[Verdict]:
+def statuses(jobs: list[Job]) -> list[JobStatus]:
     """How jobs stand: SLURM is asked once for all, and singly for those that it may have forgotten."""
-    listed: list[JobState] = []
+    listed: list[SlurmJob] = []
     silence = None
     if any(job.cluster == "slurm" for job in jobs):
         try:
@@ -222,13 +215,13 @@ def verdicts(jobs: list[Job]) -> list[Verdict]:
     for job in jobs:
         theirs = next((state for state in listed if covers(state.id, job.job_id)), None)
         if job.cluster != "slurm":
-            found.append(job.verdict())
+            found.append(job.status())
         elif silence:
-            found.append(job.judged_in_silence(silence))
-        elif theirs or job.state().get("phase") in ENDS or job.cancelled.exists():
-            found.append(job.judged(theirs))
+            found.append(job.status_in_silence(silence))
+        elif theirs or job.report().get("phase") in ENDS or job.folder.cancelled.exists():
+            found.append(job.status_by(theirs))
         else:
-            found.append(job.verdict())
+            found.append(job.status())
     return found
 
 
@@ -240,7 +233,7 @@ def all_jobs(parent: Path) -> list[Job]:
             told = description(folder)
             jobs += _jobs_of(folder, told) if told is not None else []
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            print(f"left out: {folder / 'job.json'} does not tell of a job: {error!r}", file=sys.stderr)
+            print(f"left out: {JobFolder(folder).description} does not tell of a job: {error!r}", file=sys.stderr)
     return sorted(jobs, key=_newest_first)
 
 
@@ -253,18 +246,17 @@ def find_jobs(parent: Path, name: str | None) -> list[Job]:
     jobs = all_jobs(parent)
     if not jobs:
         raise ConfigError(f"there are no jobs in {parent}; --cluster FILE or --job-folder says where else to look")
-    meant = [job for job in jobs if name in (None, job.job_id, job.array, job.folder.name)]
+    meant = [job for job in jobs if name in (None, job.job_id, job.array, job.folder.path.name)]
     if not meant:
         known = ", ".join(job.job_id for job in jobs[:10])
         raise ConfigError(f"no job {name!r} in {parent}; the newest are {known}")
-    return [job for job in meant if job.folder == meant[0].folder]
+    return [job for job in meant if job.folder.path == meant[0].folder.path]
 
 
 def _jobs_of(folder: Path, told: dict[str, Any]) -> list[Job]:
     return [
         Job(
-            folder=folder,
-            job_id=str(job_id),
+            folder=JobFolder(folder, str(job_id)),
             name=str(told["name"]),
             cluster=str(told["cluster"]),
             command=" ".join([told["job"], *arguments]),
@@ -281,6 +273,6 @@ def _newest_first(job: Job) -> tuple[float, str, int, str]:
     return -job.submitted, job.array, int(task) if task.isdigit() else 0, job.job_id
 
 
-def _own_end(own: OwnState) -> Verdict:
+def _own_end(own: JobReport) -> JobStatus:
     phase = own.get("phase")
-    return Verdict("COMPLETED") if phase == "done" else Verdict(str(phase).upper(), own.get("reason", ""))
+    return JobStatus("COMPLETED") if phase == "done" else JobStatus(str(phase).upper(), own.get("reason", ""))

@@ -16,8 +16,8 @@ def print_logs(job: Job) -> int:
     """Prints what all nodes wrote; returns the exit code."""
     for line in new_lines(job, {}, to_the_end=True):
         print(line)
-    if not job.logs():
-        print(f"job {job.job_id} has written nothing yet: {job.verdict().word}", file=sys.stderr)
+    if not job.folder.logs():
+        print(f"job {job.job_id} has written nothing yet: {job.status().word}", file=sys.stderr)
     return 0
 
 
@@ -26,17 +26,17 @@ def follow_logs(job: Job) -> int:
     positions: dict[Path, int] = {}
     said = ""
     while True:
-        verdict = job.verdict()
-        if verdict.active and verdict.word != said and not verdict.word.startswith("RUNNING"):
-            print(f"-- {verdict}", file=sys.stderr, flush=True)
-        said = verdict.word
+        status = job.status()
+        if status.active and status.word != said and not status.word.startswith("RUNNING"):
+            print(f"-- {status}", file=sys.stderr, flush=True)
+        said = status.word
         asked_at = time.monotonic()
         while True:
-            for line in new_lines(job, positions, to_the_end=not verdict.active):
+            for line in new_lines(job, positions, to_the_end=not status.active):
                 print(line, flush=True)
-            if not verdict.active:
-                print(f"-- {verdict}", file=sys.stderr)
-                return 0 if verdict.word == "COMPLETED" else 1
+            if not status.active:
+                print(f"-- {status}", file=sys.stderr)
+                return 0 if status.word == "COMPLETED" else 1
             time.sleep(FOLLOW_S)
             if time.monotonic() > asked_at + ASK_S:
                 break
@@ -47,7 +47,7 @@ def new_lines(job: Job, positions: dict[Path, int], *, to_the_end: bool = False)
 
     With `to_the_end` also what stands behind the last whole one: nobody may be there any more to end it.
     """
-    for rank, path in job.logs().items():
+    for rank, path in job.folder.logs().items():
         with path.open("rb") as file:
             file.seek(positions.get(path, 0))
             new = file.read()

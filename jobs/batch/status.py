@@ -6,8 +6,9 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from jobs.batch.job import Job, Verdict, verdicts
+from jobs.batch.job import Job, JobStatus, statuses
 from pirl.errors import ConfigError, StorageError
+from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 
 STORE_S = 20.0
@@ -19,9 +20,9 @@ def print_status(jobs: list[Job]) -> int:
     if len(jobs) > 1:
         return list_table(jobs)
     (job,) = jobs
-    verdict, own = job.verdict(), job.state()
-    rows = [("state", str(verdict)), *_place_and_time(job, verdict)]
-    restarts = max((verdict.theirs and verdict.theirs.restarts) or 0, own.get("restarts", 0))
+    status, own = job.status(), job.report()
+    rows = [("state", str(status)), *_place_and_time(job, status)]
+    restarts = max((status.theirs and status.theirs.restarts) or 0, own.get("restarts", 0))
     rows.append(("restarts", str(restarts)))
     rows += [("", f"{n}. {why}") for n, why in enumerate(own.get("history", []), start=1)]
     rows.append(("command", job.command))
@@ -29,7 +30,7 @@ def print_status(jobs: list[Job]) -> int:
     numbers = sweep_numbers if job.command.startswith("tune/sweep.py") else last_numbers
     for run in job.run_folders:
         rows += [("run", run), ("progress", numbers(Folder(run, {}, STORE_S)))]
-    rows.append(("logs", f"{job.folder}"))
+    rows.append(("logs", f"{job.folder.path}"))
     print(f"job {job.job_id}   {job.name}")
     for title, text in rows:
         print(f"  {title:<9} {text}")
@@ -42,9 +43,9 @@ def list_table(jobs: list[Job]) -> int:
         print("no jobs")
         return 0
     rows = [("JOB", "NAME", "STATE", "SUBMITTED", "COMMAND")]
-    for job, verdict in zip(jobs, verdicts(jobs), strict=True):
+    for job, status in zip(jobs, statuses(jobs), strict=True):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.submitted))
-        rows.append((job.job_id, job.name, verdict.word, when, job.command))
+        rows.append((job.job_id, job.name, status.word, when, job.command))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, [*widths, 0], strict=True)).rstrip())
@@ -54,8 +55,8 @@ def list_table(jobs: list[Job]) -> int:
 def last_numbers(run: Folder) -> str:
     """The last line of a run's metrics in words, or why there is none."""
     try:
-        lines = (run.find("metrics.jsonl") or "").splitlines()
-        done = run.find("result.json") is not None
+        lines = (run.find(RunFile.METRICS) or "").splitlines()
+        done = run.find(RunFile.RESULT) is not None
     except (OSError, StorageError, ConfigError, UnicodeDecodeError) as error:
         return f"cannot be read here: {error}"
     for line in reversed(lines):
@@ -91,9 +92,9 @@ def _sweep_in_words(told: dict[str, Any]) -> str:
     return f"{text}   best {metric} so far {best['metric']:.4f} at epoch {best['epoch']} ({best['name']})"
 
 
-def _place_and_time(job: Job, verdict: Verdict) -> list[tuple[str, str]]:
-    own, theirs = job.state(), verdict.theirs
-    nodes = ", ".join(own.get("nodes", [])) if verdict.word.startswith("RUNNING") else ""
+def _place_and_time(job: Job, status: JobStatus) -> list[tuple[str, str]]:
+    own, theirs = job.report(), status.theirs
+    nodes = ", ".join(own.get("nodes", [])) if status.word.startswith("RUNNING") else ""
     rows = [("nodes", nodes or (theirs.nodes if theirs else "") or "none")]
     if theirs and theirs.expected_start and theirs.state == "PENDING":
         rows.append(("starts", f"{theirs.expected_start:%Y-%m-%d %H:%M} or later, as SLURM sees it now"))

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from clusters.job_folder import JobFolder
 from clusters.node.this_node import JobFile
 from clusters.profile import Profile
-from clusters.slurm.queue import SlurmSilent
-from pirl.errors import ConfigError
+from pirl.errors import ConfigError, SlurmSilent
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pirl", "jobs", "clusters", "tune")
@@ -126,9 +126,9 @@ class Submission:
     def _tasks(self) -> list[Any]:
         from jobs.batch.task import Task
 
-        path = str(self.folder / "code" / self.job)
-        files = [JobFile(self.folder, (path, *words), self.job != ALONE) for words in self.arguments]
-        return [Task(file, self.profile.model_dump_json()) for file in files]
+        path, profile = f"{self._code}/{self.job}", self.profile.model_dump_json()
+        files = [JobFile((path, *words), self.job != ALONE) for words in self.arguments]
+        return [Task(self.folder, file, profile) for file in files]
 
     def _parameters(self) -> dict[str, Any]:
         """For submitit, whose names they bear."""
@@ -146,7 +146,7 @@ class Submission:
             "ntasks_per_node": None if "no-kill" in more else 1,
             "mem": f"{round(profile.memory_gb_per_node * 1024)}M" if profile.memory_gb_per_node else None,
         }
-        verdict = shlex.join([f"{self._code}/clusters/slurm/requeue.py", str(self.folder)])
+        requeue = shlex.join([f"{self._code}/clusters/slurm/requeue.py", str(self.folder)])
         return {name: value for name, value in given.items() if value} | {
             "job_name": self.name,
             "nodes": profile.nodes.max,
@@ -164,12 +164,12 @@ class Submission:
                 *(["--no-kill"] if "no-kill" in more else []),
                 *profile.srun_args,
             ],
-            "teardown": [f"{self._python} {verdict} {profile.max_requeues} $?"],
+            "teardown": [f"{self._python} {requeue} {profile.max_requeues} $?"],
         }
 
     @property
     def _code(self) -> str:
-        return str(self.folder / "code")
+        return str(JobFolder(self.folder).code)
 
     @property
     def _python(self) -> str:
@@ -192,7 +192,7 @@ class Submission:
         for package in PACKAGES:
             if (ROOT / package).exists():
                 ignore = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / package, self.folder / "code" / package, ignore=ignore)
+                shutil.copytree(ROOT / package, f"{self._code}/{package}", ignore=ignore)
 
     def _write_description(self, job_ids: list[str]) -> None:
         description = {
@@ -204,9 +204,10 @@ class Submission:
             "environment": self.profile.environment,
             "submitted": time.time(),
         }
-        partial = self.folder / "job.json.partial"
+        file = JobFolder(self.folder).description
+        partial = file.with_name(f"{file.name}.partial")
         partial.write_text(json.dumps(description, indent=1) + "\n")
-        partial.replace(self.folder / "job.json")
+        partial.replace(file)
 
 
 @contextmanager
@@ -276,6 +277,6 @@ def ask_slurm(script: str) -> str:
 def description(folder: Path) -> dict[str, Any] | None:
     """What `submit` wrote of a job into its folder."""
     try:
-        return cast(dict[str, Any], json.loads((folder / "job.json").read_text()))
+        return cast(dict[str, Any], json.loads(JobFolder(folder).description.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None

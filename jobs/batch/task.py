@@ -1,12 +1,13 @@
 """What submitit runs once on each node."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import submitit
-from submitit.core.utils import JobPaths
 
+from clusters.job_folder import JobFolder
 from clusters.node import main as allocation
-from clusters.node.this_node import JobFile, Place
+from clusters.node.this_node import JobFile, ThisNode
 from clusters.profile import Profile
 
 
@@ -15,10 +16,12 @@ class Task:
     """A job's part on a node, for submitit to pickle.
 
     Attributes:
+        folder: Of the submission.
         job: What runs.
         profile: Of the cluster, as JSON: its file may change while the job waits.
     """
 
+    folder: Path
     job: JobFile
     profile: str
 
@@ -26,6 +29,5 @@ class Task:
         """Runs it; see `clusters.node.main.run`."""
         profile = Profile.model_validate_json(self.profile)
         task = submitit.JobEnvironment()
-        log = JobPaths(self.job.folder, task.job_id, task.global_rank).stdout
-        place = Place.here(profile, task.job_id, task.global_rank, task.num_nodes, log)
-        allocation.run(self.job, profile, place)
+        folder = JobFolder(self.folder, task.job_id)
+        allocation.run(ThisNode.here(self.job, profile, folder, task.global_rank, task.num_nodes))

@@ -1,7 +1,7 @@
 """What is refused before anything starts: data and GPUs that a run cannot have."""
 
-from jobs.run.here import torchrun
 from pirl.errors import ConfigError, NameTakenError
+from pirl.processes import torchrun
 from pirl.runs.checkpoint_folder import data_of
 from pirl.runs.run import Run
 

@@ -1,6 +1,5 @@
 """A run in this process, or in those of torchrun, and what those are asked before."""
 
-import os
 import shutil
 import sys
 import time
@@ -9,63 +8,28 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+import torch.distributed as td
+
 from jobs.run.outcome import conclude, interruption
-from jobs.run.preemption import warnings_heard
-from pirl.dist import all_gather_dicts, rank, world_size
+from jobs.run.preemption import preemption_signal
+from jobs.run.worker import work
+from pirl import dist
 from pirl.errors import ConfigError
+from pirl.processes import torchrun
 from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
+from pirl.runs.run_files import RunFile
 from pirl.storage.checks import check_shared
 from pirl.storage.folder import Folder
 from pirl.storage.temporary import temporary_folder
 
 
-def check_ranks(storage: Folder) -> None:
-    """Refuses a storage that some rank cannot write, or that is not the same folder for all; a collective.
-
-    Leaves nothing there but the folder.
-
-    Raises:
-        ConfigError: On every rank; names the first that cannot, and why.
-    """
-    own = f".probe-{uuid.uuid4().hex}"
-    first = all_gather_dicts({"name": own} if rank() == 0 else {})["name"]
-    problems: list[str] = []
-    steps = (lambda: storage.write(own, ""), lambda: check_shared(storage, first), lambda: storage.remove(own))
-    for step in steps:  # none is left out, so that all ranks come to the same end
-        problems += all_gather_dicts(_problem(step, storage)).values()
-    if problems:
-        raise ConfigError(problems[0])
-
-
-def _problem(step: Callable[[], None], storage: Folder) -> dict[str, str]:
-    """What went wrong on this rank, by its name."""
-    name = f"rank {rank()}: " if world_size() > 1 else ""
-    try:
-        step()
-    except ConfigError as error:
-        return {name: f"{name}{error}"}
-    except OSError as error:
-        return {name: f"{name}--storage {storage} cannot be written: {error}"}
-    return {}
-
-
 def run_here(run: Run) -> int:
     """Trains in this process, or as one of torchrun's; returns the exit code."""
-    import torch
-    import torch.distributed as td
-
-    from jobs.run.worker import work
-    from pirl import dist
-
     began = time.time()
     rank = torchrun("RANK") or 0
-    use_gpu = run.config.cluster.gpus_per_worker > 0
-    device = torch.device("cuda", torchrun("LOCAL_RANK") or 0) if use_gpu else torch.device("cpu")
-    if use_gpu:
-        torch.cuda.set_device(device)
-    if torchrun("WORLD_SIZE"):
-        td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
+    device = join_group(use_gpu=run.config.cluster.gpus_per_worker > 0)
     try:
         check_ranks(run.folder.parent)
     except ConfigError as error:
@@ -75,7 +39,7 @@ def run_here(run: Run) -> int:
             td.destroy_process_group()
         return 2
     # On the disk of the run, where there is one: it has room for checkpoints.
-    scratch = (run.folder.path or temporary_folder()) / ".scratch" / str(rank)
+    scratch = (run.folder.path or temporary_folder()) / RunFile.SCRATCH / str(rank)
     if rank == 0:
         run.write_config()
         prune_checkpoints(run.folder, run.config.checkpoint.keep)
@@ -88,28 +52,55 @@ def run_here(run: Run) -> int:
         if rank == 0:
             prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
-    with warnings_heard() as warned:
-
-        def start() -> None:
-            work(run.config, run.folder, scratch, publish, device, show=print, stop=warned.is_set)
-
-        failure = interruption(start)
+    with preemption_signal() as preempted, interruption() as ended:
+        work(run.config, run.folder, scratch, publish, device, show=print, stop=preempted.is_set)
     shutil.rmtree(scratch, ignore_errors=True)
     with suppress(OSError):  # the others may have something in it
         scratch.parent.rmdir()
-    if td.is_initialized() and not failure:  # after a failure the others may never come to it
+    if td.is_initialized() and not ended.why:  # after a failure the others may never come to it
         td.destroy_process_group()
     if rank == 0:
-        return conclude(run, began, failure)
-    if failure:
-        print(f"rank {rank}: {failure}", file=sys.stderr)
-    return 1 if failure else 0
+        return conclude(run, began, ended.why)
+    if ended.why:
+        print(f"rank {rank}: {ended.why}", file=sys.stderr)
+    return 1 if ended.why else 0
 
 
-def torchrun(name: str) -> int | None:
-    """A number that torchrun gives its processes, as RANK; None in others, where one of that name means nothing.
+def join_group(*, use_gpu: bool) -> torch.device:
+    """Joins torchrun's other processes, if there are any; returns the device of this one."""
+    device = torch.device("cuda", torchrun("LOCAL_RANK") or 0) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if torchrun("WORLD_SIZE"):
+        td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
+    return device
 
-    Other launchers count too that set all that a process group needs: each process would train alone otherwise.
+
+def check_ranks(storage: Folder) -> None:
+    """Refuses a storage that some rank cannot write, or that is not the same folder for all; a collective.
+
+    Leaves nothing there but the folder.
+
+    Raises:
+        ConfigError: On every rank; names the first that cannot, and why.
     """
-    has_group = os.environ.keys() >= {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"}
-    return int(os.environ[name]) if has_group and name in os.environ else None
+    own = f".probe-{uuid.uuid4().hex}"
+    first = dist.all_gather_dicts({"name": own} if dist.rank() == 0 else {})["name"]
+    problems: list[str] = []
+    steps = (lambda: storage.write(own, ""), lambda: check_shared(storage, first), lambda: storage.remove(own))
+    for step in steps:  # none is left out, so that all ranks come to the same end
+        problems += dist.all_gather_dicts(_problem(step, storage)).values()
+    if problems:
+        raise ConfigError(problems[0])
+
+
+def _problem(step: Callable[[], None], storage: Folder) -> dict[str, str]:
+    """What went wrong on this rank, by its name."""
+    name = f"rank {dist.rank()}: " if dist.world_size() > 1 else ""
+    try:
+        step()
+    except ConfigError as error:
+        return {name: f"{name}{error}"}
+    except OSError as error:
+        return {name: f"{name}--storage {storage} cannot be written: {error}"}
+    return {}

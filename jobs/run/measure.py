@@ -6,10 +6,11 @@ from collections.abc import Callable
 import torch
 
 from pirl.config import Config
+from pirl.data.dataset import Dataset
 from pirl.evaluate.evaluate import evaluate, evaluate_res5
-from pirl.evaluate.splits import splits, why_not
+from pirl.evaluate.splits import why_not
 from pirl.methods.pirl import PIRL
-from pirl.runs.run import EVALUATION
+from pirl.runs.run_files import RunFile
 from pirl.runs.run_log import RunLog
 from pirl.storage.folder import Folder
 from pirl.train import Measure
@@ -17,9 +18,9 @@ from pirl.train import Measure
 NO_EVALUATION = "no evaluation: {}; evaluation.enabled false leaves this line out"
 
 
-def probe(config: Config, device: torch.device, say: Callable[[str], None]) -> Measure | None:
+def probe(config: Config, known: Dataset, device: torch.device, say: Callable[[str], None]) -> Measure | None:
     """What is measured during training; None on data without labels."""
-    known, asked = splits(config.data)
+    asked = known.held_out()
     if reason := why_not(known, asked):
         say(NO_EVALUATION.format(reason))
         return None
@@ -27,9 +28,11 @@ def probe(config: Config, device: torch.device, say: Callable[[str], None]) -> M
     return lambda network: dict(evaluate_res5(network.trunk, known, asked, config, device))
 
 
-def measure(config: Config, folder: Folder, network: PIRL, device: torch.device, log: RunLog | None) -> None:
+def measure(
+    config: Config, known: Dataset, folder: Folder, network: PIRL, device: torch.device, log: RunLog | None
+) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
-    known, asked = splits(config.data)
+    asked = known.held_out()
     if reason := why_not(known, asked):
         if log:
             log.line(NO_EVALUATION.format(reason))
@@ -41,4 +44,4 @@ def measure(config: Config, folder: Folder, network: PIRL, device: torch.device,
     untrained = PIRL(config).trunk.to(device)
     report = evaluate(network.trunk, untrained, known, asked, config, device)
     if log:
-        folder.write(EVALUATION, json.dumps(report, indent=2) + "\n")
+        folder.write(RunFile.EVALUATION, json.dumps(report, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Start a training and tell how it ended: on Ray Train's workers, in this process, or in those of torchrun.
+"""A run on Ray Train's workers: on the cluster of RAY_ADDRESS, or on a Ray that is started for it.
 
 What takes long to import is imported where it is needed, so that a wrong request is answered at once.
 """
@@ -22,11 +22,11 @@ from typing import Any
 from clusters.node.cleanup import MARK
 from clusters.node.ray_node import OWN_RAY
 from jobs.run.outcome import conclude, interruption
-from jobs.run.preemption import warnings_for_workers
+from jobs.run.preemption import preemption_for_workers
 from pirl.errors import ConfigError, StorageError
 from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
-from pirl.storage.files import arrow_filesystem
+from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,14 +48,16 @@ def run_on_ray(run: Run) -> int:
     Raises:
         ConfigError: There is no such cluster, or it cannot carry the run.
     """
-    connect(ahead="jobs.run.ray_internals")  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
+    connect(
+        meanwhile="jobs.run.ray_internals"
+    )  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
     from clusters.preflight import check_cluster
 
     check_cluster(run.config, run.folder.parent)
     began = time.time()
-    with following(run.folder, "train.log"), warnings_for_workers():
-        failure = interruption(lambda: fit(run, alone=starts_ray() or MARK in os.environ))
-    return conclude(run, began, failure)
+    with following(run.folder, RunFile.LOG), preemption_for_workers(), interruption() as ended:
+        fit(run, alone=starts_ray() or MARK in os.environ)
+    return conclude(run, began, ended.why)
 
 
 def fit(run: Run, *, alone: bool = False) -> None:
@@ -80,9 +82,9 @@ def fit(run: Run, *, alone: bool = False) -> None:
 
     run.write_config()
     # Ray's own memory of checkpoints knows nothing of those that were written or removed without it.
-    run.folder.remove("checkpoint_manager_snapshot.json")
+    run.folder.remove(RunFile.RAYS_MEMORY)
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
-    filesystem, storage = arrow_filesystem(run.folder.parent.uri, run.folder.options)
+    filesystem, storage = run.folder.parent.arrow_filesystem()
     cluster = run.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
     trainer_class: Any = LoneTrainer if alone else LeanTrainer
@@ -109,11 +111,11 @@ def starts_ray() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
-def connect(ahead: str | None = None) -> None:
+def connect(meanwhile: str | None = None) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach.
 
     Args:
-        ahead: A module that is imported meanwhile.
+        meanwhile: A module that is imported while Ray starts.
 
     Raises:
         ConfigError: There is none at that address.
@@ -126,8 +128,8 @@ def connect(ahead: str | None = None) -> None:
     if starts_ray():
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= OWN_RAY | LOCAL | os.environ  # what the user has set stays
-    if ahead:
-        threading.Thread(target=import_ahead, args=[ahead], daemon=True).start()
+    if meanwhile:
+        threading.Thread(target=import_quietly, args=[meanwhile], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
     dashboard = False if starts_ray() else None
@@ -154,8 +156,9 @@ def connect(ahead: str | None = None) -> None:
             raise ConfigError(f"no Ray at {address}: {what}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
         raise OSError(f"Ray at {address} did not answer: {what}") from None
     if starts_ray():
-        node: Any = ray._private.worker._global_node
-        node.kill_log_monitor(check_alive=False)  # it looks for output ten times a second, of which nobody is told
+        from jobs.run.ray_internals import end_log_monitor
+
+        end_log_monitor()
 
 
 def refuse_silent(address: str) -> None:
@@ -171,7 +174,7 @@ def refuse_silent(address: str) -> None:
         raise ConfigError(f"no Ray at RAY_ADDRESS {address}: {error}. Use host:port, as ray start prints it") from None
 
 
-def import_ahead(module: str) -> None:
+def import_quietly(module: str) -> None:
     """Imports a module in a thread; what goes wrong is told to who imports it next, and nobody if this process ends."""
     with suppress(Exception):
         importlib.import_module(module)

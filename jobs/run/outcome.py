@@ -4,13 +4,15 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pirl.errors import RunFailed, RunStopped
 from pirl.runs.checkpoint_folder import newest_checkpoint, remove_checkpoint, steps_done
-from pirl.runs.run import EVALUATION, Run, last_failure, reports_in
+from pirl.runs.run import Run, last_failure, reports_in
+from pirl.runs.run_files import CheckpointFile, RunFile, checkpoint_name
 from pirl.storage.folder import Folder
 
 
@@ -34,7 +36,7 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
     Args:
         run: The run that was started.
         began: When, as `time.time()` tells it.
-        failure: What `interruption` said.
+        failure: What `interruption` told.
 
     Raises:
         RunFailed: It is not done; RunStopped where that is because it was asked to.
@@ -44,12 +46,12 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
     if lasting := last_failure(run.folder):
         failure = f"error: {lasting['error']}"
         if lasting["step"] is not None:  # the weights of this step gave the loss that is no number
-            remove_checkpoint(run.folder / f"checkpoint_{lasting['step']:09d}")
+            remove_checkpoint(run.folder / checkpoint_name(lasting["step"]))
             remedy += ", with --resume must and a lower --optim.lr or --optim.clip-norm 1"
     checkpoint = newest_checkpoint(run.folder)
     not_done = RunFailed
     if not failure:
-        reports = reports_in(run.folder.read("metrics.jsonl"))
+        reports = reports_in(run.folder.read(RunFile.METRICS))
         if not reports or steps_done(checkpoint) < reports[-1]["step"]:
             failure = f"error: the last checkpoint did not reach {run.folder}"
         elif reports[-1]["step"] < reports[-1]["last_step"]:
@@ -61,11 +63,11 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
         "metrics": reports[-1],
         "retries": sum(report["retries"] for report in reports),
         "skipped": sum(report["skipped"] for report in reports),
-        "evaluation": json.loads(run.folder.find(EVALUATION) or "null"),
+        "evaluation": json.loads(run.folder.find(RunFile.EVALUATION) or "null"),
         "checkpoint": str(checkpoint),
         "wall_s": round(time.time() - began, 1),
     }
-    run.folder.write("result.json", json.dumps(result, indent=2) + "\n")
+    run.folder.write(RunFile.RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -77,8 +79,8 @@ def show_result(folder: Folder, result: dict[str, Any], state: str) -> int:
         print("\n" + table(result["evaluation"]))
     print(
         f"\n{folder.name}: {state}\n"
-        f"  numbers     {folder / 'result.json'}, metrics.jsonl, train.log\n"
-        f"  trunk       {result['checkpoint']}/trunk.safetensors (names as in torchvision)\n"
+        f"  numbers     {folder / RunFile.RESULT}, {RunFile.METRICS}, {RunFile.LOG}\n"
+        f"  trunk       {result['checkpoint']}/{CheckpointFile.TRUNK} (names as in torchvision)\n"
         f"  checkpoint  {result['checkpoint']}\n"
         f"  curves      tensorboard --logdir {folder}"
     )
@@ -94,17 +96,33 @@ def end(*_: object) -> None:
     sys.exit(1)
 
 
-def interruption(start: Callable[[], object]) -> str | None:
-    """Calls `start`; returns None when it ended well, else what ended it, for a person to read."""
+@dataclass
+class Interruption:
+    """What ended a block of code, for a person to read; None when it ended well."""
+
+    why: str | None = None
+
+
+@contextmanager
+def interruption() -> Iterator[Interruption]:
+    """Runs a block, and lets nothing out of it that ends it: that is told instead."""
+    ended = Interruption()
     try:
-        start()
+        yield ended
     except (KeyboardInterrupt, SystemExit):  # Ray's own SIGINT handler exits
-        return "interrupted"
+        ended.why = "interrupted"
     except Exception as error:
-        if _told_to_end.is_set():  # torch makes another error of what ends it while it writes
-            return "interrupted"
-        cause = next(iter(getattr(error, "worker_failures", {}).values()), error)
-        raised = getattr(cause, "_base_exc", None)  # Ray's text of what a worker raised begins with where
+        # torch makes another error of what ends it while it writes
+        ended.why = "interrupted" if _told_to_end.is_set() else f"error: {in_words(error)}"
+
+
+def in_words(error: Exception) -> str:
+    """An error, and what a worker of Ray raised before where: Ray's own text begins with where."""
+    if failures := getattr(error, "worker_failures", None):
+        from jobs.run.ray_internals import raised_by
+
+        cause = next(iter(failures.values()))
+        raised = raised_by(cause)
         what = f"{type(raised).__name__}: {raised}\n" if raised else ""
-        return f"error: {what}{str(cause).strip()}"
-    return None
+        return f"{what}{str(cause).strip()}"
+    return str(error).strip()

@@ -1,11 +1,18 @@
-"""Ray's TorchTrainer without the processes that serve others.
+"""All that hangs on private parts of Ray, as seen in Ray 2.60; tests/jobs/test_ray_internals.py says which has changed.
 
-Each of them takes two to eight seconds of a core to start and about a hundredth of one while the run lasts, and has
-no switch in Ray. Where a later Ray calls them otherwise they are there again, and tests/test_ray.py says so.
+- Default callbacks and scaling policy of `TorchTrainer`: leaves out processes that serve nobody here. Without it each
+  takes two to eight seconds of a core at the start, and a hundredth of one while the run lasts.
+- `Node.kill_log_monitor`: ends the process that looks for output. Without it, a hundredth of a core.
+- `internal_kv`: the driver tells all workers of a preemption. Without it no checkpoint is saved then.
+- The GCS' table of placement groups: gives those of trials that were cut off back. Without it a sweep may never end.
+- `_base_exc`: what a worker raised, for the first line of an error. Without it the line says where, and not what.
+- `build_checkpoint_path_from_name`: where Ray looks for a checkpoint that we have sent ourselves. Without it, nowhere.
 """
 
 from typing import Any
 
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
+from ray.train import Checkpoint
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
@@ -14,9 +21,12 @@ NOT_NEEDED = {
     "PlacementGroupCleanerCallback",  # Ray gives back what a job had, and tune/run/placement_groups.py what a trial had
 }
 
+NAMESPACE = "pirl"
+"""Of Ray's key-value store, which the driver and all of its workers see."""
+
 
 class LeanTrainer(TorchTrainer):
-    """Runs a function on Ray Train's workers."""
+    """Runs a function on Ray Train's workers, without the processes that serve others."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -39,3 +49,66 @@ class Unannounced(FixedScalingPolicy):
 
     def _maybe_send_resource_request(self) -> None:
         """Tells nobody."""
+
+
+def end_log_monitor() -> None:
+    """Ends the process that looks for output ten times a second, in a Ray that this process has started."""
+    import ray
+
+    node: Any = ray._private.worker._global_node
+    node.kill_log_monitor(check_alive=False)
+
+
+def tell_workers(word: str) -> None:
+    """Leaves a word for all processes of this Ray."""
+    _internal_kv_put(word.encode(), b"1", namespace=NAMESPACE)
+
+
+def is_told(word: str) -> bool:
+    """Whether some process has left it."""
+    return bool(_internal_kv_exists(word.encode(), namespace=NAMESPACE))
+
+
+def raised_by(failure: BaseException) -> BaseException | None:
+    """What a worker raised, out of what Ray makes of it."""
+    return getattr(failure, "_base_exc", None)
+
+
+def kept_checkpoint(name: str) -> Checkpoint:
+    """In a worker of Ray Train: the checkpoint of this name in the run folder, however it came there."""
+    import ray.train
+
+    storage = ray.train.get_context().get_storage()
+    return Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+
+
+def placement_groups(*, left: bool) -> list[bytes]:
+    """The ids of this job's placement groups.
+
+    Args:
+        left: Only those that were asked for by an actor that has ended.
+    """
+    import ray
+    from ray._private.state import state  # of its public table nobody learns who asked for a group
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+
+    job: str = ray.get_runtime_context().get_job_id()
+    table = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
+    ours = [
+        group for group in table if group.creator_job_id.hex() == job and group.state != PlacementGroupTableData.REMOVED
+    ]
+    return [
+        group.placement_group_id
+        for group in ours
+        # What the driver asked for, as Tune does for the trials' own processes, has no actor.
+        if not left or state.actor_table(group.creator_actor_id.hex()).get("State") == "DEAD"
+    ]
+
+
+def remove_placement_groups(ids: list[bytes]) -> None:
+    """Removes placement groups, with all that runs in them."""
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for key in ids:
+        remove_placement_group(PlacementGroup(PlacementGroupID(key)))

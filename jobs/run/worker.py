@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from jobs.run.measure import measure, probe
-from jobs.run.preemption import warned
+from jobs.run.preemption import preempted
 from pirl import dist
 from pirl.config import Config, from_json
+from pirl.data.dataset import open_data
 from pirl.errors import CorruptImage, StorageError, TrainingDiverged, TrainingStopped
 from pirl.runs.checkpoint_folder import newest_checkpoint, remove_incomplete, steps_done, upload
 from pirl.runs.metrics import Metrics
 from pirl.runs.run import last_failure, write_failure
+from pirl.runs.run_files import checkpoint_name
 from pirl.runs.run_log import RunLog
 from pirl.storage.folder import Folder
 from pirl.train import train
@@ -32,15 +34,16 @@ def ray_worker(arguments: dict[str, Any]) -> None:
     from ray.train import Checkpoint, CheckpointUploadMode
     from ray.train.torch import get_device
 
+    from jobs.run.ray_internals import kept_checkpoint
+
     config, folder = from_json(arguments["config"]), arguments["folder"]
     if last_failure(folder):
         return  # this is Ray's retry of what would end the same way again
-    storage = ray.train.get_context().get_storage()
 
     def publish(metrics: Metrics, checkpoint: Path, send: Callable[[Path], None]) -> None:
         def send_for_ray(local: Checkpoint, name: str) -> Checkpoint:
             send(Path(local.path))
-            return Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+            return kept_checkpoint(name)
 
         ray.train.report(
             metrics,
@@ -53,7 +56,7 @@ def ray_worker(arguments: dict[str, Any]) -> None:
     # In the folder that Ray gave this worker, and not removed here: Ray does that to each checkpoint when `send` has
     # returned, which may be after the work.
     scratch = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=Path.cwd()))
-    stop = warned() if ray.train.get_context().get_world_rank() == 0 else lambda: False
+    stop = preempted() if ray.train.get_context().get_world_rank() == 0 else lambda: False
     try:
         work(config, folder, scratch, publish, get_device(), show=None, stop=stop)
     except TrainingDiverged:
@@ -90,7 +93,7 @@ def work(
         remove_incomplete(folder)  # else files of an earlier attempt could complete a checkpoint of this one
     # As rank 0 sees it: a shared disk may show the others an older state.
     step = dist.all_gather_dicts({"step": steps_done(newest_checkpoint(folder))} if dist.rank() == 0 else {})["step"]
-    resume = folder / f"checkpoint_{step:09d}" if step else None
+    resume = folder / checkpoint_name(step) if step else None
     log = RunLog(folder, step, show) if dist.rank() == 0 else None
     if log and resume:
         log.line(f"going on from {resume.name}, with {dist.world_size()} workers")
@@ -106,18 +109,20 @@ def work(
     say = log.line if log else lambda line: None
     with log or nullcontext():
         try:
+            dataset = open_data(config.data)
             network = train(
                 config,
+                dataset,
                 report=report,
                 scratch=scratch,
                 resume=resume,
                 device=device,
                 say=say,
                 stop=stop,
-                measure=probe(config, device, say) if config.evaluation.every_epochs else None,
+                measure=probe(config, dataset, device, say) if config.evaluation.every_epochs else None,
             )
             if config.evaluation.enabled:
-                measure(config, folder, network, device, log)
+                measure(config, dataset, folder, network, device, log)
         except TrainingStopped as error:
             say(str(error))
         except TrainingDiverged as error:

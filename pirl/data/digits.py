@@ -11,7 +11,7 @@ from PIL import Image
 
 from pirl.data.writer import MANIFEST, VERSION, ShardWriter
 from pirl.errors import ConfigError
-from pirl.storage import files as storage
+from pirl.storage.folder import Folder
 
 SIDE = 32
 TEST_SHARE = 0.2
@@ -49,7 +49,7 @@ def ensure_digits() -> str:
     return str(folder)
 
 
-def write_digits(uri: str, seed: int = 0) -> tuple[int, int]:
+def write_digits(place: str, seed: int = 0) -> tuple[int, int]:
     """Writes the digits to a folder, shuffled, with a fifth of them held out in `test/`.
 
     Returns:
@@ -63,7 +63,8 @@ def write_digits(uri: str, seed: int = 0) -> tuple[int, int]:
     order = np.random.default_rng(seed).permutation(len(images))
     held_out = round(TEST_SHARE * len(images))
     # The test split first: the manifest of the training split completes the whole.
-    for folder, rows in ((storage.join(uri, "test"), order[:held_out]), (uri, order[held_out:])):
+    whole = Folder(place)
+    for folder, rows in ((whole / "test", order[:held_out]), (whole, order[held_out:])):
         classes = [str(digit) for digit in range(10)]
         with ShardWriter(folder, classes=classes, seed=seed, source="sklearn.datasets.load_digits") as writer:
             for row in rows:

@@ -14,8 +14,7 @@ where a cut of move 2 goes through it). Arrays have one entry a row group; none 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +47,6 @@ class Order:
     streams: int
     batch_size: int
     window_groups: int
-    _latest: "dict[int, _Epoch]" = field(default_factory=dict, init=False, repr=False)
 
     @property
     def rows(self) -> int:
@@ -60,6 +58,39 @@ class Order:
         """Batches of an epoch, all of nearly the same size."""
         return -(-self.rows // self.batch_size)
 
+    def shares(self, step: int, world: int) -> list[int]:
+        """How many rows of a batch each of `world` workers serves; they sum to the size of the batch."""
+        t = step % self.steps_per_epoch
+        sizes = [end - begin for begin, end in (self.span_of(stream, t) for stream in range(self.streams))]
+        served = (streams_of(rank, world, self.streams) for rank in range(world))
+        return [sum(sizes[stream] for stream in streams) for streams in served]
+
+    def reader(self) -> "OrderReader":
+        """Who reads the batches, of which one after the other is cheap."""
+        return OrderReader(self)
+
+    def slice_of(self, stream: int) -> tuple[int, int]:
+        """Where a stream begins and ends in the permuted rows of an epoch."""
+        return self.rows * stream // self.streams, self.rows * (stream + 1) // self.streams
+
+    def span_of(self, stream: int, t: int) -> tuple[int, int]:
+        """Which rows of an epoch step `t` takes from a stream: positions in the permuted rows."""
+        low, high = self.slice_of(stream)
+        steps = self.steps_per_epoch
+        return low + (high - low) * t // steps, low + (high - low) * (t + 1) // steps
+
+
+class OrderReader:
+    """Reads the batches of an order; remembers the layout of the epoch that it was asked for last.
+
+    Args:
+        order: What to read.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._latest: dict[int, _Epoch] = {}
+
     def batch_ids(self, step: int, streams: range | None = None) -> Ids:
         """The ids of one batch, stream after stream.
 
@@ -67,34 +98,13 @@ class Order:
             step: Step of the run, from 0 over all epochs; those below 0 are epoch -1, which fills the bank.
             streams: Only the part of these streams; by default the global batch.
         """
-        epoch, t = divmod(step, self.steps_per_epoch)
+        epoch, t = divmod(step, self.order.steps_per_epoch)
         parts = [
             part
-            for stream in (range(self.streams) if streams is None else streams)
-            for part in self._parts(epoch, stream, *self._span(stream, t))
+            for stream in (range(self.order.streams) if streams is None else streams)
+            for part in self._parts(epoch, stream, *self.order.span_of(stream, t))
         ]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
-
-    def shares(self, step: int, world: int) -> list[int]:
-        """How many rows of a batch each of `world` workers serves; they sum to the size of the batch."""
-        t = step % self.steps_per_epoch
-        sizes = [end - begin for begin, end in (self._span(stream, t) for stream in range(self.streams))]
-        served = (streams_of(rank, world, self.streams) for rank in range(world))
-        return [sum(sizes[stream] for stream in streams) for streams in served]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles without what is remembered of the latest epoch: it is large and quickly made again."""
-        return Order, (self.starts, self.seed, self.streams, self.batch_size, self.window_groups)
-
-    def _slice(self, stream: int) -> tuple[int, int]:
-        """Where a stream begins and ends in the permuted rows of an epoch."""
-        return self.rows * stream // self.streams, self.rows * (stream + 1) // self.streams
-
-    def _span(self, stream: int, t: int) -> tuple[int, int]:
-        """Which rows of an epoch step `t` takes from a stream: positions in the permuted rows."""
-        low, high = self._slice(stream)
-        steps = self.steps_per_epoch
-        return low + (high - low) * t // steps, low + (high - low) * (t + 1) // steps
 
     def _parts(self, epoch: int, stream: int, begin: int, end: int) -> Iterator[Ids]:
         """The ids at positions `begin` to `end`, which lie in one stream, window by window."""
@@ -108,8 +118,8 @@ class Order:
     def _epoch(self, epoch: int) -> "_Epoch":
         layout = self._latest.get(epoch)
         if layout is None:
-            groups = _permutation(len(self.starts) - 1, self.seed, [0, 0, epoch + 1])
-            sizes = np.diff(self.starts)[groups]
+            groups = _permutation(len(self.order.starts) - 1, self.order.seed, [0, 0, epoch + 1])
+            sizes = np.diff(self.order.starts)[groups]
             layout = _Epoch(groups, np.concatenate([[0], np.cumsum(sizes)]), {})
             self._latest.clear()
             self._latest[epoch] = layout
@@ -120,16 +130,16 @@ class Order:
         known = layout.windows.get(stream)
         if known is not None and known.begin <= position < known.begin + len(known.ids):
             return known
-        low, high = self._slice(stream)
+        low, high = self.order.slice_of(stream)
         bounds = layout.bounds
         first, at = np.searchsorted(bounds, [low, position], side="right") - 1
-        number = int(at - first) // self.window_groups
-        left = int(first) + number * self.window_groups
-        right = min(left + self.window_groups, len(bounds) - 1)
+        number = int(at - first) // self.order.window_groups
+        left = int(first) + number * self.order.window_groups
+        right = min(left + self.order.window_groups, len(bounds) - 1)
         positions = np.arange(max(low, bounds[left]), min(high, bounds[right]))
         group = np.searchsorted(bounds, positions, side="right") - 1
-        ids = self.starts[layout.groups[group]] + positions - bounds[group]
-        shuffled = ids[_permutation(len(ids), self.seed, [number + 1, stream, epoch + 1])]
+        ids = self.order.starts[layout.groups[group]] + positions - bounds[group]
+        shuffled = ids[_permutation(len(ids), self.order.seed, [number + 1, stream, epoch + 1])]
         window = layout.windows[stream] = _Window(int(positions[0]), shuffled)
         return window
 

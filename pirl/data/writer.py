@@ -23,8 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pirl.errors import StorageError
-from pirl.storage import files as storage
-from pirl.storage.client import Options
+from pirl.storage.folder import Folder
 from pirl.storage.sealed import SEAL, sealed
 
 VERSION = 2
@@ -65,7 +64,7 @@ class ShardWriter:
     `record` holds what else goes into the manifest. Each shard has it too, as it is when the shard ends.
 
     Args:
-        uri: The folder, by any URL that fsspec writes.
+        folder: Where it is to be.
         classes: The names of the labels 0, 1, ..., or None for images without labels.
         seed: With what the rows were shuffled, for the record.
         source: Where the images come from, for the record.
@@ -75,16 +74,15 @@ class ShardWriter:
 
     def __init__(
         self,
-        uri: str,
+        folder: Folder,
         *,
         classes: Sequence[str] | None,
         seed: int,
         source: str,
-        storage_options: Options = None,
         shard_bytes: int = SHARD_BYTES,
         resume: bool = False,
     ) -> None:
-        self.uri, self.storage_options, self.shard_bytes = uri, storage_options, shard_bytes
+        self.folder, self.shard_bytes = folder, shard_bytes
         self.rows = 0
         self.record: dict[str, Any] = {}
         self._about: dict[str, Any] = {
@@ -136,12 +134,11 @@ class ShardWriter:
             **self._record_so_far(),
             "shards": self._shards,
         }
-        with storage.writing(storage.join(self.uri, MANIFEST), self.storage_options) as file:
-            file.write(sealed(manifest))
+        self.folder.write(MANIFEST, sealed(manifest))
 
     def _resume(self) -> None:
         """Takes over the shards that are there, up to the first that is gone or damaged; removes those behind it."""
-        names = [name for name in storage.files_below(self.uri, self.storage_options) if SHARD.fullmatch(name)]
+        names = [name for name in self.folder.sizes() if SHARD.fullmatch(name)]
         with ThreadPoolExecutor() as pool:
             shards = pool.map(self._read_shard, map(_shard_name, range(len(names))))
         found = []
@@ -151,9 +148,7 @@ class ShardWriter:
             found.append(shard)
         self._shards = [entry for entry, _ in found]
         whole = {entry["path"] for entry in self._shards}
-        for name in names:
-            if name not in whole:
-                storage.remove(storage.join(self.uri, name), self.storage_options)
+        self.folder.remove(*(name for name in names if name not in whole))
         self.rows = sum(entry["rows"] for entry in self._shards)
         self.record = found[-1][1] if found else {}
         self._class_rows.update(dict(enumerate(self.record.pop("class_rows", []))))
@@ -164,7 +159,7 @@ class ShardWriter:
     def _read_shard(self, name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """A shard's entry in the manifest and the record in it; None where it is gone or damaged."""
         try:
-            with storage.reading(storage.join(self.uri, name), self.storage_options) as file:
+            with self.folder.reading(name) as file:
                 footer = pq.ParquetFile(file).metadata
                 groups = np.frombuffer(footer.metadata[GROUPS], np.int64).reshape(-1, 4).tolist()
                 entry = {"path": name, "bytes": file.seek(0, 2), "rows": footer.num_rows, "groups": groups}
@@ -195,7 +190,7 @@ class ShardWriter:
         # In the thread: an upload takes its time, and the rows of the next group are made meanwhile.
         if self._open is None:
             name = _shard_name(len(self._shards))
-            self._open = _Shard(name, storage.join(self.uri, name), self.storage_options)
+            self._open = _Shard(self.folder / name)
         crcs = [zlib.crc32(image) for image in images]
         self._open.write_group(pa.table([ids, images, labels, crcs], schema=SCHEMA))
         if self._open.file.tell() >= self.shard_bytes:
@@ -231,10 +226,10 @@ def _shard_name(number: int) -> str:
 class _Shard:
     """A Parquet file that is being written."""
 
-    def __init__(self, name: str, uri: str, storage_options: Options) -> None:
-        self.name = name
+    def __init__(self, at: Folder) -> None:
+        self.name = at.name
         self.files = ExitStack()
-        self.file: IO[bytes] = self.files.enter_context(storage.writing(uri, storage_options))
+        self.file: IO[bytes] = self.files.enter_context(at.writing())
         # Arrow counts what goes through its own file object, and nothing else, for the offsets in the footer.
         self.sink = pa.PythonFile(self.file, "w")
         self.parquet = pq.ParquetWriter(self.sink, SCHEMA, **LAYOUT)

@@ -1,5 +1,7 @@
-"""What a trunk has learned: kNN and linear probes of its features on labelled data."""
+"""What a trunk has learned: its features on labelled data, measured by the protocols of one table."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,12 +17,39 @@ MAX_IMAGES = 100_000
 """Images of each split that are used at most: their features are held by every worker."""
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """How features are judged.
+
+    Attributes:
+        accuracy: From the training rows (N, D) and classes (N,), and those of the test split, to a share of 1.
+        taps: The layers it is done for, as `features.extract` pools them. Each is a piece of work for one rank.
+        title: What its lines in the table are called, behind the tap; may name its settings.
+        settings: More arguments of `accuracy`, and the fields of `config.evaluation` that give them.
+    """
+
+    accuracy: Callable[..., float]
+    taps: tuple[str, ...]
+    title: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+PROTOCOLS = {
+    "linear": Protocol(linear.accuracy, TAPS, "linear"),
+    "knn": Protocol(
+        knn.accuracy, ("res5",), "kNN, k {k}, τ {temperature:g}", {"k": "knn_k", "temperature": "knn_temperature"}
+    ),
+}
+"""By their names in `result.json`. To add one, write its function into a file of `protocols/`, and give it a line."""
+
+Probe = tuple[str, str]
+"""The name of a protocol, and a tap."""
+
+
 def evaluate(
     trunk: Trunk, random_trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device
 ) -> dict[str, Any]:
-    """Measures a trained trunk and one with random weights by the same protocol; called by every rank.
-
-    kNN is on res5, its mean over space; the linear probes are on every tap as `features.extract` pools them.
+    """Measures a trained trunk and one with random weights by all protocols; called by every rank.
 
     Args:
         trunk: The trained trunk, on `device`; its mode is left as it was.
@@ -31,63 +60,72 @@ def evaluate(
         device: Where to compute.
 
     Returns:
-        What `result.json` holds, the same on every rank:
-        `{"train_images", "test_images", "knn": {"accuracy", "k", "temperature"}, "linear": {tap: accuracy},
-        "random": {"knn", "linear"}}`; accuracies are shares of 1.
+        What `result.json` holds, the same on every rank: `{"train_images", "test_images", name of a protocol: its
+        settings, and {tap: accuracy} or, where it has one tap alone, {"accuracy"}, "random": the same of the other
+        trunk}`; accuracies are shares of 1.
     """
-    measured = [_measure(each, train, test, config, device, TAPS) for each in (trunk, random_trunk)]
-    return {**measured[0], "random": {name: measured[1][name] for name in ("knn", "linear")}}
+    probes = [(name, tap) for name, protocol in PROTOCOLS.items() for tap in protocol.taps]
+    images, trained = _measure(trunk, train, test, config, device, probes)
+    _, random = _measure(random_trunk, train, test, config, device, probes)
+    return {**images, **_report(trained, config), "random": _report(random, config)}
 
 
 def evaluate_res5(
     trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device
 ) -> dict[str, float]:
-    """The two numbers of `evaluate` that tell how far training is; called by every rank.
+    """The numbers of `evaluate` that tell how far training is; called by every rank.
 
     Returns:
-        `{"linear_res5", "knn"}`, shares of 1, by `evaluate`'s protocol and equal to its numbers.
+        `{"linear_res5", "knn"}`, shares of 1, equal to the numbers of `evaluate`.
     """
-    measured = _measure(trunk, train, test, config, device, ("res5",))
-    return {"linear_res5": measured["linear"]["res5"], "knn": measured["knn"]["accuracy"]}
+    _, shares = _measure(trunk, train, test, config, device, [("linear", "res5"), ("knn", "res5")])
+    return {"linear_res5": shares["linear", "res5"], "knn": shares["knn", "res5"]}
 
 
 def table(report: dict[str, Any]) -> str:
     """The table that a run ends with: accuracies in percent, differences in points."""
-    voting, random = report["knn"], report["random"]
     lines = [
         f"accuracy in %, fitted to {report['train_images']:,} images, of {report['test_images']:,} held out",
         f"{'':<22}{'random':>9}{'trained':>9}{'change':>9}",
     ]
-    pairs = [(f"{tap} linear", random["linear"][tap], report["linear"][tap]) for tap in TAPS]
-    nearest = f"res5 kNN, k {voting['k']}, τ {voting['temperature']:g}"
-    pairs.append((nearest, random["knn"]["accuracy"], voting["accuracy"]))
-    for name, before, after in pairs:
-        lines.append(f"{name:<22}{100 * before:>9.1f}{100 * after:>9.1f}{100 * (after - before):>+9.1f}")
+    for name, protocol in PROTOCOLS.items():
+        if name not in report:  # of a run that was measured before there was this protocol
+            continue
+        for tap in protocol.taps:
+            key = tap if len(protocol.taps) > 1 else "accuracy"
+            before, after = 100 * report["random"][name][key], 100 * report[name][key]
+            title = f"{tap} {protocol.title.format(**report[name])}"
+            lines.append(f"{title:<22}{before:>9.1f}{after:>9.1f}{after - before:>+9.1f}")
     return "\n".join(lines)
 
 
 def _measure(
-    trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device, probed: tuple[str, ...]
-) -> dict[str, Any]:
-    size, voting = config.data.image_size, config.evaluation
-    skip = config.data.on_error == "skip"
+    trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device, probes: Sequence[Probe]
+) -> tuple[dict[str, int], dict[Probe, float]]:
+    """How many images of each split had a label, and the accuracies."""
+    size, skip = config.data.image_size, config.data.on_error == "skip"
     known, asked = (_labelled(extract(trunk, each, size, device, MAX_IMAGES, skip=skip)) for each in (train, test))
     # The probes are dealt over the ranks, each of which has all features.
-    shares = torch.zeros(len(probed) + 1, dtype=torch.float64, device=device)
-    for probe in range(dist.rank(), len(shares), dist.world_size()):
-        tap = probed[probe] if probe < len(probed) else "res5"
+    shares = torch.zeros(len(probes), dtype=torch.float64, device=device)
+    for number in range(dist.rank(), len(probes), dist.world_size()):
+        name, tap = probes[number]
+        settings = _settings(name, config)
         rows = known.taps[tap], known.labels, asked.taps[tap], asked.labels
-        if probe < len(probed):
-            shares[probe] = linear.accuracy(*rows)
-        else:
-            shares[probe] = knn.accuracy(*rows, voting.knn_k, voting.knn_temperature)
-    *by_tap, votes = dist.all_reduce_sum(shares).tolist()
-    return {
-        "train_images": len(known.labels),
-        "test_images": len(asked.labels),
-        "knn": {"accuracy": votes, "k": voting.knn_k, "temperature": voting.knn_temperature},
-        "linear": dict(zip(probed, by_tap, strict=True)),
-    }
+        shares[number] = PROTOCOLS[name].accuracy(*rows, **settings)
+    images = {"train_images": len(known.labels), "test_images": len(asked.labels)}
+    return images, dict(zip(probes, dist.all_reduce_sum(shares).tolist(), strict=True))
+
+
+def _report(shares: Mapping[Probe, float], config: Config) -> dict[str, Any]:
+    """What `evaluate` returns of one trunk."""
+    report: dict[str, Any] = {name: _settings(name, config) for name, _ in shares}
+    for (name, tap), share in shares.items():
+        report[name][tap if len(PROTOCOLS[name].taps) > 1 else "accuracy"] = share
+    return report
+
+
+def _settings(name: str, config: Config) -> dict[str, Any]:
+    return {word: getattr(config.evaluation, setting) for word, setting in PROTOCOLS[name].settings.items()}
 
 
 def _labelled(features: Features) -> Features:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pirl import dist
-from pirl.data.dataset import Dataset, Group
+from pirl.data.dataset import Dataset, RowGroup
 from pirl.errors import CorruptImage
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view
@@ -117,7 +117,7 @@ def _extract_blocks(
     return Features(taps, labels)
 
 
-def _view(dataset: Dataset, group: Group, row: int, image_size: int, skip: bool) -> Tensor | None:
+def _view(dataset: Dataset, group: RowGroup, row: int, image_size: int, skip: bool) -> Tensor | None:
     try:
         return plain_view(decoded(dataset, group, int(group.ids[row]), row), image_size)
     except CorruptImage:

@@ -1,13 +1,6 @@
 """The two splits on which a trunk is measured: the images that it was trained on, and those that were held out."""
 
-from pirl.config import Data
-from pirl.data.dataset import Dataset, open_data, test_uri
-
-
-def splits(data: Data) -> tuple[Dataset, Dataset | None]:
-    """The data set, and the test split beside it, if it has one; raises as `open_data` does."""
-    held_out = test_uri(data.uri, data.storage_options)
-    return open_data(data), open_data(data, held_out) if held_out else None
+from pirl.data.dataset import Dataset
 
 
 def why_not(dataset: Dataset, test: Dataset | None) -> str | None:

@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 from pirl.loading.views import Sample
 
 
-class Part(NamedTuple):
+class PartialBatch(NamedTuple):
     """The views of b images, in shared memory where a loader process made them.
 
     Attributes:
@@ -38,7 +38,7 @@ class Part(NamedTuple):
         return _pieces(self.pixels.to(device, non_blocking=True), self.shapes)
 
 
-def collate(samples: list[Sample], served: list[int], retries: int) -> Part:
+def collate(samples: list[Sample], served: list[int], retries: int) -> PartialBatch:
     """Puts the views of samples one after another."""
     kinds = [
         [(s.image, s.image_color) for s in samples],
@@ -51,7 +51,7 @@ def collate(samples: list[Sample], served: list[int], retries: int) -> Part:
         # As rows of pixels, since that is how they lie in memory: about 8 times as fast at 224 px.
         torch.stack([view.movedim(-3, -1) for view, _ in kind], out=place.movedim(-3, -1))
     colors = [torch.stack([color for _, color in kind]).numpy() for kind in kinds]
-    return Part(pixels, shapes, colors, np.array(served, np.int64), retries)
+    return PartialBatch(pixels, shapes, colors, np.array(served, np.int64), retries)
 
 
 def _empty(size: int) -> Tensor:

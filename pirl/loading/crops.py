@@ -3,12 +3,11 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pixels = npt.NDArray[np.void]
+from pirl.pretext import Pixels
 
 ASPECT = (3 / 4, 4 / 3)
 """Range of width / height of a random crop (Inception, as torchvision's RandomResizedCrop)."""

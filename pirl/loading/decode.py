@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pirl.data.dataset import Dataset, Group
+from pirl.data.dataset import Dataset, RowGroup
 from pirl.errors import CorruptImage
 
 _RGB = 3
@@ -36,7 +36,7 @@ def decode(data: bytes | memoryview) -> Tensor:
     return image
 
 
-def decoded(dataset: Dataset, group: Group, id: int, row: int) -> Tensor:
+def decoded(dataset: Dataset, group: RowGroup, id: int, row: int) -> Tensor:
     """An image of a row group as uint8 (3, H, W).
 
     Raises:

@@ -7,9 +7,10 @@ epochs.
 
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pirl.data.dataset import Dataset
-from pirl.data.order import Order, streams_of
+from pirl.data.order import Order, OrderReader, streams_of
 from pirl.errors import CorruptImage, StorageError
-from pirl.loading.collate import Part, collate
+from pirl.loading.collate import PartialBatch, collate
+from pirl.loading.color import color_and_normalize
 from pirl.loading.decode import decoded
-from pirl.loading.prefetch import Groups
+from pirl.loading.prefetch import Prefetcher
 from pirl.loading.views import Views, sample_rng
 from pirl.processes import end_with_parent, keep_freed_memory
 from pirl.storage.retry import take_count
@@ -51,11 +53,26 @@ class Batch:
     ids: Tensor
     shares: list[int]
     mine: slice
-    parts: list[Part]
+    parts: list[PartialBatch]
     colors: list[Tensor]
     served: Tensor
     retries: int
     wait_s: float
+
+    def views(self, device: torch.device) -> list[Tensor]:
+        """The views as the network takes them, on a device: colours are changed and normalised there.
+
+        Returns:
+            float32 (B, 3, S, S), and with a pretext view (B·V, 3, h, w), channels last.
+        """
+        # Joined there: what is joined here would be new memory, which is not pinned.
+        kinds = zip(*([view.flatten(end_dim=-4) for view in part.views(device)] for part in self.parts), strict=True)
+        views = []
+        for parts, colors in zip(kinds, self.colors, strict=True):
+            pixels = parts[0] if len(parts) == 1 else torch.cat(parts)
+            changed = color_and_normalize(pixels, colors.flatten(end_dim=-2))
+            views.append(changed.contiguous(memory_format=torch.channels_last))
+        return views
 
 
 class Loader:
@@ -99,10 +116,10 @@ class Loader:
         streams = streams_of(rank, world_size, order.streams)
         self.processes = min(processes, len(streams))
         self.pin_memory = pin_memory
-        self.parts = _Parts(dataset, order, views, seed, streams, self.steps, skip, ahead_bytes)
+        self.parts = _PartialBatches(dataset, order, views, seed, streams, self.steps, skip, ahead_bytes)
 
     def __iter__(self) -> Iterator[Batch]:
-        parts = iter(self._data_loader())
+        parts, reader = iter(self._data_loader()), self.order.reader()
         for step in self.steps:
             began = time.perf_counter()
             pieces = [_next(parts) for _ in range(max(1, self.processes))]
@@ -112,11 +129,11 @@ class Loader:
             retries = sum(piece.retries for piece in pieces)
             shares = self.order.shares(step, self.world_size)
             start = sum(shares[: self.rank])
-            ids = torch.from_numpy(self.order.batch_ids(step))
+            ids = torch.from_numpy(reader.batch_ids(step))
             mine = slice(start, start + shares[self.rank])
             yield Batch(step, ids, shares, mine, pieces, colors, served, retries, wait_s)
 
-    def _data_loader(self) -> "DataLoader[Part]":
+    def _data_loader(self) -> "DataLoader[PartialBatch]":
         if self.processes == 0:
             return DataLoader(self.parts, batch_size=None, collate_fn=_as_it_is)
         # Forking a process that has threads (Ray, gloo, an event loop) can hang; a fork server has none. It
@@ -150,7 +167,7 @@ def start_process(_: int) -> None:
     keep_freed_memory()
 
 
-def _next(parts: Iterator[Part]) -> Part:
+def _next(parts: Iterator[PartialBatch]) -> PartialBatch:
     """The next part; an error out of a loader process without the trace that torch puts in front of it."""
     try:
         return next(parts)
@@ -159,7 +176,7 @@ def _next(parts: Iterator[Part]) -> Part:
         raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
 
 
-class _Parts(IterableDataset[Part]):
+class _PartialBatches(IterableDataset[PartialBatch]):
     """What one loader process yields: its streams' part of every step, with the ids of its images and its retries."""
 
     def __init__(
@@ -176,25 +193,30 @@ class _Parts(IterableDataset[Part]):
         self.dataset, self.order, self.views, self.seed = dataset, order, views, seed
         self.streams, self.steps, self.skip, self.ahead_bytes = streams, steps, skip, ahead_bytes
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[PartialBatch]:
         info = get_worker_info()
         streams = self.streams
         if info is not None:
             mine = streams_of(info.id, info.num_workers, len(streams))
             streams = streams[mine.start : mine.stop]
-        with Groups(self.dataset, self.order, streams, self.steps, self.ahead_bytes) as groups:
+        reader = self.order.reader()
+        with Prefetcher(self.dataset, self.order, streams, self.steps, self.ahead_bytes) as groups:
             for step in self.steps:
                 epoch = step // self.order.steps_per_epoch
                 samples, served = [], []
-                ids = self.order.batch_ids(step, streams)
+                ids = reader.batch_ids(step, streams)
                 for id, number, row in zip(ids.tolist(), *self.dataset.groups_of(ids), strict=True):
-                    image, actual = self._image(groups, step, streams, id, number, row)
+                    image, actual = self._image(
+                        groups, id, number, row, partial(self._others, reader, step, streams, id)
+                    )
                     samples.append(self.views(image, sample_rng(self.seed, epoch, id), image_only=epoch < 0))
                     served.append(actual)
                 yield collate(samples, served, take_count())
 
-    def _image(self, groups: Groups, step: int, streams: range, id: int, number: int, row: int) -> tuple[Tensor, int]:
-        """An image as uint8 (3, H, W), or another of its stream in its place; and its id.
+    def _image(
+        self, groups: Prefetcher, id: int, number: int, row: int, others: Callable[[], Iterator[int]]
+    ) -> tuple[Tensor, int]:
+        """An image as uint8 (3, H, W), or the first of others in its place that can be used; and its id.
 
         Raises:
             CorruptImage: It cannot be read or decoded, and no other is to take its place; says shard, row and id.
@@ -204,22 +226,23 @@ class _Parts(IterableDataset[Part]):
         except CorruptImage:
             if not self.skip:
                 raise
-        for other in self._others(step, streams, id):
+        for other in others():
             number, row = self.dataset.group_of(other)
             with suppress(CorruptImage):
                 return decoded(self.dataset, groups.aside(number), other, row), other
         raise CorruptImage(f"{self.dataset.uri}: no image can take the place of that with id {id}")
 
-    def _others(self, step: int, streams: range, id: int) -> Iterator[int]:
+    def _others(self, reader: OrderReader, step: int, streams: range, id: int) -> Iterator[int]:
         """The images after one in its stream, up to the end of the epoch and from its beginning on.
 
         A function of the order alone, so it is the same wherever the stream is served.
         """
-        a_batch = {stream: self.order.batch_ids(step, range(stream, stream + 1)).tolist() for stream in streams}
+        a_batch = {stream: reader.batch_ids(step, range(stream, stream + 1)).tolist() for stream in streams}
         stream, ids = next(item for item in a_batch.items() if id in item[1])
         yield from ids[ids.index(id) + 1 :]
         epoch, now = divmod(step, self.order.steps_per_epoch)
         for later in range(1, self.order.steps_per_epoch + 1):
             t = (now + later) % self.order.steps_per_epoch
-            others = self.order.batch_ids(epoch * self.order.steps_per_epoch + t, range(stream, stream + 1)).tolist()
+            later_step = epoch * self.order.steps_per_epoch + t
+            others = reader.batch_ids(later_step, range(stream, stream + 1)).tolist()
             yield from (other for other in others if other != id)

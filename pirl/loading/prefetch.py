@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from pirl.data.dataset import Dataset, Group
+from pirl.data.dataset import Dataset, RowGroup
 from pirl.data.order import Order
 
 READERS = 8
@@ -19,7 +19,7 @@ LOOK_STEPS = 64
 """Steps that are looked through at a time for groups to read: all may be held already, up to the end of the run."""
 
 
-class Groups:
+class Prefetcher:
     """The row groups that the images of some streams are in; a context manager, since it has threads.
 
     Ask for groups in the order in which the images of the steps need them.
@@ -36,8 +36,8 @@ class Groups:
         # A window may touch one row group more than it is long, and two windows meet within a step.
         self.capacity = len(streams) * 2 * (order.window_groups + 1)
         self.dataset, self.ahead_bytes = dataset, ahead_bytes
-        self.held: OrderedDict[int, Group] = OrderedDict()
-        self.coming: deque[tuple[int, Future[Group]]] = deque()
+        self.held: OrderedDict[int, RowGroup] = OrderedDict()
+        self.coming: deque[tuple[int, Future[RowGroup]]] = deque()
         self.coming_bytes = 0
         self.missing = misses(dataset, order, streams, steps, self.capacity)
         self.pool = ThreadPoolExecutor(READERS, thread_name_prefix="pirl-read")
@@ -53,7 +53,7 @@ class Groups:
         for pool in (self.pool, self.disk):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def __getitem__(self, number: int) -> Group:
+    def __getitem__(self, number: int) -> RowGroup:
         """A row group, as `Dataset.load_group` gives it; waits for it where it is not here yet."""
         if number in self.held:
             self.held.move_to_end(number)
@@ -69,7 +69,7 @@ class Groups:
             self.held.popitem(last=False)
         return group
 
-    def aside(self, number: int) -> Group:
+    def aside(self, number: int) -> RowGroup:
         """A row group out of the order: it changes nothing here."""
         return self.held.get(number) or self.dataset.load_group(number)
 
@@ -91,11 +91,10 @@ class Groups:
 
 def misses(dataset: Dataset, order: Order, streams: range, steps: range, capacity: int) -> Iterator[int | None]:
     """The row groups that a cache of `capacity`, least recently used out first, has to read; None after each step."""
-    # An order of its own: one remembers the epoch that it was asked for last, and this is asked ahead of the other.
-    order = Order(order.starts, order.seed, order.streams, order.batch_size, order.window_groups)
+    reader = order.reader()
     held: OrderedDict[int, None] = OrderedDict()
     for step in steps:
-        ids = order.batch_ids(step, streams)
+        ids = reader.batch_ids(step, streams)
         for number in dataset.groups_of(ids)[0]:
             if number in held:
                 held.move_to_end(number)

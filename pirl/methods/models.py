@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from pirl.config import ROW_DIM
 
 Arch = Literal["resnet18", "resnet34", "resnet50"]
-Head = Literal["linear", "mlp"]
+HeadKind = Literal["linear", "mlp"]
 
 TAPS = ("conv1", "res2", "res3", "res4", "res5")
 """The layers whose features are measured (paper, Fig. 5 and Table 7)."""
@@ -99,7 +99,7 @@ class HeadF(nn.Module):
     `linear` is Linear(C, D); `mlp` is Linear(C, C), ReLU, Linear(C, D).
     """
 
-    def __init__(self, in_channels: int, kind: Head = "linear") -> None:
+    def __init__(self, in_channels: int, kind: HeadKind = "linear") -> None:
         super().__init__()
         self.embed = _projection(in_channels, kind)
 
@@ -117,7 +117,7 @@ class HeadG(nn.Module):
     more ReLU, as in the official MLP recipe. One patch (rotation, paper A.2) needs the projection alone.
     """
 
-    def __init__(self, in_channels: int, kind: Head = "linear", patches: int = 9) -> None:
+    def __init__(self, in_channels: int, kind: HeadKind = "linear", patches: int = 9) -> None:
         super().__init__()
         self.patches = patches
         self.embed = _projection(in_channels, kind)
@@ -151,7 +151,7 @@ def export_state_dict(trunk: Trunk) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in trunk.state_dict().items()}
 
 
-def _projection(in_channels: int, kind: Head) -> nn.Module:
+def _projection(in_channels: int, kind: HeadKind) -> nn.Module:
     if kind == "linear":
         return nn.Linear(in_channels, ROW_DIM)
     hidden = nn.Linear(in_channels, in_channels)

@@ -1,4 +1,4 @@
-"""PIRL: a trunk with two heads, and the loss that ties both views of an image to its row in the bank.
+"""PIRL: a trunk with two heads, and the step that ties both views of an image to its row in the bank.
 
 Shapes: B images of this rank, V parts of the pretext view (9 patches or 1 image), D = 128.
 """
@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pirl.config import Config
+from pirl.dist import gather_parts
+from pirl.loading.loader import Batch
 from pirl.methods import nce
+from pirl.methods.memory import MemoryBank
 from pirl.methods.models import HeadF, HeadG, Trunk, statistics_kept
-from pirl.methods.nce import Negatives
 
 
 class PIRL(nn.Module):
@@ -29,8 +31,7 @@ class PIRL(nn.Module):
         self.f = HeadF(self.trunk.out_channels, model.head)
         self.g: HeadG | None = None
         if config.has_pretext:
-            patches = 1 if config.pretext.name == "rotation" else 9
-            self.g = HeadG(self.trunk.out_channels, model.head, patches)
+            self.g = HeadG(self.trunk.out_channels, model.head, config.second_view.parts)
 
     def forward(self, image: Tensor, pretext: Tensor | None = None) -> Tensor:
         """Embeds both views.
@@ -49,39 +50,72 @@ class PIRL(nn.Module):
         return F.normalize(torch.stack(embeddings).float(), dim=-1)
 
 
-def pirl_losses(
-    config: Config,
-    queries: Tensor,
-    positives: Tensor,
-    negatives: Negatives,
-    own: Tensor,
-    log_z: Tensor | None,
-    rows: int,
-) -> Tensor:
-    """Per-sample terms of Eq. 5, before λ.
+class PIRLStep:
+    """What PIRL does with a batch: views, queries, losses, and the rows of the bank.
 
     Args:
-        config: Names the loss and its temperature.
-        queries: (1 or 2, B, D) from `PIRL.forward`.
-        positives: (B, D) rows m_I of the bank.
-        negatives: K rows of the bank, shared by the batch and both heads.
-        own: (B, K), true where a negative is the sample itself.
-        log_z: The normalising constant of `npid`, else None.
-        rows: Rows of the bank.
+        config: The run.
+        network: Trunk and heads, as they are saved.
+        model: The same as it is called: compiled, or in DDP.
+        bank: This rank's rows.
+        log_z: Normalising constant of `npid`, which the first batch sets where it is NaN.
 
-    Returns:
-        (1 or 2, B): L_NCE(m_I, f(v_I)) and L_NCE(m_I, g(v_I^t)).
+    Attributes:
+        weights: Of the heads in the loss (Eq. 5): (1-λ) for f and λ for g; just 1 where there is no g.
     """
-    return nce.losses(
-        config.loss.kind,
-        queries,
-        positives,
-        negatives.rows,
-        own,
-        config.loss.temperature,
-        log_z=log_z,
-        num_rows=rows,
-    )
+
+    def __init__(self, config: Config, network: PIRL, model: nn.Module, bank: MemoryBank, log_z: Tensor) -> None:
+        self.config, self.network, self.model, self.bank, self.log_z = config, network, model, bank, log_z
+        self.device = bank.local.device
+        self.weights = head_weights(config, self.device)
+        self.estimates_log_z = config.loss.kind == "npid" and bool(log_z.isnan())
+
+    def losses(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeds this rank's images and compares them with the bank; a collective.
+
+        Args:
+            batch: This rank's views.
+            ids: The images of the global batch, as they were served.
+
+        Returns:
+            Queries (1 or 2, B, D) of both heads, and their losses (1 or 2, B).
+        """
+        loss, bank = self.config.loss, self.bank
+        pending = bank.sample(batch.step, loss.num_negatives)  # on its way while the trunk works
+        positives = bank.lookup(ids)[batch.mine]
+        queries = self._embed(self.model, batch)
+        negatives = pending.wait()
+        own = bank.own(ids[batch.mine].to(self.device), negatives.ids)
+        compared = queries, positives, negatives.rows, own, loss.temperature
+        if self.estimates_log_z:
+            self.estimates_log_z = False
+            self.log_z.copy_(nce.estimate_log_z(*compared, bank.rows))
+        return queries, nce.losses(loss.kind, *compared, log_z=self.log_z, num_rows=bank.rows)
+
+    @torch.no_grad()
+    def update(self, batch: Batch, ids: Tensor, queries: Tensor) -> None:
+        """Moves the batch's rows of the bank towards f(v_I); a collective."""
+        self.bank.update(*_unless_skipped(batch, ids, gather_parts(queries[0].detach(), batch.shares)))
+
+    @torch.no_grad()
+    def fill(self, batch: Batch, ids: Tensor) -> None:
+        """Sets the batch's rows of the bank to f(v_I) of the untrained network; a collective.
+
+        The batch norms run on batch statistics, as they will in training, and get their first running statistics.
+        """
+        queries = self._embed(self.network, batch)
+        self.bank.fill(*_unless_skipped(batch, ids, gather_parts(queries[0], batch.shares)))
+
+    def _embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.bf16):
+            queries: Tensor = model(*batch.views(self.device))
+        return queries
+
+
+def _unless_skipped(batch: Batch, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and rows of the global batch without the places of skipped images: each id is there once, as dealt."""
+    kept = ids == batch.ids
+    return batch.ids[kept], rows[kept.to(rows.device)]
 
 
 def head_weights(config: Config, device: torch.device) -> Tensor:

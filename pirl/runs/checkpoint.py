@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,17 @@ from pirl.dist import all_gather_dicts, rank
 from pirl.methods.memory import MemoryBank
 from pirl.methods.models import export_state_dict
 from pirl.methods.pirl import PIRL
-from pirl.runs.checkpoint_folder import STATE, VERSION, read_state
+from pirl.runs.checkpoint_folder import VERSION, read_state
+from pirl.runs.run_files import CheckpointFile
 from pirl.storage.folder import Folder
-from pirl.storage.retry import pause
-from pirl.storage.sealed import sealed
+from pirl.storage.sealed import sealed, until_whole
 
-READS = 10
-"""A span that came damaged is read again, in case that happened on its way."""
 LONGEST_PAUSE_S = 1.0
+"""Between two reads of a span that came damaged."""
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """Everything that training changes.
 
     Attributes:
@@ -59,7 +59,7 @@ class State:
     log_z: Tensor
 
 
-def save(folder: Path, config: Config, state: State, step: int, data: int) -> None:
+def save(folder: Path, config: Config, state: TrainingState, step: int, data: int) -> None:
     """Writes a checkpoint; a collective.
 
     Each rank writes its own rows of the bank and a share of the rest. The ranks may name one shared folder, or
@@ -81,16 +81,16 @@ def save(folder: Path, config: Config, state: State, step: int, data: int) -> No
     own = {file.name: file.stat().st_size for file in folder.glob(f"__{rank()}_*.distcp")}
     sizes = all_gather_dicts(own)
     if rank() == 0:
-        save_file(export_state_dict(state.network.trunk), folder / "trunk.safetensors")
-        (folder / "config.json").write_text(config.model_dump_json(indent=2))
-        for name in (".metadata", "trunk.safetensors", "config.json"):
+        save_file(export_state_dict(state.network.trunk), folder / CheckpointFile.TRUNK)
+        (folder / CheckpointFile.CONFIG).write_text(config.model_dump_json(indent=2))
+        for name in (CheckpointFile.METADATA, CheckpointFile.TRUNK, CheckpointFile.CONFIG):
             sizes[name] = (folder / name).stat().st_size
         known = {"version": VERSION, "step": step, "rows": state.bank.rows, "data": data, "bytes": sizes}
-        known["metadata_crc32"] = zlib.crc32((folder / ".metadata").read_bytes())
-        (folder / STATE).write_bytes(sealed(known))
+        known["metadata_crc32"] = zlib.crc32((folder / CheckpointFile.METADATA).read_bytes())
+        (folder / CheckpointFile.STATE).write_bytes(sealed(known))
 
 
-def load(folder: Folder, state: State) -> int:
+def load(folder: Folder, state: TrainingState) -> int:
     """Fills `state` in place from `folder`; a collective.
 
     The number of workers may differ from the one that saved. Each reads the parts of the bank, as they were
@@ -135,7 +135,7 @@ class _Reader(FileSystemReader):
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         checksum = read_state(self.folder)["metadata_crc32"]
-        data = self._read(".metadata", 0, None, lambda data: zlib.crc32(data) == checksum)
+        data = self._read(CheckpointFile.METADATA, 0, None, lambda data: zlib.crc32(data) == checksum)
         metadata: Metadata = pickle.loads(data)
         return metadata
 
@@ -143,12 +143,10 @@ class _Reader(FileSystemReader):
         return io.BytesIO(self._read(info.relative_path, info.offset, info.length, _is_whole_zip))
 
     def _read(self, name: str, offset: int, length: int | None, is_whole: Callable[[bytes], bool]) -> bytes:
-        for failures in range(READS):
-            if failures:
-                pause(failures, LONGEST_PAUSE_S)
-            data = self.folder.read_bytes(name, offset, length)
-            if is_whole(data):
-                return data
+        read = partial(self.folder.read_bytes, name, offset, length)
+        data, whole = until_whole(read, is_whole, LONGEST_PAUSE_S)
+        if whole:
+            return data
         raise OSError(f"{self.folder / name} is damaged: remove {self.folder} to go on from the checkpoint before it")
 
 
@@ -183,7 +181,7 @@ def _plainly() -> Iterator[None]:
         raise RuntimeError(f"checkpoint: {first}") from first
 
 
-def _tensors(state: State) -> dict[str, Any]:
+def _tensors(state: TrainingState) -> dict[str, Any]:
     """The state as tensors that torch.distributed.checkpoint reads in place."""
     with torch.no_grad():
         network, optimizer = get_state_dict(state.network, state.optimizer)

@@ -1,49 +1,37 @@
-"""What a checkpoint says of itself: how far it is and which files it has, sealed with a checksum.
-
-It comes last and goes first, so a checkpoint without it is none.
-"""
+"""Checkpoints as folders: what each says of itself, which are whole, which are sent and removed."""
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any, cast
 
+from pirl.runs.run_files import CHECKPOINT, CheckpointFile, checkpoint_name
 from pirl.storage.folder import Folder
-from pirl.storage.retry import pause
-from pirl.storage.sealed import is_whole
+from pirl.storage.sealed import is_whole, until_whole
 
-STATE = "state.json"
 VERSION = 3
-
-READS = 10
-"""It is read again in case it was damaged on its way."""
-LONGEST_PAUSE_S = 0.2
 
 
 def read_state(checkpoint: Folder) -> dict[str, Any]:
-    """What `shard_writer.sealed` wrote; also that of another version, which may have no seal.
+    """What `sealed` wrote; also that of another version, which may have no seal.
 
     Raises:
         ValueError: It is damaged.
         FileNotFoundError: There is none.
         StorageError: It cannot be read.
     """
-    for failures in range(READS):
-        if failures:
-            pause(failures, LONGEST_PAUSE_S)
-        text = checkpoint.read_bytes(STATE)
-        if is_whole(text):
-            return cast(dict[str, Any], json.loads(text))
+    text, whole = until_whole((checkpoint / CheckpointFile.STATE).read_bytes, is_whole)
     known = json.loads(text)
-    if not isinstance(known, dict) or known.get("version", VERSION) == VERSION:
-        raise ValueError(f"{checkpoint / STATE} is damaged: remove {checkpoint} to go on from the one before it")
-    return known
+    if not whole and (not isinstance(known, dict) or known.get("version", VERSION) == VERSION):
+        raise ValueError(
+            f"{checkpoint / CheckpointFile.STATE} is damaged: remove {checkpoint} to go on from the one before it"
+        )
+    return cast(dict[str, Any], known)
 
 
 def upload(checkpoint: Path, folder: Folder) -> None:
     """Copies what one rank wrote of a checkpoint into the run folder."""
-    for file in sorted(checkpoint.iterdir(), key=lambda file: (file.name == STATE, file.name)):
+    for file in sorted(checkpoint.iterdir(), key=lambda file: (file.name == CheckpointFile.STATE, file.name)):
         (folder / checkpoint.name).copy_in(file)
 
 
@@ -72,7 +60,7 @@ def remove_incomplete(folder: Folder) -> None:
 
 def remove_checkpoint(checkpoint: Folder) -> None:
     """Removes a checkpoint, which from the first moment on is none."""
-    checkpoint.clear(first=STATE)
+    checkpoint.clear(first=CheckpointFile.STATE)
 
 
 def is_complete(checkpoint: Folder) -> bool:
@@ -95,17 +83,17 @@ def _checkpoints(folder: Folder) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for path, size in folder.sizes().items():
         name, _, file = path.partition("/")
-        if file and re.fullmatch(r"checkpoint_\d+", name):
+        if file and CHECKPOINT.fullmatch(name):
             found.setdefault(name, {})[file] = size
     return dict(sorted(found.items()))
 
 
 def _is_complete(checkpoint: Folder, sizes: dict[str, int]) -> bool:
-    if STATE not in sizes:
+    if CheckpointFile.STATE not in sizes:
         return False
     try:
         state = read_state(checkpoint)
-        is_its_own = checkpoint.name == f"checkpoint_{state['step']:09d}"
+        is_its_own = checkpoint.name == checkpoint_name(state["step"])
         return is_its_own and all(sizes.get(name) == size for name, size in state["bytes"].items())
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # whatever it holds, or held
         return False

@@ -14,15 +14,10 @@ from typing import Any, Literal, cast
 from pirl.config import Config, from_json, leaves
 from pirl.errors import ConfigError, NameTakenError
 from pirl.runs.checkpoint_folder import newest_checkpoint
+from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 
 Resume = Literal["auto", "never", "must"]
-
-EVALUATION = "evaluation/pretrain.json"
-"""In the run folder: what was measured after training."""
-
-FAILURE = "failure.json"
-"""In the run folder: why the run ended where trying again would not help."""
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 """What a run may be called: the name is that of a folder, on whichever disk or store."""
@@ -63,8 +58,8 @@ class Run:
 
     def write_config(self) -> None:
         """Writes `config.json`: from here on the name is taken."""
-        self.folder.remove("result.json", EVALUATION, FAILURE)
-        self.folder.write("config.json", self.config.model_dump_json(indent=2) + "\n")
+        self.folder.remove(RunFile.RESULT, RunFile.EVALUATION, RunFile.FAILURE)
+        self.folder.write(RunFile.CONFIG, self.config.model_dump_json(indent=2) + "\n")
 
 
 def storage_at(uri: str, config: Config) -> Folder:
@@ -101,7 +96,7 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
     folder = storage / name
     check_name("--run", name)
     files = folder.sizes()
-    if "config.json" not in files:
+    if RunFile.CONFIG not in files:
         if not all(name.startswith("config.json.") for name in files):  # else it was killed while it wrote that
             raise NameTakenError(f"{folder} exists and is not a run", "choose another --run or --storage")
         if resume == "must":
@@ -122,7 +117,7 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
             f"choose another name (--run {name}-2){other}",
         )
     same = not changed and saved.evaluation == config.evaluation
-    done = _result_of(folder) if "result.json" in files and same else None
+    done = _result_of(folder) if RunFile.RESULT in files and same else None
     return Run(folder, config, newest_checkpoint(folder), done)
 
 
@@ -153,19 +148,19 @@ def write_failure(folder: Folder, error: str, step: int | None) -> None:
     Not for long where the folder cannot be written: the error is on its way to the user by itself.
     """
     with suppress(OSError):
-        folder.hurried().write(FAILURE, json.dumps({"error": error, "step": step}))
+        folder.hurried().write(RunFile.FAILURE, json.dumps({"error": error, "step": step}))
 
 
 def last_failure(folder: Folder) -> dict[str, Any] | None:
     """What `write_failure` wrote in this attempt of the run: `error` and `step`."""
-    text = folder.find(FAILURE)
+    text = folder.find(RunFile.FAILURE)
     return cast(dict[str, Any], json.loads(text)) if text else None
 
 
 def _result_of(folder: Folder) -> dict[str, Any] | None:
     """What `result.json` holds; None if it was cut off: then the run goes on from its last step and writes it anew."""
     try:
-        result = json.loads(folder.read("result.json"))
+        result = json.loads(folder.read(RunFile.RESULT))
     except ValueError:
         return None
     return result if isinstance(result, dict) else None
@@ -173,14 +168,14 @@ def _result_of(folder: Folder) -> dict[str, Any] | None:
 
 def _config_of(folder: Folder) -> Config:
     try:
-        return from_json(folder.read("config.json"))
+        return from_json(folder.read(RunFile.CONFIG))
     except ConfigError as error:
         raise NameTakenError(
-            f"{folder / 'config.json'} cannot be read, so the run cannot go on:\n{error}", "choose another --run"
+            f"{folder / RunFile.CONFIG} cannot be read, so the run cannot go on:\n{error}", "choose another --run"
         ) from None
 
 
 def _existing(storage: Folder) -> str:
     paths = (path.split("/") for path in storage.sizes())
-    names = sorted(path[0] for path in paths if path[1:] == ["config.json"])
+    names = sorted(path[0] for path in paths if path[1:] == [RunFile.CONFIG])
     return f"Runs there: {', '.join(names)}" if names else "There are no runs there."

@@ -6,8 +6,6 @@ import uuid
 from pathlib import Path
 
 from pirl.errors import ConfigError, StorageError, StoreRefusedError
-from pirl.storage import files as storage
-from pirl.storage.client import locate
 from pirl.storage.folder import Folder
 from pirl.storage.secrets import refuse_secret_url
 
@@ -55,8 +53,8 @@ def check_can_write(what: str, folder: Folder) -> None:
     if folder.uri.startswith(("http://", "https://")):
         raise ConfigError(f"{what} {folder} is on a web server, which is read alone: name a folder or a store")
     try:
-        if storage.is_local(folder.uri, folder.options):
-            _try_disk(Path(locate(folder.uri, folder.options)[1]))
+        if folder.path:
+            _try_disk(folder.path)
         else:
             probe = f".probe-{uuid.uuid4().hex}"
             folder.write(probe, "")

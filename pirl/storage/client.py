@@ -7,8 +7,9 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
@@ -21,6 +22,7 @@ from pirl.storage.retry import DEADLINE_S, persistently
 from pirl.storage.secrets import refuse_secret_url, refuse_user_in_environment
 
 Options = Mapping[str, Any] | None
+"""For fsspec."""
 
 TRY = 1 / 15
 """The share of the deadline (20 s of 300 s) after which a try has stalled; a large body has longer, at least"""
@@ -33,53 +35,63 @@ _filesystems: dict[tuple[int, str, str], AbstractFileSystem] = {}
 _lock = threading.Lock()
 
 
-def ask(
-    fs: AbstractFileSystem, what: str, method: str, *args: Any, deadline_s: float = DEADLINE_S, size: int = 0, **kw: Any
-) -> Any:
-    """Calls a method of a filesystem until it goes well; `size` is what it moves, in bytes."""
-    limit = limit_s(deadline_s, size)
-    return persistently(what, lambda: once(fs, method, *args, limit_s=limit, **kw), deadline_s)
+@dataclass(frozen=True)
+class Address:
+    """Where a URL leads, and how long it is asked.
 
+    Attributes:
+        fs: The filesystem: one for all threads of this process.
+        path: The name in it.
+        uri: For messages.
+        deadline_s: How long a request is tried again.
+    """
 
-def once(fs: AbstractFileSystem, method: str, *args: Any, limit_s: float, **kw: Any) -> Any:
-    """Calls a method of a filesystem; raises TimeoutError where there is no end within the limit."""
-    if isinstance(fs, LocalFileSystem):
-        return getattr(fs, method)(*args, **kw)
-    try:
-        if fs.async_impl:
-            return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=limit_s, **kw)
-        return _in_a_thread(partial(getattr(fs, method), *args, **kw)).result(limit_s)
-    except FSTimeoutError:
-        raise TimeoutError(f"it stalled: no end within {limit_s:.1f} s") from None
+    fs: AbstractFileSystem
+    path: str
+    uri: str
+    deadline_s: float = DEADLINE_S
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a disk of this machine, as far as it knows."""
+        return isinstance(self.fs, LocalFileSystem)
 
-def _in_a_thread(call: Callable[[], Any]) -> "Future[Any]":
-    """Calls what may never come back: a thread of its own, for which nobody waits at the end of the process."""
-    future: Future[Any] = Future()
+    def ask(self, what: str, method: str, *args: Any, size: int = 0, **kw: Any) -> Any:
+        """Calls a method of the filesystem until it goes well.
 
-    def run() -> None:
+        Args:
+            what: What it does to what is here, for the error.
+            method: Of the filesystem.
+            args: For the method; the path where there are none.
+            size: What it moves, in bytes.
+            kw: For the method too.
+
+        Raises:
+            OSError: As `persistently` does.
+        """
+        return persistently(f"{what} {self.uri}", lambda: self.once(method, *args, size=size, **kw), self.deadline_s)
+
+    def once(self, method: str, *args: Any, size: int = 0, **kw: Any) -> Any:
+        """The same a single time; raises TimeoutError where there is no end in time for so many bytes."""
+        is_async = self.fs.async_impl
+        call = partial(getattr(self.fs, f"_{method}" if is_async else method), *(args or [self.path]), **kw)
+        if self.is_local:
+            return call()
+        limit_s = self.deadline_s * TRY + size / SLOWEST
         try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
+            return sync(self.fs.loop, call, timeout=limit_s) if is_async else _in_a_thread(call).result(limit_s)
+        except FSTimeoutError:
+            raise TimeoutError(f"it stalled: no end within {limit_s:.1f} s") from None
 
 
-def limit_s(deadline_s: float, size: int) -> float:
-    """After how long a try that moves so many bytes has stalled."""
-    return deadline_s * TRY + size / SLOWEST
-
-
-def locate(uri: str, options: Options) -> tuple[AbstractFileSystem, str]:
-    """The filesystem of a URL, one for all threads of this process, and the path in it."""
-    uri = os.path.expanduser(uri)
-    key = (os.getpid(), "/".join(uri.split("/")[:3]) if "://" in uri else "", repr(options))
+def resolve(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -> Address:
+    """Where a URL leads; raises ConfigError as `filesystem` does."""
+    where = os.path.expanduser(uri)
+    key = (os.getpid(), "/".join(where.split("/")[:3]) if "://" in where else "", repr(options))
     with _lock:
         if key not in _filesystems:
-            _filesystems[key] = filesystem(uri, options)
-    return _filesystems[key], cast(str, _filesystems[key]._strip_protocol(uri))
+            _filesystems[key] = filesystem(where, options)
+    return Address(_filesystems[key], _filesystems[key]._strip_protocol(where), uri, deadline_s)
 
 
 def filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSystem:
@@ -111,3 +123,17 @@ def filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSystem
     if is_s3 and tries == 1:
         fs.retries = 1
     return fs
+
+
+def _in_a_thread(call: Callable[[], Any]) -> "Future[Any]":
+    """Calls what may never come back: a thread of its own, for which nobody waits at the end of the process."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

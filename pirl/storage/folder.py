@@ -1,14 +1,18 @@
-"""A folder by URL, on a disk or in an object store, with what it takes to reach it: where runs are kept."""
+"""The one way to address bytes: a folder or a file by URL, on a disk or in an object store, and how to reach it."""
 
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
-from pirl.storage import files as storage
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from pirl.storage.client import Address, filesystem, resolve
+from pirl.storage.reading import is_newer, matches, read, reading, size_of, sizes_below
 from pirl.storage.retry import DEADLINE_S
+from pirl.storage.writing import copy_in, writing
 
 HURRY_S = 15.0
 """What is left to do after a failure may take: the failure is to be told."""
@@ -16,13 +20,13 @@ HURRY_S = 15.0
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder, which need not exist.
+    """A folder, which need not exist; where a method is given no name, the file at this URL.
 
     Its methods raise FileNotFoundError for a file that is not there, OSError where a disk refuses, and StorageError
     where a store refuses or gives no good answer in time.
 
     Attributes:
-        uri: An absolute path, or a URL that fsspec reads.
+        uri: A local path, or a URL that fsspec reads (`s3://bucket/key`).
         options: For fsspec; no secrets, since folders are sent to workers.
         deadline_s: How long a request to a store is tried again.
     """
@@ -32,7 +36,7 @@ class Folder:
     deadline_s: float = DEADLINE_S
 
     def __truediv__(self, name: str) -> "Folder":
-        return Folder(storage.join(self.uri, name), self.options, self.deadline_s)
+        return replace(self, uri=f"{self.uri.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
         return self.uri
@@ -49,28 +53,65 @@ class Folder:
     @property
     def parent(self) -> "Folder":
         """The folder that it is in."""
-        return Folder(self.uri.rstrip("/").rpartition("/")[0], self.options, self.deadline_s)
+        return replace(self, uri=self.uri.rstrip("/").rpartition("/")[0])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a disk of this machine, as far as it knows."""
+        return self._at().is_local
 
     @property
     def path(self) -> Path | None:
         """Where it is on this machine; None in a store."""
-        return Path(self.uri) if storage.is_local(self.uri, self.options) else None
+        return Path(self._at().path) if self.is_local else None
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file, by its path in the folder; empty where there is no folder, or no bucket."""
+    def overlaps(self, other: "Folder") -> bool:
+        """Whether one of the two lies in the other, or is it, however their URLs are spelled."""
+        a, b = (folder.path.resolve() if folder.path else Path(folder._at().path) for folder in (self, other))
+        return type(self._at().fs) is type(other._at().fs) and (a.is_relative_to(b) or b.is_relative_to(a))
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is a file or a folder."""
+        return bool(self._at(name).ask("looking for", "exists"))
+
+    def is_folder(self) -> bool:
+        """Whether there is a folder."""
+        return bool(self._at().ask("looking for", "isdir"))
+
+    def size(self, name: str = "") -> int:
+        """Bytes of a file."""
+        return size_of(self._at(name))
+
+    def is_newer(self, name: str, than: str) -> bool:
+        """Whether a file was written later than another one.
+
+        Raises:
+            NotImplementedError: It is on a web server, or in a store that does not tell.
+        """
+        return is_newer(self._at(name), self._at(than))
+
+    def sizes(self, *, follow_links: bool = False) -> dict[str, int]:
+        """Bytes of each file in it and in the folders in it, by its path in it; none where there is no folder.
+
+        Where links to folders are followed, a link to nothing has -1 bytes.
+
+        Raises:
+            OSError: A folder cannot be read: it is not taken for an empty one.
+        """
         try:
-            return storage.sizes_below(self.uri, self.options, self.deadline_s)
-        except FileNotFoundError:
+            return sizes_below(self._at(), follow_links)
+        except FileNotFoundError:  # no bucket
             return {}
 
-    def read_bytes(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """A file, or a span of it."""
-        where = storage.join(self.uri, name)
-        if length is None:
-            return storage.read_all(where, self.options, self.deadline_s)
-        return storage.read_bytes(where, offset, length, self.options, self.deadline_s)
+    def matches(self) -> list[str]:
+        """The files that its URL, a pattern with `*`, stands for: whole URLs, sorted."""
+        return matches(self._at())
 
-    def read(self, name: str) -> str:
+    def read_bytes(self, name: str = "", offset: int = 0, length: int | None = None) -> bytes:
+        """A file, or a span of it: shorter than `length` only where the file ends."""
+        return read(self._at(name), offset, None if length is None else offset + length)
+
+    def read(self, name: str = "") -> str:
         """The text of a file."""
         return self.read_bytes(name).decode()
 
@@ -81,23 +122,42 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def reading(self, name: str = "") -> AbstractContextManager[IO[bytes]]:
+        """Opens a file for reading here and there."""
+        return reading(self._at(name))
+
+    def writing(self, name: str = "") -> AbstractContextManager[IO[bytes]]:
+        """Opens a new file, which appears when it is complete, with the folders above it; not after an exception."""
+        return writing(self._at(name))
+
     def write(self, name: str, content: str | bytes) -> None:
         """Writes a file at once: a reader sees the old one or the new one."""
-        with storage.writing(storage.join(self.uri, name), self.options, self.deadline_s) as file:
+        with self.writing(name) as file:
             file.write(content.encode() if isinstance(content, str) else content)
 
     def copy_in(self, file: Path) -> None:
         """Copies a file of this machine into it, under its name."""
-        storage.copy_in(str(file), storage.join(self.uri, file.name), self.options, self.deadline_s)
+        copy_in(str(file), self._at(file.name))
 
     def remove(self, *names: str) -> None:
         """Removes files, if they are there, in this order."""
         for name in names:
             with suppress(FileNotFoundError):
-                storage.remove(storage.join(self.uri, name), self.options, self.deadline_s)
+                self._at(name).ask("removing", "rm_file")
 
     def clear(self, first: str) -> None:
         """Removes it with all that is in it; one file before the others."""
         self.remove(first, *self.sizes())
         if self.path:
             shutil.rmtree(self.path, ignore_errors=True)
+
+    def arrow_filesystem(self) -> tuple[PyFileSystem, str]:
+        """For a library that takes a filesystem of pyarrow, and the path in it.
+
+        It goes around retry.py, so S3's client tries again itself; the sum of its pauses is 45 s on average.
+        """
+        fs = filesystem(self.uri, self.options, tries=10)
+        return PyFileSystem(FSSpecHandler(fs)), cast(str, fs._strip_protocol(self.uri))
+
+    def _at(self, name: str = "") -> Address:
+        return resolve((self / name if name else self).uri, self.options, self.deadline_s)

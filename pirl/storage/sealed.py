@@ -1,11 +1,36 @@
-"""Small JSON files that say themselves whether they are whole: the last field is the checksum of all before it."""
+"""Small JSON files that say themselves whether they are whole: the last field is the checksum of all before it.
+
+And the way to get anything whole: again, a few times, where it differs from what was written.
+"""
 
 import json
 import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from pirl.storage.retry import pause
+
+T = TypeVar("T")
+
+TRIES = 10
+"""Of what moves bytes that came damaged: they may have been right, and changed on their way."""
+LONGEST_PAUSE_S = 0.2
+"""Between them: nobody is busy, so there is nothing to wait for."""
 SEAL = b', "crc32": '
 """What stands before the checksum; within a name JSON has a backslash before a quote."""
+
+
+def until_whole(
+    attempt: Callable[[], T], is_whole: Callable[[T], bool], longest_pause_s: float = LONGEST_PAUSE_S
+) -> tuple[T, bool]:
+    """Reads or sends, until it is whole or was tried often enough; what came last, and whether that is whole."""
+    for failures in range(TRIES):
+        if failures:
+            pause(failures, longest_pause_s)
+        got = attempt()
+        if is_whole(got):
+            return got, True
+    return got, False
 
 
 def sealed(content: dict[str, Any]) -> bytes:

@@ -23,7 +23,9 @@ from pirl.data.order import Order
 from pirl.loading.loader import Loader
 from pirl.loading.views import Views
 from pirl.prepare.images import check_image
+from pirl.pretext import PRETEXTS
 from pirl.storage.cache import SpanCache
+from pirl.storage.folder import Folder
 from tests.benchmarks.local_store import BUCKET, Options, store, write_shards
 from tests.benchmarks.photographs import from_tar, repeat
 from tests.benchmarks.prepare_memory import family, kibibytes
@@ -57,9 +59,9 @@ def main() -> None:
 
 def epochs(options: Options, cache: SpanCache | None, epochs: int, image_size: int):
     """The memory of this process and of the readers after each epoch."""
-    dataset = open_dataset(URI, options, cache=cache)
+    dataset = open_dataset(Folder(URI, options), cache=cache)
     order = Order(dataset.starts, 0, PROCESSES, BATCH, 1)
-    views = Views(image_size, Augment(), "jigsaw", 0.6)
+    views = Views(image_size, Augment(), PRETEXTS["jigsaw"], 0.6)
     last = order.steps_per_epoch - 1
     settings = {"seed": 0, "rank": 0, "world_size": 1, "processes": PROCESSES, "ahead_bytes": 16e6}
     for batch in Loader(dataset, order, views, first_step=0, last_step=epochs * (last + 1), **settings):

@@ -10,6 +10,7 @@ from pathlib import Path
 from s3fs import S3FileSystem
 
 from pirl.data.writer import ShardWriter
+from pirl.storage.folder import Folder
 from tests.s3 import moto
 
 Options = dict[str, object]
@@ -53,6 +54,6 @@ def ranges_of(folder: Path) -> Iterator[Options]:
 def write_shards(uri: str, images: Iterator[bytes], shard_bytes: int, options: Options | None = None) -> None:
     """Writes a data set as jobs/prepare.py does, in the order in which the images come."""
     about = {"classes": None, "seed": 0, "source": "photographs"}
-    with ShardWriter(uri, storage_options=options, shard_bytes=shard_bytes, **about) as writer:
+    with ShardWriter(Folder(uri, options or {}), shard_bytes=shard_bytes, **about) as writer:
         for image in images:
             writer.add(image, None)

@@ -85,10 +85,10 @@ def measure(folder: str) -> tuple[float, float, float, int, int, int, int]:
     dataset = open_dataset(folder)
     opened = time.process_time()
     order = Order(dataset.starts, 0, data.streams, data.batch_size, data.window_groups)
-    order.batch_ids(0)
+    order.reader().batch_ids(0)
     drawn = time.process_time()
     again = Order(dataset.starts, 0, data.streams, data.batch_size, data.window_groups)
-    again.batch_ids((EPOCHS - 1) * again.steps_per_epoch + again.steps_per_epoch // 2)
+    again.reader().batch_ids((EPOCHS - 1) * again.steps_per_epoch + again.steps_per_epoch // 2)
     resumed = time.process_time()
     peak, held, blocks = memory("VmHWM") - base, memory("VmRSS") - base, sys.getallocatedblocks() - base_blocks
     return opened - began, drawn - opened, resumed - drawn, peak, held, len(pickle.dumps(dataset)), blocks

@@ -26,6 +26,7 @@ from s3fs import S3FileSystem
 from pirl.data.dataset import open_dataset
 from pirl.data.writer import ROWS_PER_GROUP
 from pirl.loading.prefetch import READERS
+from pirl.storage.folder import Folder
 from tests.benchmarks.local_store import BUCKET, Options, store, write_shards
 from tests.benchmarks.photographs import from_tar, repeat
 
@@ -64,7 +65,7 @@ def write_objects(photos: list[bytes], count: int, options: Options) -> None:
 
 
 def read_shards(options: Options) -> Cost:
-    dataset = open_dataset(f"s3://{BUCKET}/shards", options)
+    dataset = open_dataset(Folder(f"s3://{BUCKET}/shards", options))
 
     def size_of(number: int) -> int:
         return sum(map(len, dataset.load_group(number).images))

@@ -25,6 +25,7 @@ from pirl.loading.loader import PREFETCHED_STEPS, Loader, start_process
 from pirl.loading.prefetch import Groups
 from pirl.loading.views import Sample
 from pirl.storage.cache import SpanCache
+from pirl.storage.folder import Folder
 from tests.benchmarks.local_store import BUCKET, Options, write_shards
 from tests.benchmarks.photographs import repeat
 
@@ -72,7 +73,7 @@ def write(folder: Path, photos: list[bytes], count: int, shard_bytes: int, optio
         path = folder / "files" / f"{number // 100:04}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image)
-    fill(open_dataset(f"s3://{BUCKET}/shards", options, cache=SpanCache(folder / "cache", CACHE_BYTES)))
+    fill(open_dataset(Folder(f"s3://{BUCKET}/shards", options), cache=SpanCache(folder / "cache", CACHE_BYTES)))
     return Places(options, tars, folder)
 
 
@@ -125,7 +126,7 @@ class Raw(IterableDataset[list[int]]):
         streams, steps = streams_of(info.id, info.num_workers, self.order.streams), range(FOREVER)
         with Groups(self.dataset, self.order, streams, steps, AHEAD_BYTES) as groups:
             for step in steps:
-                places = self.dataset.groups_of(self.order.batch_ids(step, streams))
+                places = self.dataset.groups_of(self.order.reader().batch_ids(step, streams))
                 yield [len(groups[number].images[row]) for number, row in zip(*places, strict=True)]
 
 
@@ -138,7 +139,7 @@ class NewCache(SpanCache):
 
 def ours(places: Places, processes: int, work: str, kind: type[SpanCache] | None) -> Iterator[int]:
     cache = None if kind is None else kind(places.folder / "cache", CACHE_BYTES)
-    dataset = open_dataset(f"s3://{BUCKET}/shards", places.options, cache=cache)
+    dataset = open_dataset(Folder(f"s3://{BUCKET}/shards", places.options), cache=cache)
     order = Order(dataset.starts, 0, processes, BATCH, WINDOW_GROUPS)
     if work == "raw":
         context = multiprocessing.get_context("forkserver")

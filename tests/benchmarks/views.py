@@ -36,9 +36,9 @@ from pirl.loading.crops import random_resized_crop
 from pirl.loading.decode import decode
 from pirl.loading.views import Views, sample_rng
 from pirl.prepare.images import check_image
+from pirl.pretext import PRETEXTS, cell_side, patch_side
 from tests.benchmarks.photographs import from_tar
 
-PRETEXTS = ("jigsaw", "rotation", "both", "none")
 CROP_MIN = 0.6
 """Of the pretext view."""
 
@@ -66,15 +66,15 @@ def main() -> None:
     kilobytes = sum(map(len, images)) / len(images) / 1000
     print(f"{len(images)} images of {kilobytes:.1f} KB, {args.pretext} at {size} px, one core\n")
 
-    views = Views(size, augment, args.pretext, CROP_MIN)
+    views = Views(size, augment, PRETEXTS[args.pretext], CROP_MIN)
     reference = TorchvisionViews(size, augment, args.pretext, CROP_MIN)
     ids = itertools.count()
-    side = size if args.pretext == "rotation" else 3 * views.cell
+    side = size if args.pretext == "rotation" else 3 * cell_side(size)
 
     def crops(data: bytes) -> None:
         image, rng = decode(data), sample_rng(0, 0, next(ids))
         random_resized_crop(image, size, augment.crop_min, rng)
-        if views.patches:
+        if views.task.parts:
             random_resized_crop(image, side, CROP_MIN, rng)
 
     color = ColorStep(views, images, args.batch, args.device)
@@ -155,7 +155,7 @@ class ColorStep:
     def __init__(self, views: Views, images: list[bytes], batch: int, device: str) -> None:
         samples = [views(decode(images[k % len(images)]), sample_rng(0, 0, k)) for k in range(batch)]
         inputs = [stacked([s.image[None] for s in samples], [s.image_color[None] for s in samples])]
-        if views.patches:
+        if views.task.parts:
             inputs.append(stacked([s.pretext for s in samples], [s.pretext_color for s in samples]))
         self.inputs = [(pixels.to(device), params) for pixels, params in inputs]
 
@@ -182,13 +182,13 @@ class TorchvisionViews:
             tv.ToDtype(torch.float32, scale=True),
             tv.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
-        self.pretext, self.cell = pretext, round(85 * size / 224)
+        self.pretext, self.cell = pretext, cell_side(size)
         self.image = tv.Compose([tv.RandomResizedCrop(size, (a.crop_min, 1)), *colour])
         side = size if pretext == "rotation" else 3 * self.cell
         self.crop = tv.RandomResizedCrop(side, (crop_min, 1))
         self.turn = tv.RandomChoice([tv.RandomRotation((d, d)) for d in (0, 90, 180, 270)])
         self.whole = tv.Compose(colour)
-        self.patch = tv.Compose([tv.RandomCrop(round(64 * size / 224)), *colour])
+        self.patch = tv.Compose([tv.RandomCrop(patch_side(size)), *colour])
 
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         view = self.image(image)

@@ -1,4 +1,4 @@
-"""What runs on the nodes, in pieces: ports and the meeting. As a whole: tests/test_slurm.py."""
+"""What runs on the nodes, in pieces: ports and the membership. As a whole: tests/on_slurm/test_slurm.py."""
 
 import itertools
 import json
@@ -16,22 +16,27 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from ray.util.state.common import DEFAULT_LIMIT, RAY_MAX_LIMIT_FROM_API_SERVER
 
-from clusters.job_report import read_state
+from clusters.job_folder import JobFolder
 from clusters.node import main as allocation
-from clusters.node import membership as meeting
+from clusters.node import membership
+from clusters.node.membership import Membership
 from clusters.node.ray_node import (
     PORTS_PER_NODE,
     SERVICES,
     Ports,
-    Resources,
     alive_nodes,
     candidates,
     is_free,
     ray_command,
 )
-from clusters.node.this_node import JobFile, Place
+from clusters.node.this_node import JobFile, Resources, ThisNode
 from clusters.profile import Profile
 from tests.ray_cluster import free_ports
+
+
+def first_node(folder: Path, profile: Profile) -> ThisNode:
+    job = JobFile(("jobs/pretrain.py",), takes_settings=True)
+    return ThisNode(job, profile, JobFolder(folder, "17"), 0, 1, 0, "n1", "127.0.0.1", Resources(1, 0, None))
 
 
 def test_the_ports_of_jobs_are_apart_and_in_the_range():
@@ -58,7 +63,7 @@ def test_a_taken_port_makes_a_hundred_unfit():
 def test_a_hundred_is_one_jobs_from_before_anything_listens():
     """Ray takes seconds until it listens, and jobs that wait for the same nodes start together."""
     ports = next(ports for ports in candidates("2", 40_000, 50_000) if ports.are_free("127.0.0.1"))
-    take = f"from clusters.ray_node import Ports; print(Ports({ports.first}).take('127.0.0.1') is not None)"
+    take = f"from clusters.node.ray_node import Ports; print(Ports({ports.first}).take('127.0.0.1') is not None)"
 
     def taken_by_another() -> str:
         return subprocess.run([sys.executable, "-c", take], capture_output=True, text=True, check=True).stdout
@@ -76,15 +81,15 @@ def test_a_hundred_is_one_jobs_from_before_anything_listens():
     again.close()
 
 
-def test_a_meeting_port_that_somebody_has_taken_meanwhile_sends_the_job_back(tmp_path: Path, monkeypatch):
+def test_a_membership_port_that_somebody_has_taken_meanwhile_sends_the_job_back(tmp_path: Path, monkeypatch):
     (port,) = free_ports(1)
     ray = SimpleNamespace(ports=Ports(port))
-    monkeypatch.setattr(allocation, "start", lambda *_: ray)
+    monkeypatch.setattr(allocation, "start_ray", lambda *_: ray)
     profile = Profile.model_validate({"cluster": "slurm", "nodes": 1, "cpus_per_node": 1, "storage": "runs"})
-    place = Place("17", 0, 1, 0, "n1", "127.0.0.1", Resources(1, 0, None), tmp_path / "log")
-    monkeypatch.setattr(allocation, "looked_after", lambda *_: nullcontext(SimpleNamespace(environment={})))
+    node = first_node(tmp_path, profile)
+    monkeypatch.setattr(allocation, "NodeCleanup", lambda *_: nullcontext(SimpleNamespace(environment={})))
     with socket.create_server(("127.0.0.1", port)):
-        phase, reason, _ = allocation.lead(JobFile(tmp_path, ("x.py",), True), profile, place, None)
+        phase, reason, _ = allocation.lead(node, None)
     assert (phase, reason.split(" (")[0]) == ("requeue", f"n1: port {port}: Address already in use")
 
 
@@ -103,52 +108,54 @@ def test_ray_gets_the_resources_of_the_allocation_and_listens_where_it_may():
 
 def test_nodes_come_and_are_lost_and_strangers_stay_out():
     (port,) = free_ports(1)
-    with meeting.Head("127.0.0.1", port, "right") as head:
-        n1 = meeting.join("127.0.0.1", port, "right", 1, "n1")
-        n2 = meeting.join("127.0.0.1", port, "right", 2, "n2")
-        stranger = meeting.join("127.0.0.1", port, "wrong", 3, "n3")
+    with Membership("127.0.0.1", port, "right") as head:
+        n1 = membership.join("127.0.0.1", port, "right", 1, "n1")
+        n2 = membership.join("127.0.0.1", port, "right", 2, "n2")
+        stranger = membership.join("127.0.0.1", port, "wrong", 3, "n3")
         garbage = socket.create_connection(("127.0.0.1", port))
         garbage.sendall("é 4 n4\n".encode())
         head.look()
         assert head.ready == {}
-        meeting.is_ready(n1)
-        meeting.is_ready(n2)
+        membership.is_ready(n1)
+        membership.is_ready(n2)
         head.look()
         assert head.ready == {1: "n1", 2: "n2"}
-        assert meeting.news(n1) == "none"
+        assert membership.news(n1) == "none"
         n2.close()
         head.look()
         assert (head.ready, head.lost) == ({1: "n1"}, {2: "n2"})
-    assert meeting.news(n1) == "over"
+    assert membership.news(n1) == "over"
     for connection in (n1, stranger, garbage):
         connection.close()
 
 
 def test_a_stranger_that_says_nothing_keeps_the_head_for_some_seconds_only():
     (port,) = free_ports(1)
-    with meeting.Head("127.0.0.1", port, "right") as head:
+    with Membership("127.0.0.1", port, "right") as head:
         silent = socket.create_connection(("127.0.0.1", port))
         began = time.monotonic()
         head.look()
-        assert time.monotonic() - began < meeting.HELLO_S + 2
+        assert time.monotonic() - began < membership.HELLO_S + 2
         silent.close()
 
 
 def test_a_head_that_is_killed_is_lost_and_not_over():
     (port,) = free_ports(1)
-    code = f"from clusters import meeting; import time\nhead = meeting.Head('127.0.0.1', {port}, 't')\n"
+    code = (
+        f"import time; from clusters.node.membership import Membership\nhead = Membership('127.0.0.1', {port}, 't')\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", code + "while True: head.look(); time.sleep(0.01)"])
     try:
         deadline = time.monotonic() + 30
         while is_free("127.0.0.1", port):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        connection = meeting.join("127.0.0.1", port, "t", 1, "n1")
-        assert meeting.news(connection) == "none"
+        connection = membership.join("127.0.0.1", port, "t", 1, "n1")
+        assert membership.news(connection) == "none"
     finally:
         process.kill()
         process.wait()
-    while (news := meeting.news(connection)) == "none":
+    while (news := membership.news(connection)) == "none":
         assert time.monotonic() < deadline
     assert news == "lost"
     connection.close()
@@ -156,7 +163,7 @@ def test_a_head_that_is_killed_is_lost_and_not_over():
 
 @pytest.mark.parametrize("towards", ["127.0.0.1"])
 def test_own_address_is_the_one_on_the_way(towards: str):
-    assert meeting.own_ip(towards) == "127.0.0.1"
+    assert membership.own_ip(towards) == "127.0.0.1"
 
 
 def test_sockets_fit_below_the_longest_folder():
@@ -202,9 +209,8 @@ def test_what_fails_on_the_first_node_is_said_in_full(tmp_path: Path, monkeypatc
     profile = Profile.model_validate(
         {"cluster": "slurm", "nodes": 1, "cpus_per_node": 1, "storage": "runs", "temp_dir": "/no-scratch"}
     )
-    place = Place("17", 0, 1, 0, "n1", "127.0.0.1", Resources(1, 0, None), tmp_path / "log")
     with pytest.raises(FileNotFoundError):
-        allocation.run(JobFile(tmp_path, ("jobs/pretrain.py",), True), profile, place)
-    state = read_state(tmp_path, "17")
-    assert state["phase"] == "failed"
-    assert state["reason"] == "FileNotFoundError: [Errno 2] No such file or directory: '/no-scratch/pirl-j17-0'"
+        allocation.run(first_node(tmp_path, profile))
+    report = JobFolder(tmp_path, "17").report()
+    assert report["phase"] == "failed"
+    assert report["reason"] == "FileNotFoundError: [Errno 2] No such file or directory: '/no-scratch/pirl-j17-0'"

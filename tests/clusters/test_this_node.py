@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from clusters.node.this_node import Place
+from clusters.job_folder import JobFolder
+from clusters.node.this_node import JobFile, ThisNode
 from clusters.profile import Profile
+
+
+def here(profile: Profile) -> ThisNode:
+    return ThisNode.here(JobFile(("x.py",), True), profile, JobFolder(Path("jobs"), "17"), rank=0, nodes=1)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +33,7 @@ def test_memory_is_that_of_the_allocation(monkeypatch, told: dict[str, str], ask
         monkeypatch.setenv(name, value)
     size = {"nodes": 1, "cpus_per_node": 4, "gpus_per_node": 2, "memory_gb_per_node": asked_gb}
     profile = Profile.model_validate({"cluster": "slurm", "storage": "s3://b/runs", **size})
-    resources = Place.here(profile, "17", 0, 1, Path("log")).resources
+    resources = here(profile).resources
     assert resources.memory_bytes == (megabytes * 2**20 if megabytes else None)
 
 
@@ -36,6 +41,6 @@ def test_gpus_are_those_of_the_allocation(monkeypatch):
     keys = {"cluster": "slurm", "storage": "s3://b/runs", "nodes": 1, "cpus_per_node": 4, "gpus_per_node": 4}
     profile = Profile.model_validate(keys)
     monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
-    assert Place.here(profile, "17", 0, 1, Path("log")).resources.gpus == 4, "no scheduler"
+    assert here(profile).resources.gpus == 4, "no scheduler"
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
-    assert Place.here(profile, "17", 0, 1, Path("log")).resources.gpus == 2
+    assert here(profile).resources.gpus == 2

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pirl.data import dataset as shards
 from pirl.data.dataset import open_dataset
 from pirl.data.writer import ShardWriter
 from pirl.errors import ConfigError, CorruptImage
-from pirl.storage import files as storage
+from pirl.storage import sealed
 from pirl.storage.cache import SpanCache
+from pirl.storage.folder import Folder
 from pirl.storage.retry import take_count
 from tests.s3 import SECRET
 
@@ -23,7 +23,7 @@ def image(row):
 
 
 def write(uri, rows=300, classes=("a", "b", "c")):
-    with ShardWriter(str(uri), classes=classes, seed=0, source="here", shard_bytes=10_000) as writer:
+    with ShardWriter(Folder(str(uri)), classes=classes, seed=0, source="here", shard_bytes=10_000) as writer:
         for row in range(rows):
             writer.add(image(row), None if classes is None or row == 5 else row % 3)
     return str(uri)
@@ -155,12 +155,12 @@ def test_the_fingerprint_is_that_of_the_shards_as_json_has_them(tmp_path):
 
 
 def test_the_held_out_split_lies_below(tmp_path):
-    write(tmp_path / "set")
-    assert shards.test_uri(str(tmp_path / "set")) is None
+    dataset = open_dataset(write(tmp_path / "set"))
+    assert dataset.held_out() is None
     write(tmp_path / "set" / "test", rows=3)
-    held_out = shards.test_uri(str(tmp_path / "set"))
+    held_out = dataset.held_out()
     assert held_out is not None
-    assert open_dataset(held_out).rows == 3
+    assert (held_out.rows, held_out.uri) == (3, str(tmp_path / "set" / "test"))
 
 
 DEADLINE_S = 30.0
@@ -168,17 +168,15 @@ DEADLINE_S = 30.0
 
 
 def write_to(store, make=image):
-    uri = store.uri("set")
-    options = store.direct
-    with ShardWriter(uri, classes=None, seed=0, source="x", storage_options=options, shard_bytes=10_000) as writer:
+    with ShardWriter(store.past("set"), classes=None, seed=0, source="x", shard_bytes=10_000) as writer:
         for row in range(300):
             writer.add(make(row), None)
-    return uri
+    return store.folder("set", deadline_s=DEADLINE_S)
 
 
 @pytest.mark.parametrize("times", [1, 3, 8])
 def test_a_byte_that_flipped_on_its_way_is_read_again(store, times):
-    dataset = open_dataset(write_to(store), store.options, deadline_s=DEADLINE_S)
+    dataset = open_dataset(write_to(store))
     store.reset()
     store.fail("flip", times)
     take_count()
@@ -188,7 +186,7 @@ def test_a_byte_that_flipped_on_its_way_is_read_again(store, times):
 
 
 def test_a_group_is_one_request_for_its_span(store):
-    dataset = open_dataset(write_to(store), store.options)
+    dataset = open_dataset(write_to(store))
     store.reset()
     dataset.read_group(3)
     offset, length = dataset.spans[3].tolist()
@@ -200,23 +198,21 @@ def test_a_group_is_one_request_for_its_span(store):
 
 @pytest.mark.parametrize("change", ["shorter", "longer", "other images of the same size", "gone"])
 def test_a_shard_that_was_overwritten_is_noticed(store, change):
-    dataset = open_dataset(write_to(store), store.options, deadline_s=DEADLINE_S)
-    uri = store.uri("set", "shard-00001.parquet")
-    data = storage.read_all(uri, store.direct)
+    dataset = open_dataset(write_to(store))
+    folder, name = store.past("set"), "shard-00001.parquet"
+    data = folder.read_bytes(name)
     if change == "other images of the same size":
-        manifest = storage.read_all(store.uri("set", "manifest.json"), store.direct).decode()
+        manifest = folder.read("manifest.json")
         write_to(store, lambda row: b"!" * len(image(row)))
-        storage.write_text(store.uri("set", "manifest.json"), manifest, store.direct)
-        other = storage.read_all(uri, store.direct)
+        folder.write("manifest.json", manifest)
+        other = folder.read_bytes(name)
         assert len(other) == len(data)
         time.sleep(1.1)  # the store's times are in whole seconds
-        with storage.writing(uri, store.direct) as file:
-            file.write(other)
+        folder.write(name, other)
     elif change == "gone":
-        storage.remove(uri, store.direct)
+        folder.remove(name)
     else:
-        with storage.writing(uri, store.direct) as file:
-            file.write(data[:1000] if change == "shorter" else b"x" + data)
+        folder.write(name, data[:1000] if change == "shorter" else b"x" + data)
     group = dataset.load_group(2)
     assert set(group.corrupt) == set(range(64))
     said = {
@@ -231,20 +227,19 @@ def test_a_shard_that_was_overwritten_is_noticed(store, change):
 
 def test_damage_behind_a_web_server_is_told_too(store, monkeypatch):
     """Web servers tell nobody a file's time as stores do; this one is the S3 server, asked for plain objects."""
-    monkeypatch.setattr(shards, "READS", 2)
+    monkeypatch.setattr(sealed, "TRIES", 2)
     store = replace(store, direct=store.direct | {"s3_additional_kwargs": {"ACL": "public-read"}})
     write_to(store)
-    uri = store.uri("set", "shard-00001.parquet")
-    data = storage.read_all(uri, store.direct)
-    with storage.writing(uri, store.direct) as file:
-        file.write(data.replace(image(200), image(200)[:-1] + b"!"))
-    dataset = open_dataset(f"{store.direct['endpoint_url']}/{store.bucket}/set", deadline_s=DEADLINE_S)
+    folder, name = store.past("set"), "shard-00001.parquet"
+    folder.write(name, folder.read_bytes(name).replace(image(200), image(200)[:-1] + b"!"))
+    dataset = open_dataset(Folder(f"{store.direct['endpoint_url']}/{store.bucket}/set", {}, DEADLINE_S))
     (problem,) = dataset.load_group(3).corrupt.values()
     assert "row 72 (id 200) does not have its checksum; the file is damaged" in problem
 
 
 def test_damage_is_told_where_the_store_does_not_say_what_happened_to_the_file(store):
-    dataset = replace(open_dataset(write_to(store), store.options), deadline_s=0.3)
+    dataset = open_dataset(write_to(store))
+    dataset = replace(dataset, folder=replace(dataset.folder, deadline_s=0.3))
     store.fail("slowdown", 10_000, method="HEAD")
     began = time.monotonic()
     assert "the file is damaged" in dataset._verdict(1)
@@ -264,7 +259,7 @@ def test_damage_in_one_image_leaves_the_others(tmp_path):
 
 def test_a_cached_span_needs_no_request_and_is_checked(store, tmp_path):
     cache = SpanCache(tmp_path, 10**6)
-    dataset = open_dataset(write_to(store), store.options, cache=cache)
+    dataset = open_dataset(write_to(store), cache=cache)
     dataset.read_group(0)
     store.reset()
     again = pickle.loads(pickle.dumps(dataset)).read_group(0)
@@ -287,12 +282,12 @@ def test_files_on_a_disk_are_not_cached(tmp_path):
 
 @pytest.mark.parametrize("fault", ["slowdown", "error", "reset", "truncate", "flip", "stall"])
 def test_the_manifest_is_read_over_faults(store, fault):
-    uri = write_to(store)
+    folder = write_to(store)
     store.fail(fault, 1 if fault == "stall" else 8, pattern="manifest")
-    assert open_dataset(uri, store.options, deadline_s=DEADLINE_S).rows == 300
+    assert open_dataset(folder).rows == 300
 
 
 def test_no_secret_is_in_a_pickle(store):
-    dataset = open_dataset(write_to(store), store.options)
+    dataset = open_dataset(write_to(store))
     dataset.read_group(0)
     assert SECRET.encode() not in pickle.dumps(dataset)

@@ -60,12 +60,12 @@ def test_it_is_built_once_in_the_cache_folder(tmp_path, monkeypatch):
     assert folder == tmp_path / "pirl" / "digits-v2"
     built = (folder / "manifest.json").stat().st_mtime_ns
     assert shards.open_dataset("digits").rows == 1438
-    assert shards.test_uri("digits") == str(folder / "test")
+    assert shards.open_dataset("digits").held_out().uri == str(folder / "test")
     assert (folder / "manifest.json").stat().st_mtime_ns == built
 
 
 def test_processes_that_race_all_get_the_whole_data_set(tmp_path):
-    command = "from pirl.shards import open_dataset; print(open_dataset('digits').rows)"
+    command = "from pirl.data.dataset import open_dataset; print(open_dataset('digits').rows)"
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     racers = [
         subprocess.Popen([sys.executable, "-c", command], env=environment, stdout=subprocess.PIPE, text=True)

@@ -8,7 +8,7 @@ import pytest
 
 from pirl.data.writer import ShardWriter
 from pirl.errors import StorageError
-from pirl.storage import files as storage
+from pirl.storage.folder import Folder
 
 
 def image(row):
@@ -19,7 +19,7 @@ def stop_at(folder, row, **options):
     """Writes up to a row and then no further, as after a kill."""
 
     def interrupted():
-        with ShardWriter(str(folder), **options) as writer:
+        with ShardWriter(Folder(str(folder)), **options) as writer:
             for at in range(row):
                 writer.record = {"taken": at + 1}
                 writer.add(image(at), at % 2)
@@ -30,7 +30,7 @@ def stop_at(folder, row, **options):
 
 
 def write(folder, rows, **options):
-    with ShardWriter(str(folder), classes=["a", "b"], seed=7, source="here", **options) as writer:
+    with ShardWriter(Folder(str(folder)), classes=["a", "b"], seed=7, source="here", **options) as writer:
         for row in range(rows):
             writer.add(image(row), None if row % 3 == 2 else row % 3)
     return json.loads((folder / "manifest.json").read_text())
@@ -94,7 +94,7 @@ def test_a_shard_ends_when_it_is_large_enough(tmp_path):
 
 def test_an_exception_leaves_no_manifest_and_no_open_file(tmp_path):
     def interrupted():
-        with ShardWriter(str(tmp_path), classes=None, seed=0, source="here", shard_bytes=10_000_000) as writer:
+        with ShardWriter(Folder(str(tmp_path)), classes=None, seed=0, source="here", shard_bytes=10_000_000) as writer:
             for row in range(200):
                 writer.add(image(row), None)
             assert list(tmp_path.glob("*.tmp"))
@@ -137,7 +137,7 @@ def test_another_writer_goes_on_behind_the_shards_that_are_there(tmp_path, row, 
             assert len(whole) == 4
             whole = lose(tmp_path / name, how)
         written = {path: path.stat().st_mtime_ns for path in whole}
-        with ShardWriter(str(tmp_path / name), **options) as writer:
+        with ShardWriter(Folder(str(tmp_path / name)), **options) as writer:
             assert writer.rows == writer.record.get("taken", 0)
             assert set((tmp_path / name).glob("shard-*")) == set(whole)
             if how and stop:
@@ -164,9 +164,9 @@ def test_a_shard_that_the_store_did_not_give_is_not_taken_for_a_damaged_one(tmp_
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(storage, "reading", fail)
+    monkeypatch.setattr(Folder, "reading", fail)
     with pytest.raises(type(error)):
-        ShardWriter(str(tmp_path), **options)
+        ShardWriter(Folder(str(tmp_path)), **options)
     assert len(list(tmp_path.glob("shard-*"))) == 4
 
 
@@ -174,7 +174,7 @@ def test_a_write_that_fails_ends_the_writing(tmp_path):
     (tmp_path / "file").write_text("in the way")
 
     def into_a_file():
-        with ShardWriter(str(tmp_path / "file" / "set"), classes=None, seed=0, source="here") as writer:
+        with ShardWriter(Folder(str(tmp_path / "file" / "set")), classes=None, seed=0, source="here") as writer:
             for row in range(130):
                 writer.add(image(row), None)
             pytest.fail("the second row group was taken after the first had failed")

@@ -26,6 +26,7 @@ from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view
 from pirl.loading.decode import decode
 from pirl.methods.models import TAPS, Trunk
+from pirl.storage.folder import Folder
 from tests.conftest import GlooPool
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def _write(folder: Path, rows: int, seed: int, labelled: bool = True) -> Dataset
     """Images of two classes, dark and bright, of several sizes; every tenth has no label."""
     random = np.random.default_rng(seed)
     with ShardWriter(
-        str(folder), classes=["dark", "bright"] if labelled else None, seed=seed, source="a test"
+        Folder(str(folder)), classes=["dark", "bright"] if labelled else None, seed=seed, source="a test"
     ) as writer:
         for row in range(rows):
             label = int(random.integers(2))
@@ -294,7 +295,7 @@ def test_why_not_says_that_no_held_out_class_occurs_in_training(
 ) -> None:
     """All measures would be 0 %; what is numbered otherwise is another class, and none is one as well."""
     for folder, label_there, names in ((tmp_path, 0, ["dark", "bright"]), (tmp_path / "test", label, classes)):
-        with ShardWriter(str(folder), classes=names, seed=0, source="a test") as writer:
+        with ShardWriter(Folder(str(folder)), classes=names, seed=0, source="a test") as writer:
             for _ in range(3):
                 writer.add(b"", label_there)
     train, test = open_dataset(str(tmp_path)), open_dataset(str(tmp_path / "test"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.pretrain import main
 from jobs.run.checks import check_request
 from jobs.run.here import run_here
 from jobs.run.on_ray import following
@@ -69,12 +70,32 @@ def test_what_a_launcher_left_in_the_environment_does_not_make_one_process_wait_
     def work(config: Config, folder: Folder, scratch: Path, publish: object, device: torch.device, **_: object) -> None:
         seen.append((dist.world_size(), device))
 
-    monkeypatch.setattr("jobs.run.worker.work", work)
+    monkeypatch.setattr("jobs.run.here.work", work)
     run = Run(Folder(str(tmp_path)), Config())
     check_request(run, use_ray=False)
     assert run_here(run) == 1  # nothing was trained
     assert seen == [(1, torch.device("cpu"))]
     assert (tmp_path / "config.json").exists()  # rank 0 wrote it
+
+
+def test_from_the_command_to_backward_there_are_four_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who steps through the program with a debugger, or reads a profile, sees each for a reason."""
+    seen: list[list[str]] = []
+
+    def backward(_: torch.Tensor) -> None:
+        folders = tuple(str(ROOT / folder) for folder in ("pirl", "jobs", "clusters"))
+        seen.append([frame.name for frame in traceback.extract_stack() if frame.filename.startswith(folders)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    settings = [*SMALL, "--no-ray", "--cluster.loader-processes=0", f"--storage={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", "digits", *settings])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main() == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [["main", "run_here", "work", "train"]]
 
 
 def test_a_run_that_diverged_goes_on_from_what_is_left_at_a_lower_rate(tmp_path: Path) -> None:
@@ -217,6 +238,8 @@ def test_what_a_worker_of_ray_raised_is_told_before_where() -> None:
             failure = UserExceptionWithTraceback(error, traceback.format_exc())
         raise WorkerGroupError("rank 1", {1: failure})
 
-    first, second, *_ = (interruption(fail) or "").splitlines()
+    with interruption() as ended:
+        fail()
+    first, second, *_ = (ended.why or "").splitlines()
     assert first == "error: MemoryError: 2 GB are not there"
     assert second.startswith("Traceback")

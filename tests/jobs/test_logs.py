@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clusters.job_report import enter
-from jobs.batch.job import Verdict, verdicts
+from jobs.batch.job import JobStatus, statuses
 from jobs.batch.logs import follow_logs, new_lines, print_logs
 from tests.jobs.test_status import job
 from tests.ray_cluster import wait_for
@@ -24,9 +23,9 @@ def test_a_local_job_is_followed_from_its_first_moment_to_its_end(tmp_path: Path
     monkeypatch.setattr("jobs.batch.logs.ASK_S", 0.2)
     monkeypatch.setattr("jobs.batch.logs.FOLLOW_S", 0.1)
     code = (
-        "import os, pathlib, time; from clusters.job_state import enter; pid = os.getpid(); time.sleep(1);"
-        "folder = pathlib.Path(os.sys.argv[2]); (folder / f'{pid}_0_log.out').write_text('hello\\n');"
-        "enter(folder, str(pid), 'running', pid=pid); time.sleep(1); enter(folder, str(pid), 'done')"
+        "import os, pathlib, time; from clusters.job_folder import JobFolder; pid = os.getpid(); time.sleep(1);"
+        "folder = JobFolder(pathlib.Path(os.sys.argv[2]), str(pid)); folder.log(0).write_text('hello\\n');"
+        "folder.enter('running', pid=pid); time.sleep(1); folder.enter('done')"
     )
     words = [sys.executable, "-c", code, "submitit.local._local", str(tmp_path / "a")]
     with subprocess.Popen(words, cwd=Path(__file__).parents[2]) as process:
@@ -53,31 +52,31 @@ def test_a_job_without_an_answer_is_active_and_followed(tmp_path: Path, monkeypa
     monkeypatch.setattr("jobs.batch.logs.ASK_S", 0.1)
     monkeypatch.setattr("jobs.batch.logs.FOLLOW_S", 0.1)
     known = job(tmp_path / "a")
-    enter(known.folder, "17", "running")
+    known.folder.enter("running")
     refused = "echo 'sacct: error: refused' >&2; exit 1"
     words_of(tmp_path / "bin", monkeypatch, scontrol=DOWN, squeue=DOWN, sacct=refused)
-    silent = known.verdict()
+    silent = known.status()
     assert (silent.word, silent.active) == ("NO ANSWER", True)
     assert "Unable to contact slurm controller" in silent.reason
     assert silent.reason.endswith("the job last said: running")
-    assert verdicts([known])[0].word == "NO ANSWER"
+    assert statuses([known])[0].word == "NO ANSWER"
     up = f"if mkdir {tmp_path}/asked 2> /dev/null; then {DOWN}; fi; echo '{scontrol_line('17', 'COMPLETED')}'"
     words_of(tmp_path / "bin", monkeypatch, scontrol=up)
     assert follow_logs(known) == 0
     assert [line.split(":")[0] for line in capfd.readouterr().err.splitlines()] == ["-- NO ANSWER", "-- COMPLETED"]
     words_of(tmp_path / "bin", monkeypatch, scontrol=DOWN)
-    enter(known.folder, "17", "failed", "error: the loss is nan")
-    assert known.verdict() == Verdict("FAILED", "error: the loss is nan"), "that is certain without SLURM"
+    known.folder.enter("failed", "error: the loss is nan")
+    assert known.status() == JobStatus("FAILED", "error: the loss is nan"), "that is certain without SLURM"
 
 
 def test_logs_of_all_nodes_come_in_whole_lines_and_once(tmp_path: Path) -> None:
     known = job(tmp_path / "a")
-    (known.folder / "17_0_log.out").write_text("one\ntw")
-    (known.folder / "17_10_log.out").write_bytes(b"ten\n")
-    (known.folder / "170_0_log.out").write_text("of another job\n")
+    (known.folder.path / "17_0_log.out").write_text("one\ntw")
+    (known.folder.path / "17_10_log.out").write_bytes(b"ten\n")
+    (known.folder.path / "170_0_log.out").write_text("of another job\n")
     positions: dict[Path, int] = {}
     assert list(new_lines(known, positions)) == ["[0] one", "[10] ten"]
-    with (known.folder / "17_0_log.out").open("a") as log:
+    with (known.folder.path / "17_0_log.out").open("a") as log:
         log.write("o\n")
     assert list(new_lines(known, positions)) == ["[0] two"]
     assert list(new_lines(known, positions)) == []
@@ -86,12 +85,12 @@ def test_logs_of_all_nodes_come_in_whole_lines_and_once(tmp_path: Path) -> None:
 def test_what_a_job_said_last_is_shown_without_the_end_of_its_line(tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.setattr("jobs.batch.logs.FOLLOW_S", 0.1)
     known = job(tmp_path / "a")
-    log = known.folder / "17_0_log.out"
+    log = known.folder.path / "17_0_log.out"
     log.write_text("one\nsrun: error: Unab")
     words_of(tmp_path / "bin", monkeypatch, scontrol=f"echo '{scontrol_line('17', 'RUNNING')}'")
     assert print_logs(known) == 0
     assert capfd.readouterr().out == "[0] one\n[0] srun: error: Unab\n", "what is there"
-    enter(known.folder, "17", "done")
+    known.folder.enter("done")
     words_of(tmp_path / "bin", monkeypatch, scontrol=UNKNOWN_JOB)
     assert follow_logs(known) == 0
     assert capfd.readouterr().out == "[0] one\n[0] srun: error: Unab\n"

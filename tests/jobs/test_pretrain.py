@@ -122,7 +122,7 @@ def test_a_local_data_folder_becomes_absolute_because_workers_run_elsewhere(tmp_
         (["--optim.epochs", "--seed", "1"], ["--optim.epochs needs a value"]),
         (["--optim.epochs", "ten"], ["optim.epochs 'ten'", "valid integer"]),
         (["--optim.lr", "-0.1"], ["optim.lr '-0.1'", "greater than 0"]),
-        (["--pretext.name", "puzzle"], ["'puzzle'", "'jigsaw', 'rotation', 'both' or 'none'"]),
+        (["--pretext.name", "puzzle"], ["'puzzle'", "'jigsaw', 'rotation'"]),
         (["--data.storage-options", "{key: 1}"], ["--data.storage-options: not a JSON object"]),
         (["--data.storage-options", "key"], ["data.storage_options: ", "dictionary"]),
         (["--cluster.workers", "5"], ["cluster.workers 5", "data.streams 4", "at most 4 workers"]),

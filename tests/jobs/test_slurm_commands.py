@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from clusters.job_report import enter
 from jobs import slurm
 from jobs.batch.submission import ROOT
 from pirl.errors import ConfigError
@@ -135,7 +134,7 @@ def test_broken_job_folders_are_passed_over(monkeypatch, capfd, tmp_path: Path) 
 
 def test_a_log_that_cannot_be_read_fails_in_one_line(monkeypatch, capfd, tmp_path: Path) -> None:
     known = job(tmp_path / "jobs/a-1", "9")
-    (known.folder / "9_0_log.out").mkdir()
+    (known.folder.log(0)).mkdir()
     code, out, err = type_(monkeypatch, capfd, "logs", "9", f"--job-folder={tmp_path}/jobs")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("failed: [Errno 21] Is a directory")
@@ -150,17 +149,17 @@ def test_a_job_folder_that_cannot_be_made_is_refused(monkeypatch, capfd, tmp_pat
 
 def test_a_clash_that_cannot_be_ruled_out_is_refused(monkeypatch, capfd, tmp_path: Path) -> None:
     known = job(tmp_path / "jobs/a-1", "9")
-    enter(known.folder, "9", "running")
+    known.folder.enter("running")
     words_of(tmp_path / "bin", monkeypatch, squeue=DOWN, scontrol=DOWN)
     command = (profile(tmp_path), "--dry-run", "--", "jobs/pretrain.py", "digits")
-    monkeypatch.setattr(slurm, "check", lambda *_: f"{known.folder}/run")
+    monkeypatch.setattr(slurm, "check", lambda *_: f"{known.folder.path}/run")
     code, out, err = type_(monkeypatch, capfd, *command)
     assert (code, out) == (2, "")
     assert "SLURM does not answer" in err
-    assert f"job 9 is working on {known.folder}/run" in err
+    assert f"job 9 is working on {known.folder.path}/run" in err
     monkeypatch.setattr(slurm, "check", lambda *_: f"{tmp_path}/runs/another")
     assert type_(monkeypatch, capfd, *command)[0] == 0, "another run clashes with none, whatever SLURM would say"
-    monkeypatch.setattr(slurm, "check", lambda *_: f"{known.folder}/run")
+    monkeypatch.setattr(slurm, "check", lambda *_: f"{known.folder.path}/run")
     words_of(tmp_path / "bin", monkeypatch, squeue=UNKNOWN_JOB, scontrol=UNKNOWN_JOB)
     assert type_(monkeypatch, capfd, *command)[0] == 0, "SLURM has forgotten it"
 
@@ -275,4 +274,4 @@ def test_ctrl_c_ends_following_quietly(monkeypatch, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
     assert (tmp_path / "err").read_text().count("\n") == 1
-    assert known.verdict().active
+    assert known.status().active

@@ -1,4 +1,4 @@
-"""What is said of jobs that SLURM has forgotten or never knew; with SLURM: tests/test_slurm.py."""
+"""What is said of jobs that SLURM has forgotten or never knew; with SLURM: tests/on_slurm/test_slurm.py."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from clusters.job_report import Phase, enter, read_state
-from clusters.slurm.queue import JobState
-from jobs.batch.job import Job, Verdict, all_jobs, cancel_array, find_jobs, verdicts
+from clusters.job_folder import Phase
+from clusters.slurm.queue import SlurmJob
+from jobs.batch.job import Job, JobStatus, all_jobs, cancel_array, find_jobs, statuses
 from jobs.batch.status import last_numbers, print_status, sweep_numbers
 from pirl.errors import ConfigError
 from pirl.recipes import digits
@@ -52,15 +52,15 @@ def job(folder: Path, *ids: str, cluster: str = "slurm", submitted: float = 1.0,
 
 def test_a_job_that_slurm_has_forgotten_tells_its_end_itself(tmp_path: Path) -> None:
     known = job(tmp_path / "a")
-    assert known.verdict().word == "UNKNOWN"
-    enter(known.folder, "17", "running", nodes=["n1"])
-    gone = known.verdict()
+    assert known.status().word == "UNKNOWN"
+    known.folder.enter("running", nodes=["n1"])
+    gone = known.status()
     assert (gone.word, gone.active) == ("GONE", False)
     assert "has not written a result" in gone.reason
-    enter(known.folder, "17", "failed", "error: the loss is nan", exit_code=1)
-    assert known.verdict() == Verdict("FAILED", "error: the loss is nan")
-    enter(known.folder, "17", "done", exit_code=0)
-    assert known.verdict() == Verdict("COMPLETED")
+    known.folder.enter("failed", "error: the loss is nan", exit_code=1)
+    assert known.status() == JobStatus("FAILED", "error: the loss is nan")
+    known.folder.enter("done", exit_code=0)
+    assert known.status() == JobStatus("COMPLETED")
 
 
 @pytest.mark.parametrize("before", [None, "requeue"])
@@ -71,22 +71,22 @@ def test_a_cancelled_job_is_said_to_be_when_slurm_has_forgotten_it(
     known, other = job(tmp_path / "a", "17_0", "17_1"), job(tmp_path / "b", "18")
     for task in [*find_jobs(tmp_path, "17"), other]:
         if before:
-            enter(task.folder, task.job_id, before, "warned of the end")
+            task.folder.enter(before, "warned of the end")
     words_of(tmp_path / "bin", monkeypatch, scancel="exit 1", scontrol=UNKNOWN_JOB, squeue=UNKNOWN_JOB)
     cancel_array(find_jobs(tmp_path, "17"))
     other.cancel()
-    assert "CANCELLED" not in {known.verdict().word, other.verdict().word}, "scancel has failed"
+    assert "CANCELLED" not in {known.status().word, other.status().word}, "scancel has failed"
     words_of(tmp_path / "bin", monkeypatch, scancel="exit 0", scontrol=UNKNOWN_JOB, squeue=UNKNOWN_JOB)
     cancel_array(find_jobs(tmp_path, "17"))
     for cancelled in find_jobs(tmp_path, "17"):
-        assert cancelled.verdict() == Verdict("CANCELLED", "by jobs/slurm.py cancel")
-    assert other.verdict().word == ("GONE" if before else "UNKNOWN"), "it was not cancelled"
+        assert cancelled.status() == JobStatus("CANCELLED", "by jobs/slurm.py cancel")
+    assert other.status().word == ("GONE" if before else "UNKNOWN"), "it was not cancelled"
     assert other.cancel() == ""
-    assert other.verdict().word == "CANCELLED"
-    enter(known.folder, "17_0", "done")
-    assert known.verdict() == Verdict("COMPLETED"), "the end was faster"
-    requeued = JobState("18", "PENDING", reason="Resources")
-    assert other.judged(requeued).active, "SLURM knows better"
+    assert other.status().word == "CANCELLED"
+    known.folder.enter("done")
+    assert known.status() == JobStatus("COMPLETED"), "the end was faster"
+    requeued = SlurmJob("18", "PENDING", reason="Resources")
+    assert other.status_by(requeued).active, "SLURM knows better"
 
 
 @pytest.mark.parametrize("before", [None, "requeue"])
@@ -94,13 +94,13 @@ def test_a_job_that_could_not_begin_has_its_reason_in_the_log(tmp_path: Path, be
     """Nothing of ours has run: the Python is not there, or a set-up line has ended the script."""
     known = job(tmp_path / "a")
     if before:
-        enter(known.folder, "17", before, "warned of the end")
-    theirs = JobState("17", "FAILED", reason="NonZeroExitCode", exit_code=127)
-    assert known.judged(theirs).reason == "NonZeroExitCode", "there is no log"
-    (known.folder / "17_0_log.out").write_text("/bin/bash: line 19: /no/python: No such file or directory\n")
-    assert known.judged(theirs).reason == "/bin/bash: line 19: /no/python: No such file or directory"
-    enter(known.folder, "17", "failed", "error: the loss is nan")
-    assert known.judged(theirs).reason == "error: the loss is nan", "it could say so itself"
+        known.folder.enter(before, "warned of the end")
+    theirs = SlurmJob("17", "FAILED", reason="NonZeroExitCode", exit_code=127)
+    assert known.status_by(theirs).reason == "NonZeroExitCode", "there is no log"
+    (known.folder.path / "17_0_log.out").write_text("/bin/bash: line 19: /no/python: No such file or directory\n")
+    assert known.status_by(theirs).reason == "/bin/bash: line 19: /no/python: No such file or directory"
+    known.folder.enter("failed", "error: the loss is nan")
+    assert known.status_by(theirs).reason == "error: the loss is nan", "it could say so itself"
 
 
 @contextmanager
@@ -116,17 +116,17 @@ def controller(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_local_job_lives_as_long_as_its_process(tmp_path: Path) -> None:
     with controller(tmp_path / "a") as process:
         known = job(tmp_path / "a", str(process.pid), cluster="local")
-        assert known.verdict() == Verdict("PENDING", "starting", True), "it has just been submitted"
-        enter(known.folder, known.job_id, "running", pid=process.pid)
-        assert known.verdict() == Verdict("RUNNING", "", True)
+        assert known.status() == JobStatus("PENDING", "starting", True), "it has just been submitted"
+        known.folder.enter("running", pid=process.pid)
+        assert known.status() == JobStatus("RUNNING", "", True)
         assert known.cancel() == ""
         process.wait(10)
-    assert known.verdict() == Verdict("CANCELLED", "by jobs/slurm.py cancel"), "it had no time to say so itself"
+    assert known.status() == JobStatus("CANCELLED", "by jobs/slurm.py cancel"), "it had no time to say so itself"
     assert known.cancel() == f"job {process.pid} does not run"
     with controller(tmp_path / "b") as process:
         known = job(tmp_path / "b", str(process.pid), cluster="local")
-        enter(known.folder, known.job_id, "running", pid=process.pid)
-    assert known.verdict() == Verdict("FAILED", "its process was killed")
+        known.folder.enter("running", pid=process.pid)
+    assert known.status() == JobStatus("FAILED", "its process was killed")
 
 
 def test_the_process_of_a_job_is_no_other_with_its_number(tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_the_process_of_a_job_is_no_other_with_its_number(tmp_path: Path) -> Non
     with controller(tmp_path / "b") as process:
         for pid in (process.pid, os.getpid()):
             known = job(tmp_path / "a", str(pid), cluster="local")
-            assert known.verdict().word == "UNKNOWN"
-            enter(known.folder, known.job_id, "running", pid=pid)
-            assert known.verdict() == Verdict("FAILED", "its process was killed")
+            assert known.status().word == "UNKNOWN"
+            known.folder.enter("running", pid=pid)
+            assert known.status() == JobStatus("FAILED", "its process was killed")
             assert known.cancel() == f"job {pid} does not run"
         assert process.poll() is None
 
@@ -144,20 +144,20 @@ def test_the_process_of_a_job_is_no_other_with_its_number(tmp_path: Path) -> Non
 @pytest.mark.parametrize("word", ["TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED"])
 def test_how_a_job_ended_is_slurms_word_and_the_reason_its_own(tmp_path: Path, word: str) -> None:
     known = job(tmp_path / "a")
-    theirs = JobState("17", word, reason="in short")
-    assert known.judged(theirs).reason == "in short"
-    enter(known.folder, "17", "cancelled", "ended by a signal", exit_code=143)
-    assert known.judged(theirs) == Verdict(word, "ended by a signal", False, theirs)
-    assert known.judged(None) == Verdict("CANCELLED", "ended by a signal"), "SLURM has forgotten it"
+    theirs = SlurmJob("17", word, reason="in short")
+    assert known.status_by(theirs).reason == "in short"
+    known.folder.enter("cancelled", "ended by a signal", exit_code=143)
+    assert known.status_by(theirs) == JobStatus(word, "ended by a signal", False, theirs)
+    assert known.status_by(None) == JobStatus("CANCELLED", "ended by a signal"), "SLURM has forgotten it"
 
 
 def test_many_jobs_are_one_question(tmp_path: Path, monkeypatch) -> None:
     """Only a job that SLURM does not list and that has not told its end is asked for singly."""
     for number in range(20, 60):
-        enter(job(tmp_path / f"old-{number}", str(number)).folder, str(number), "done")
-    enter(job(tmp_path / "told", "61").folder, "61", "cancelled", "ended by a signal")
-    job(tmp_path / "never-began", "62").cancelled.touch()
-    enter(job(tmp_path / "again", "63").folder, "63", "cancelled", "ended by a signal")
+        job(tmp_path / f"old-{number}", str(number)).folder.enter("done")
+    job(tmp_path / "told", "61").folder.enter("cancelled", "ended by a signal")
+    job(tmp_path / "never-began", "62").folder.cancelled.touch()
+    job(tmp_path / "again", "63").folder.enter("cancelled", "ended by a signal")
     job(tmp_path / "new", "60_5")
     job(tmp_path / "lost", "70")
     note = f"echo $0 $@ >> {tmp_path}/asked"
@@ -167,7 +167,7 @@ def test_many_jobs_are_one_question(tmp_path: Path, monkeypatch) -> None:
     answer = f"{note}\ncase \"$*\" in *-u*) echo '{lines}';; *) {UNKNOWN_JOB};; esac"
     words_of(tmp_path / "bin", monkeypatch, squeue=answer, scontrol=f"{note}; {UNKNOWN_JOB}")
     jobs = all_jobs(tmp_path)
-    found = {job.job_id: verdict.word for job, verdict in zip(jobs, verdicts(jobs), strict=True)}
+    found = {job.job_id: status.word for job, status in zip(jobs, statuses(jobs), strict=True)}
     assert found.pop("60_5") == "PENDING"
     assert found.pop("33") == "RUNNING", "it was requeued by hand"
     assert found.pop("63") == "PENDING", "SIGTERM was how its preemption began"
@@ -181,7 +181,7 @@ def test_a_job_is_found_by_id_and_folder_and_the_newest_without(tmp_path: Path) 
     job(tmp_path / "old-1", "9", submitted=1)
     job(tmp_path / "new-1", "10", submitted=2)
     assert [job.job_id for job in find_jobs(tmp_path, None)] == ["10"]
-    assert [job.folder for job in find_jobs(tmp_path, "9")] == [tmp_path / "old-1"]
+    assert [job.folder.path for job in find_jobs(tmp_path, "9")] == [tmp_path / "old-1"]
     assert [job.job_id for job in find_jobs(tmp_path, "old-1")] == ["9"]
     with pytest.raises(ConfigError, match=r"no job '11' in .*; the newest are 10, 9"):
         find_jobs(tmp_path, "11")
@@ -214,12 +214,12 @@ def test_what_does_not_tell_of_a_job_is_named_and_left_out(tmp_path: Path, capsy
 def test_a_state_that_cannot_be_read_is_said_to_be(tmp_path: Path) -> None:
     known = job(tmp_path / "a")
     for text in ('{"phase": ', "[]", "3"):
-        (known.folder / "17_state.json").write_text(text)
-        verdict = known.verdict()
-        assert (verdict.word, verdict.active) == ("UNKNOWN", False)
-        assert "17_state.json" in verdict.reason
-    (known.folder / "17_state.json").unlink()
-    assert read_state(known.folder, "17") == {}
+        (known.folder.path / "17_state.json").write_text(text)
+        status = known.status()
+        assert (status.word, status.active) == ("UNKNOWN", False)
+        assert "17_state.json" in status.reason
+    known.folder.report_file.unlink()
+    assert known.folder.report() == {}
 
 
 def test_the_store_of_a_run_is_reached_as_its_job_reached_it(tmp_path: Path, monkeypatch) -> None:

@@ -93,11 +93,11 @@ def test_a_background_job_is_known_by_its_process_while_it_is_set_up(tmp_path: P
     (job,) = find_jobs(sent.folder.parent, None)
     try:
         wait_for(Path(f"/proc/{job.job_id}/cmdline").read_bytes, "it has no command line")
-        assert job.verdict().word == "PENDING"
+        assert job.status().word == "PENDING"
         assert not told.exists()
     finally:
         (tmp_path / "go").touch()
-    wait_for(lambda: not job.verdict().active, "it does not end")
+    wait_for(lambda: not job.status().active, "it does not end")
     assert told.read_text().startswith("python ")
 
 
@@ -105,8 +105,8 @@ def test_a_background_job_that_cannot_begin_says_why(tmp_path: Path, told: Path)
     sent = submission(tmp_path, "local", python="/no/python")
     submit(sent)
     (job,) = find_jobs(sent.folder.parent, None)
-    wait_for(lambda: job.verdict().word == "FAILED", "it is not said to have failed")
-    assert "/no/python: No such file or directory" in job.verdict().reason
+    wait_for(lambda: job.status().word == "FAILED", "it is not said to have failed")
+    assert "/no/python: No such file or directory" in job.status().reason
 
 
 @pytest.mark.parametrize("cluster", ["slurm", "local"])

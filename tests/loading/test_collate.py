@@ -8,13 +8,13 @@ from pirl.config import Augment
 from pirl.loading.collate import collate
 from pirl.loading.loader import Batch
 from pirl.loading.views import Views, sample_rng
-from pirl.train import views_on_device
+from pirl.pretext import PRETEXTS
 
 CPU = torch.device("cpu")
 
 
 def samples_of(pretext):
-    make = Views(32, Augment(), pretext, 0.6)
+    make = Views(32, Augment(), PRETEXTS[pretext], 0.6)
     images = torch.randint(256, (3, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return [make(image, sample_rng(0, 0, id)) for id, image in enumerate(images)]
 
@@ -49,6 +49,6 @@ def test_parts_of_several_processes_come_to_the_device_as_those_of_one(pretext):
         colors = [torch.from_numpy(np.concatenate(some)) for some in zip(*(part.colors for part in parts), strict=True)]
         return Batch(0, torch.arange(3), [3], slice(0, 3), list(parts), colors, torch.arange(3), 0, 0.0)
 
-    for some, others in zip(views_on_device(batch(one), CPU), views_on_device(batch(first, second), CPU), strict=True):
+    for some, others in zip(batch(one).views(CPU), batch(first, second).views(CPU), strict=True):
         assert torch.equal(some, others)
         assert some.is_contiguous(memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ from pirl.config import Augment
 from pirl.loading.color import MEAN, STD, color_and_normalize, draw_color, normalize
 from pirl.loading.crops import random_resized_crop
 from pirl.loading.views import Views, sample_rng
+from pirl.pretext import PRETEXTS
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_parameters_that_change_nothing_normalise_alone(photo):
 
 
 def test_each_image_has_its_own_color_whatever_the_batch(photo):
-    views = Views(64, Augment(blur=0.5), "jigsaw", 0.6)
+    views = Views(64, Augment(blur=0.5), PRETEXTS["jigsaw"], 0.6)
     samples = [views(photo, sample_rng(0, 0, id)) for id in range(6)]
     pixels = torch.cat([s.pretext for s in samples])
     params = torch.cat([s.pretext_color for s in samples])

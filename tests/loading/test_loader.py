@@ -23,7 +23,9 @@ from pirl.errors import CorruptImage, StorageError
 from pirl.loading.decode import decode
 from pirl.loading.loader import Loader
 from pirl.loading.views import Views, sample_rng
+from pirl.pretext import PRETEXTS
 from pirl.storage.cache import SpanCache
+from pirl.storage.folder import Folder
 
 ROWS, BATCH, STREAMS, SEED = 300, 40, 4, 5
 
@@ -36,7 +38,7 @@ def png(row):
 
 
 def write(folder, rows=ROWS, replaced=None):
-    with ShardWriter(str(folder), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
+    with ShardWriter(Folder(str(folder)), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
         for row in range(rows):
             writer.add((replaced or {}).get(row, png(row)), None)
     return open_dataset(str(folder))
@@ -51,7 +53,7 @@ def dataset(tmp_path_factory):
 
 
 def views(pretext="rotation"):
-    return Views(16, Augment(), pretext, 0.6)
+    return Views(16, Augment(), PRETEXTS[pretext], 0.6)
 
 
 def order_of(dataset, streams=STREAMS, window_groups=1):
@@ -143,7 +145,7 @@ def test_any_number_of_ranks_gives_the_same_batches(dataset, alone, world):
         together |= part
     assert_same(together, alone)
     for step, batches in enumerate(zip(*ranks, strict=True)):
-        one = order_of(dataset).batch_ids(step).tolist()
+        one = order_of(dataset).reader().batch_ids(step).tolist()
         for rank, batch in enumerate(batches):
             assert batch.step == step
             assert batch.ids.tolist() == one
@@ -221,7 +223,7 @@ def test_each_row_group_is_read_once_a_stream_that_touches_it(dataset):
 def flipped(tmp_path):
     """A data set with one byte of an image changed that the first batch does not read; and where it is."""
     dataset = write(tmp_path)
-    groups = order_of(dataset).batch_ids(0) // 64
+    groups = order_of(dataset).reader().batch_ids(0) // 64
     id = 64 * min(set(range(5)) - set(groups.tolist())) + 10
     path = next(path for path in tmp_path.glob("*.parquet") if png(id) in path.read_bytes())
     data = bytearray(path.read_bytes())
@@ -271,12 +273,10 @@ DEADLINE_S = 30.0
 @pytest.fixture
 def remote(store):
     """The images of `dataset` in a bucket, read through the proxy; the log begins after the manifest."""
-    with ShardWriter(
-        store.uri("set"), classes=None, seed=0, source="test", storage_options=store.direct, shard_bytes=30_000
-    ) as writer:
+    with ShardWriter(store.past("set"), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
         for row in range(ROWS):
             writer.add(png(row), None)
-    dataset = open_dataset(store.uri("set"), store.options, deadline_s=DEADLINE_S)
+    dataset = open_dataset(store.folder("set", deadline_s=DEADLINE_S))
     store.reset()
     return dataset
 
@@ -324,7 +324,7 @@ def test_faults_on_the_way_change_nothing_and_are_counted(store, remote, alone):
 def test_past_the_deadline_a_loader_process_says_what_it_tried(store, remote):
     store.fail("slowdown", 10_000, pattern="shard")
     with pytest.raises(StorageError) as failure:
-        list(loader(replace(remote, deadline_s=1.5), last=8, processes=1))
+        list(loader(replace(remote, folder=replace(remote.folder, deadline_s=1.5)), last=8, processes=1))
     said = str(failure.value)
     assert re.match(rf"reading bytes \d+ to \d+ of {remote.uri}/shard-\d+\.parquet: gave up after \d+ tries", said)
     assert "Traceback" not in said
@@ -358,9 +358,9 @@ def test_a_skipped_image_is_replaced_within_its_stream(damaged, alone):
         [200, 70] * 2,
     )
     for (step, id), other in replaced.items():
-        (stream,) = (n for n in range(STREAMS) if id in order.batch_ids(step, range(n, n + 1)))
+        (stream,) = (n for n in range(STREAMS) if id in order.reader().batch_ids(step, range(n, n + 1)))
         epoch = range(step // 8 * 8, step // 8 * 8 + 8)
-        assert any(other in order.batch_ids(later, range(stream, stream + 1)) for later in epoch)
+        assert any(other in order.reader().batch_ids(later, range(stream, stream + 1)) for later in epoch)
         # With views of its own, so that no sample is there twice.
         expected = make(decode(png(other)), sample_rng(SEED, step // 8, id))
         assert torch.equal(found[step, id][0], expected.image)
@@ -390,7 +390,7 @@ def test_a_stream_without_one_good_image_ends_the_run(tmp_path):
 
 ENDLESS = """
 import sys, time
-from tests.test_loader import loader, open_dataset
+from tests.loading.test_loader import loader, open_dataset
 
 if __name__ == "__main__":
     batches = iter(loader(open_dataset(sys.argv[1]), last=10**6, processes=2))

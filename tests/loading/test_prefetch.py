@@ -8,7 +8,8 @@ from pirl.data.dataset import Dataset, open_dataset
 from pirl.data.order import Order
 from pirl.data.writer import ShardWriter
 from pirl.errors import StorageError
-from pirl.loading.prefetch import READERS, Groups, misses
+from pirl.loading.prefetch import READERS, Prefetcher, misses
+from pirl.storage.folder import Folder
 
 STREAMS = range(4)
 
@@ -17,7 +18,7 @@ STREAMS = range(4)
 def dataset(tmp_path_factory):
     """40 row groups of some 15 KB."""
     folder = tmp_path_factory.mktemp("set")
-    with ShardWriter(str(folder), classes=None, seed=0, source="test", shard_bytes=100_000) as writer:
+    with ShardWriter(Folder(str(folder)), classes=None, seed=0, source="test", shard_bytes=100_000) as writer:
         for row in range(40 * 64):
             writer.add(bytes([row % 256]) * 200, None)
     return open_dataset(str(folder))
@@ -32,7 +33,9 @@ def numbers(dataset, order, steps, streams=STREAMS):
     return [
         number
         for step in steps
-        for number in (np.searchsorted(dataset.starts, order.batch_ids(step, streams), side="right") - 1).tolist()
+        for number in (
+            np.searchsorted(dataset.starts, order.reader().batch_ids(step, streams), side="right") - 1
+        ).tolist()
     ]
 
 
@@ -51,7 +54,7 @@ class Watched(Dataset):
 def test_it_gives_each_group_and_reads_what_the_order_needs_and_no_more(dataset):
     order, reads = order_of(dataset), []
     steps = range(order.steps_per_epoch)
-    with Groups(Watched(dataset, reads.append), order, STREAMS, steps, 100_000) as groups:
+    with Prefetcher(Watched(dataset, reads.append), order, STREAMS, steps, 100_000) as groups:
         for number in numbers(dataset, order, steps):
             assert groups[number].ids[0] == dataset.starts[number]
         assert not groups.coming
@@ -66,7 +69,7 @@ def test_what_is_read_ahead_is_bounded_in_bytes(dataset):
     largest = int(dataset.spans[:, 1].max())
     steps = range(order.steps_per_epoch)
     seen = []
-    with Groups(dataset, order, STREAMS, steps, limit) as groups:
+    with Prefetcher(dataset, order, STREAMS, steps, limit) as groups:
         for number in numbers(dataset, order, steps):
             groups[number]
             assert groups.coming_bytes == sum(groups._size(number) for number, _ in groups.coming)
@@ -85,7 +88,7 @@ def test_several_are_read_at_a_time_and_before_they_are_asked_for(dataset):
             waited.append(number)
             all_at_once.wait()
 
-    with Groups(Watched(dataset, before), order, STREAMS, range(order.steps_per_epoch), 10**6) as groups:
+    with Prefetcher(Watched(dataset, before), order, STREAMS, range(order.steps_per_epoch), 10**6) as groups:
         while len(waited) < READERS:
             time.sleep(0.001)
         assert groups[numbers(dataset, order, [0])[0]].images
@@ -100,7 +103,7 @@ def test_a_failure_comes_where_the_group_is_needed(dataset):
         if number == bad:
             raise StorageError("no answer")
 
-    with Groups(Watched(dataset, before), order, STREAMS, range(order.steps_per_epoch), 10**6) as groups:
+    with Prefetcher(Watched(dataset, before), order, STREAMS, range(order.steps_per_epoch), 10**6) as groups:
         for number in asked[: asked.index(bad)]:
             groups[number]
         with pytest.raises(StorageError, match="no answer"):
@@ -109,7 +112,7 @@ def test_a_failure_comes_where_the_group_is_needed(dataset):
 
 def test_a_data_set_that_is_held_whole_starts_at_once_however_long_the_run(dataset):
     order, reads = order_of(dataset, window_groups=8), []  # four streams may hold 4 * 2 * 9 groups
-    with Groups(Watched(dataset, reads.append), order, STREAMS, range(10**9), 10**9) as groups:
+    with Prefetcher(Watched(dataset, reads.append), order, STREAMS, range(10**9), 10**9) as groups:
         for number in numbers(dataset, order, range(order.steps_per_epoch)):
             groups[number]
     assert len(reads) == 40
@@ -118,7 +121,7 @@ def test_a_data_set_that_is_held_whole_starts_at_once_however_long_the_run(datas
 def test_a_group_aside_of_the_order_changes_nothing(dataset):
     order = order_of(dataset)
     asked = numbers(dataset, order, range(order.steps_per_epoch))
-    with Groups(dataset, order, STREAMS, range(order.steps_per_epoch), 50_000) as groups:
+    with Prefetcher(dataset, order, STREAMS, range(order.steps_per_epoch), 50_000) as groups:
         for place, number in enumerate(asked):
             groups[number]
             if place % 500 == 0:

@@ -15,7 +15,7 @@ from pirl.config import Augment
 from pirl.loading.crops import draw_crop, plain_view, random_resized_crop
 from pirl.loading.decode import decode
 from pirl.loading.views import Views, sample_rng
-from pirl.pretext import draw_jigsaw
+from pirl.pretext import PRETEXTS, cell_side, draw_jigsaw, patch_side
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def reference_views(image, size, name, augment, crop_min, rng):
 @pytest.mark.parametrize("size", [32, 224])
 @pytest.mark.parametrize("name", ["jigsaw", "rotation", "both", "none"])
 def test_views_equal_the_plain_reference(photo, name, size):
-    views = Views(size, Augment(), name, 0.6)
+    views = Views(size, Augment(), PRETEXTS[name], 0.6)
     for id in range(12):
         sample = views(photo, sample_rng(5, 1, id))
         image, pretext = reference_views(photo, size, name, Augment(), 0.6, sample_rng(5, 1, id))
@@ -170,12 +170,12 @@ def test_views_equal_the_plain_reference(photo, name, size):
 @pytest.mark.parametrize(("size", "cell", "patch"), [(224, 85, 64), (32, 12, 9), (64, 24, 18), (16, 6, 5)])
 def test_sizes_follow_the_image_size(photo, size, cell, patch):
     for name, shape in (("jigsaw", (9, 3, patch, patch)), ("rotation", (1, 3, size, size))):
-        views = Views(size, Augment(), name, 0.6)
+        views = Views(size, Augment(), PRETEXTS[name], 0.6)
         sample = views(photo, sample_rng(0, 0, 0))
         assert sample.image.shape == (3, size, size)
         assert sample.pretext.shape == shape
         assert sample.pretext_color.shape == (shape[0], 4)
-    assert (views.cell, views.patch) == (cell, patch)
+    assert (cell_side(size), patch_side(size)) == (cell, patch)
 
 
 def test_every_order_of_the_cells_is_as_likely():
@@ -206,7 +206,7 @@ def test_patches_lie_anywhere_in_their_cells_and_half_are_mirrored():
 def test_all_four_rotations_come(photo):
     # With the whole square and no flip, the pretext view is one of four known images.
     square = photo[:, :427, :427]
-    views = Views(64, Augment(flip=0), "rotation", 1.0)
+    views = Views(64, Augment(flip=0), PRETEXTS["rotation"], 1.0)
     whole = random_resized_crop(square, 64, 1.0, np.random.default_rng(0))
     turned = [whole.rot90(k, (1, 2)) for k in range(4)]
     counts = np.zeros(4)
@@ -218,7 +218,7 @@ def test_all_four_rotations_come(photo):
 
 
 def test_a_sample_depends_on_seed_epoch_and_id_alone(photo):
-    views = Views(32, Augment(blur=0.5), "jigsaw", 0.6)
+    views = Views(32, Augment(blur=0.5), PRETEXTS["jigsaw"], 0.6)
 
     def flat(seed, epoch, id):
         sample = views(photo, sample_rng(seed, epoch, id))
@@ -235,7 +235,7 @@ def test_a_sample_depends_on_seed_epoch_and_id_alone(photo):
 def test_pixels_stay_in_the_decoders_layout(photo):
     for name in ("jigsaw", "rotation", "both"):
         for id in range(8):
-            sample = Views(32, Augment(), name, 0.6)(photo, sample_rng(0, 0, id))
+            sample = Views(32, Augment(), PRETEXTS[name], 0.6)(photo, sample_rng(0, 0, id))
             assert sample.image.movedim(0, -1).is_contiguous()
             assert sample.pretext.movedim(1, -1).is_contiguous()
 

@@ -7,8 +7,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pirl.config import Config, override
-from pirl.methods.nce import Negatives
-from pirl.methods.pirl import PIRL, head_weights, parameter_groups, pirl_losses
+from pirl.loading.collate import collate
+from pirl.loading.loader import Batch
+from pirl.loading.views import Views, sample_rng
+from pirl.methods.memory import MemoryBank
+from pirl.methods.pirl import PIRL, PIRLStep, head_weights, parameter_groups
 
 TINY = {"model.width": 4, "model.norm": "frozen"}
 B = 3
@@ -127,39 +130,77 @@ def test_frozen_norms_are_not_decayed_either():
     assert {decay[name] for name in norms} == {0}
 
 
-def unit(*shape, seed):
-    rows = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    return F.normalize(rows, dim=-1)
+def step_of(rows=100, **changes):
+    """The step of a small network, and a batch of the images 7, 8 and 9."""
+    # Not four channels: with several threads oneDNN writes past the end of their gradients (seen with torch 2.14.1).
+    config = override(config_of(**changes), {"optim.bf16": False, "model.width": 16})
+    torch.manual_seed(0)
+    network = PIRL(config).to(memory_format=torch.channels_last)  # as in training
+    bank = MemoryBank(rows, seed=3, keep=0.5)
+    views = Views(32, config.augment, config.second_view, 0.6)
+    images = torch.randint(256, (B, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    part = collate([views(image, sample_rng(0, 0, id)) for id, image in enumerate(images)], [7, 8, 9], 0)
+    ids, colors = torch.tensor([7, 8, 9]), [torch.from_numpy(color) for color in part.colors]
+    batch = Batch(0, ids, [B], slice(0, B), [part], colors, ids, 0, 0.0)
+    return PIRLStep(config, network, network, bank, torch.full((), math.nan)), batch
 
 
-def test_losses_compare_both_views_with_the_image_s_own_row():
-    config = config_of(loss__kind="infonce", loss__temperature=0.2)
-    queries, positives, rows = unit(2, B, 128, seed=1), unit(B, 128, seed=2), unit(5, 128, seed=3)
-    own = torch.zeros(B, 5, dtype=torch.bool)
-    own[1, 4] = True
-    losses = pirl_losses(config, queries, positives, Negatives(torch.arange(5), rows), own, None, 100)
-    assert losses.shape == (2, B)
-    for head in range(2):
-        for sample in range(B):
-            scores = [float(queries[head, sample] @ positives[sample]) / 0.2]
-            scores += [float(queries[head, sample] @ rows[k]) / 0.2 for k in range(5) if not own[sample, k]]
+@pytest.mark.parametrize("weight", [0.5, 0])
+def test_losses_compare_each_view_with_the_image_s_own_row(weight):
+    """With all other rows as negatives, so that each image is among those of the others and not among its own."""
+    step, batch = step_of(
+        rows=100,
+        loss__kind="infonce",
+        loss__temperature=0.2,
+        loss__num_negatives=99,
+        loss__pretext_weight=weight,
+    )
+    negatives = step.bank.sample(0, 99).wait()
+    assert {7, 8, 9} & set(negatives.ids.tolist())
+    queries, losses = step.losses(batch, batch.ids)
+    assert losses.shape == (2 if weight else 1, B)
+    assert torch.equal(queries, step.network(*batch.views(torch.device("cpu"))))
+    queries = queries.detach()
+    for head in range(len(losses)):
+        for sample, id in enumerate((7, 8, 9)):
+            scores = [float(queries[head, sample] @ step.bank.local[id]) / 0.2]
+            scores += [
+                float(queries[head, sample] @ step.bank.local[k]) / 0.2 for k in negatives.ids.tolist() if k != id
+            ]
             expected = math.log(sum(map(math.exp, scores))) - scores[0]
             # float32 scores of some units.
             assert losses[head, sample].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_z_is_estimated_by_the_first_batch_and_then_kept():
+    step, batch = step_of(loss__kind="npid", loss__num_negatives=50)
+    step.losses(batch, batch.ids)
+    first = step.log_z.clone()
+    assert first.isfinite()
+    with torch.no_grad():
+        step.bank.local.copy_(step.bank.local.flip(0))
+    step.losses(batch, batch.ids)
+    assert torch.equal(step.log_z, first)
+
+
+def test_rows_of_the_bank_follow_f_and_those_of_skipped_images_stay():
+    step, batch = step_of(loss__num_negatives=50)
+    before = step.bank.local.clone()
+    queries, _ = step.losses(batch, batch.ids)
+    step.update(batch, torch.tensor([7, 20, 9]), queries)  # 20 came in the place of 8
+    expected = F.normalize((before[[7, 9]] + queries[0, [0, 2]].detach()) / 2)
+    torch.testing.assert_close(step.bank.local[[7, 9]], expected)
+    others = [id for id in range(100) if id not in (7, 9)]
+    assert torch.equal(step.bank.local[others], before[others])
+    step.fill(batch, torch.tensor([7, 20, 9]))
+    torch.testing.assert_close(step.bank.local[[7, 9]], queries[0, [0, 2]].detach())
+    assert torch.equal(step.bank.local[others], before[others])
+
+
 def test_both_terms_train_the_trunk_and_each_its_head_alone():
-    network = network_of()
-    queries = network(pictures(B, 3, 32, 32), pictures(B * 9, 3, 9, 9))
-    losses = pirl_losses(
-        config_of(),
-        queries,
-        unit(B, 128, seed=2),
-        Negatives(torch.arange(5), unit(5, 128, seed=3)),
-        torch.zeros(B, 5, dtype=torch.bool),
-        None,
-        100,
-    )
+    step, batch = step_of(loss__num_negatives=5)
+    network = step.network
+    _, losses = step.losses(batch, batch.ids)
 
     def trained(loss):
         network.zero_grad(set_to_none=False)

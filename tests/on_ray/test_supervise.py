@@ -1,4 +1,4 @@
-"""The first node's work when something is lost, with a real Ray of one node. As a whole: tests/on_slurm."""
+"""The first node's work when something is lost, with a real Ray of one node; as a whole: on_slurm/test_slurm.py."""
 
 import secrets
 import shutil
@@ -6,17 +6,19 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clusters.job_report import read_state
-from clusters.node import membership as meeting
-from clusters.node.main import ray_environment, write_token
-from clusters.node.ray_node import RayNode, Resources, candidates, end, start_ray
-from clusters.node.supervise import Drive, Signals
-from clusters.node.this_node import JobFile, Place
+from clusters.job_folder import JobFolder
+from clusters.node import membership
+from clusters.node.main import ray_environment
+from clusters.node.membership import Membership
+from clusters.node.ray_node import RayNode, end, start_ray
+from clusters.node.supervise import Signals, Supervisor
+from clusters.node.this_node import JobFile, Resources, ThisNode
 from clusters.profile import Profile
 from tests.ray_cluster import wait_for
 
@@ -25,41 +27,46 @@ RESOURCES = Resources(cpus=1, gpus=0, memory_bytes=10**9)
 
 @dataclass(frozen=True)
 class Alone:
-    """A Ray head without any other node, and the job's folder."""
+    """A Ray head without any other node."""
 
+    node: ThisNode
     ray: RayNode
     token: str
     environment: dict[str, str]
-    folder: Path
 
-    def drive(self, head: meeting.Head, nodes: dict[str, int], job_file: str) -> Drive:
-        (self.folder / "job.py").write_text(job_file)
-        (self.folder / "log").touch()
-        keys = {"cluster": "slurm", "storage": "/nowhere", "nodes": nodes, "cpus_per_node": 1}
-        job = JobFile(self.folder, (str(self.folder / "job.py"),), takes_settings=False)
-        place = Place("7", 0, nodes["max"], 0, "n1", "127.0.0.1", RESOURCES, self.folder / "log")
-        profile = Profile.model_validate(keys)
-        return Drive(job, profile, place, self.ray, self.token, head, Signals(), self.environment)
+    def supervisor(self, members: Membership, nodes: dict[str, int], job_file: str) -> Supervisor:
+        """Of a job of so many nodes."""
+        (self.node.folder.path / "job.py").write_text(job_file)
+        self.node.log.touch()
+        node = replace(self.node, profile=profile(nodes=nodes), nodes=nodes["max"])
+        return Supervisor(node, self.ray, self.token, members, Signals(), self.environment)
+
+
+def profile(**keys: Any) -> Profile:
+    return Profile.model_validate({"cluster": "slurm", "storage": "/nowhere", "nodes": 1, "cpus_per_node": 1} | keys)
 
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Alone]:
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
-    scratch = Path(f"/tmp/pirl-{secrets.token_hex(3)}")  # socket paths may not be longer than 107 bytes
-    scratch.mkdir()
+    folder = JobFolder(tmp_path, secrets.token_hex(3))
+    job = JobFile((str(tmp_path / "job.py"),), takes_settings=False)
+    # Socket paths may not be longer than 107 bytes.
+    settings = profile(temp_dir="/tmp", start_s=120)
+    node = ThisNode(job, settings, folder, 0, 1, 0, "n1", "127.0.0.1", RESOURCES)
+    node.scratch.mkdir()
     token = secrets.token_hex(32)
-    environment = ray_environment(write_token(tmp_path, "7", token))
-    ports = candidates(scratch.name, 20_000, 32_000)
-    limits = {"limit_s": 120, "give_up": lambda: False}
-    ray = start_ray("127.0.0.1", ports, RESOURCES, scratch, environment, head_address=None, **limits)
+    folder.write_token(token)
+    environment = ray_environment(folder.token)
+    ray = start_ray(node, environment, None, lambda: False)
     try:
         # It listens before `ray start` looks after it.
-        wait_for(lambda: "Ray runtime started" in (scratch / "start0.log").read_text(), "Ray does not come up")
-        yield Alone(ray, token, environment, tmp_path)
+        wait_for(lambda: "Ray runtime started" in (node.scratch / "start0.log").read_text(), "Ray does not come up")
+        yield Alone(node, ray, token, environment)
     finally:
         end(ray.process)
         ray.lock.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(node.scratch, ignore_errors=True)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -73,24 +80,24 @@ def raylet_of(ray: RayNode) -> int:
 def test_a_job_that_fails_before_the_end_of_ray_is_noticed_did_not_fail_by_itself(alone: Alone):
     """`ray start` looks once a second whether its processes live; a driver that has lost Ray may be faster."""
     job_file = f"import os, sys; os.kill({raylet_of(alone.ray)}, 9); sys.exit(3)"
-    with meeting.Head("127.0.0.1", alone.ray.ports["meeting"], alone.token) as head:
-        phase, reason, _ = alone.drive(head, {"min": 1, "max": 1}, job_file).run()
+    with Membership("127.0.0.1", alone.ray.ports["membership"], alone.token) as members:
+        phase, reason, _ = alone.supervisor(members, {"min": 1, "max": 1}, job_file).run()
     assert phase == "requeue"
     assert reason.startswith("Ray on n1 ended with code")
 
 
 def test_nodes_that_are_lost_while_ray_forgets_others_are_lost_too(alone: Alone):
     """The nodes are connections only: Ray, which has one node, never comes to three."""
-    port = alone.ray.ports["meeting"]
-    with meeting.Head("127.0.0.1", port, alone.token) as head:
-        nodes = [meeting.join("127.0.0.1", port, alone.token, rank, f"n{rank + 1}") for rank in (1, 2, 3)]
+    port = alone.ray.ports["membership"]
+    with Membership("127.0.0.1", port, alone.token) as members:
+        nodes = [membership.join("127.0.0.1", port, alone.token, rank, f"n{rank + 1}") for rank in (1, 2, 3)]
         for node in nodes:
-            meeting.is_ready(node)
-        wait_for(lambda: head.look() or len(head.ready) == 3, "they are not ready")
-        drive = alone.drive(head, {"min": 2, "max": 4}, "import time; time.sleep(10)")
+            membership.is_ready(node)
+        wait_for(lambda: members.look() or len(members.ready) == 3, "they are not ready")
+        supervisor = alone.supervisor(members, {"min": 2, "max": 4}, "import time; time.sleep(10)")
 
         def lose() -> None:
-            wait_for(lambda: read_state(alone.folder, "7").get("phase") == "running", "it does not run")
+            wait_for(lambda: alone.node.folder.report().get("phase") == "running", "it does not run")
             nodes[0].close()
             time.sleep(3)  # the first is known to be lost, and Ray is waited for
             for node in nodes[1:]:
@@ -98,5 +105,5 @@ def test_nodes_that_are_lost_while_ray_forgets_others_are_lost_too(alone: Alone)
 
         thread = threading.Thread(target=lose)
         thread.start()
-        assert drive.run() == ("requeue", "lost n2, n3, n4; 1 of 4 nodes are left", 1)
+        assert supervisor.run() == ("requeue", "lost n2, n3, n4; 1 of 4 nodes are left", 1)
         thread.join()

@@ -9,16 +9,16 @@ import pytest
 
 from clusters.slurm import queue
 from clusters.slurm.queue import (
-    JobState,
-    SlurmSilent,
+    SlurmJob,
     covers,
-    job_state,
     jobs_of_user,
     parse_sacct,
     parse_scontrol,
     parse_squeue,
     seconds,
+    slurm_job,
 )
+from pirl.errors import SlurmSilent
 from tests.slurm_cluster import Slurm
 from tests.slurm_words import DOWN, UNKNOWN_JOB, words_of
 
@@ -108,26 +108,26 @@ def test_times_are_seconds(text: str, expected: int | None):
 
 def test_squeue_tells_of_waiting_running_and_ended_jobs():
     assert parse_squeue(SQUEUE) == [
-        JobState("24", "CANCELLED", "killed", "Priority", **WAITS),
-        JobState("15", "FAILED", "fails|or not", "NonZeroExitCode", "n1", **WAITS),
-        JobState("16", "PENDING", "toolong", "PartitionTimeLimit", time_used_s=0, time_limit_s=93600),
-        JobState("18_[1-3%1]", "PENDING", "arr", "JobArrayTaskLimit", **WAITS),
-        JobState("23", "PENDING", "big", "Resources", **WAITS, expected_start=datetime(2026, 11, 21, 15, 23, 36)),
-        JobState("17", "RUNNING", "two", "", "n[1-2]", time_used_s=6, time_left_s=294, time_limit_s=300),
-        JobState("18_0", "RUNNING", "arr", "", "n1", time_used_s=6, time_left_s=594, time_limit_s=600),
+        SlurmJob("24", "CANCELLED", "killed", "Priority", **WAITS),
+        SlurmJob("15", "FAILED", "fails|or not", "NonZeroExitCode", "n1", **WAITS),
+        SlurmJob("16", "PENDING", "toolong", "PartitionTimeLimit", time_used_s=0, time_limit_s=93600),
+        SlurmJob("18_[1-3%1]", "PENDING", "arr", "JobArrayTaskLimit", **WAITS),
+        SlurmJob("23", "PENDING", "big", "Resources", **WAITS, expected_start=datetime(2026, 11, 21, 15, 23, 36)),
+        SlurmJob("17", "RUNNING", "two", "", "n[1-2]", time_used_s=6, time_left_s=294, time_limit_s=300),
+        SlurmJob("18_0", "RUNNING", "arr", "", "n1", time_used_s=6, time_left_s=594, time_limit_s=600),
     ]
 
 
 def test_scontrol_tells_of_restarts_and_exit_codes_too():
     start = datetime(2026, 11, 21, 15, 16, 41)
-    waits = JobState("29", "PENDING", "a name with spaces", "BeginTime", **WAITS, restarts=1, expected_start=start)
-    killed = JobState("30", "FAILED", "killed", "JobLaunchFailure", "n1", 1, None, 600, 0, exit_code=128 + 9)
+    waits = SlurmJob("29", "PENDING", "a name with spaces", "BeginTime", **WAITS, restarts=1, expected_start=start)
+    killed = SlurmJob("30", "FAILED", "killed", "JobLaunchFailure", "n1", 1, None, 600, 0, exit_code=128 + 9)
     assert parse_scontrol(REQUEUED + KILLED) == [waits, killed]
     assert [job.ended for job in (waits, killed)] == [False, True]
-    first = JobState("18_0", "RUNNING", "arr", "", "n1", 6, 594, 600, 0)
+    first = SlurmJob("18_0", "RUNNING", "arr", "", "n1", 6, 594, 600, 0)
     assert parse_scontrol(ARRAY) == [
         first,
-        JobState("18_[1-3%1]", "PENDING", "arr", "JobArrayTaskLimit", **WAITS, restarts=0),
+        SlurmJob("18_[1-3%1]", "PENDING", "arr", "JobArrayTaskLimit", **WAITS, restarts=0),
     ]
 
 
@@ -140,17 +140,17 @@ def test_a_job_that_slurm_has_preempted_for_good_has_ended():
 def test_scontrol_of_other_versions_is_read_too():
     day = 24 * 3600
     reason = "launch failed requeued held"
-    new = JobState("7", "RUNNING", "pirl", reason, "gpu[01-04,07]", day + 10, day - 10, 2 * day, 2)
+    new = SlurmJob("7", "RUNNING", "pirl", reason, "gpu[01-04,07]", day + 10, day - 10, 2 * day, 2)
     assert parse_scontrol(OF_24_05) == [new]
-    assert parse_scontrol(OF_17_11) == [JobState("7", "PENDING", "pirl", "Resources", time_used_s=0, restarts=0)]
+    assert parse_scontrol(OF_17_11) == [SlurmJob("7", "PENDING", "pirl", "Resources", time_used_s=0, restarts=0)]
 
 
 def test_sacct_tells_of_jobs_that_ended_long_ago():
     day = 24 * 3600
     cancelled, waits, late, big = parse_sacct(SACCT)
-    assert cancelled == JobState("7", "CANCELLED", "a|name", "", "gpu[01-04]", day + 10, None, 2 * day, exit_code=143)
-    assert waits == JobState("8", "PENDING", "waits", time_used_s=0)
-    assert late == JobState("9_3", "TIMEOUT", "late", "", "gpu01", 621, None, 600, exit_code=0)
+    assert cancelled == SlurmJob("7", "CANCELLED", "a|name", "", "gpu[01-04]", day + 10, None, 2 * day, exit_code=143)
+    assert waits == SlurmJob("8", "PENDING", "waits", time_used_s=0)
+    assert late == SlurmJob("9_3", "TIMEOUT", "late", "", "gpu01", 621, None, 600, exit_code=0)
     assert (big.id, big.time_limit_s, big.exit_code) == ("10", None, 128 + 125)
 
 
@@ -164,7 +164,7 @@ def test_what_is_no_job_is_left_out(parse, text):
 
 def test_nobody_knows_a_job_where_there_is_no_slurm(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert job_state("7") is None
+    assert slurm_job("7") is None
     assert jobs_of_user() == []
 
 
@@ -176,7 +176,7 @@ def test_a_command_that_hangs_or_fails_is_passed_over(monkeypatch, tmp_path: Pat
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(queue, "LIMIT_S", 0.5)
     start = time.monotonic()
-    assert job_state("9_3") == parse_sacct(line)[0]
+    assert slurm_job("9_3") == parse_sacct(line)[0]
     assert time.monotonic() - start < 10, "the three limits, and room for a busy machine"
 
 
@@ -185,11 +185,11 @@ def test_what_accounting_alone_takes_for_running_is_gone(monkeypatch, tmp_path: 
     running, ended = "7|RUNNING|0:06|10:00|Unknown|n1|0:0|pirl", SACCT.splitlines()[0]
     for squeue in (UNKNOWN_JOB, "exit 0"):
         words_of(tmp_path, monkeypatch, scontrol=UNKNOWN_JOB, squeue=squeue, sacct=f"echo '{running}'")
-        assert job_state("7") is None
+        assert slurm_job("7") is None
         words_of(tmp_path, monkeypatch, scontrol=UNKNOWN_JOB, squeue=squeue, sacct=f"echo '{ended}'")
-        assert job_state("7") == parse_sacct(ended)[0]
+        assert slurm_job("7") == parse_sacct(ended)[0]
     words_of(tmp_path, monkeypatch, scontrol=DOWN, squeue=DOWN, sacct=f"echo '{running}'")
-    assert job_state("7") == parse_sacct(running)[0], "the controller, which would know, was not heard"
+    assert slurm_job("7") == parse_sacct(running)[0], "the controller, which would know, was not heard"
 
 
 @pytest.mark.parametrize(
@@ -204,17 +204,17 @@ def test_what_accounting_alone_takes_for_running_is_gone(monkeypatch, tmp_path: 
 def test_no_answer_is_not_an_unknown_job(monkeypatch, tmp_path: Path, script: str, said: str):
     monkeypatch.setattr(queue, "LIMIT_S", 0.5)
     words_of(tmp_path, monkeypatch, squeue=script)
-    for ask in (jobs_of_user, lambda: job_state("7")):
+    for ask in (jobs_of_user, lambda: slurm_job("7")):
         with pytest.raises(SlurmSilent, match=said):
             ask()
     # Accounting may not have it yet: only the controller knows that a job neither waits nor runs.
     words_of(tmp_path, monkeypatch, squeue=script, sacct="exit 0")
     with pytest.raises(SlurmSilent):
-        job_state("7")
+        slurm_job("7")
     words_of(tmp_path, monkeypatch, scontrol=script, squeue=UNKNOWN_JOB, sacct=script)
-    assert job_state("7") is None
+    assert slurm_job("7") is None
     words_of(tmp_path, monkeypatch, scontrol=script, squeue="exit 0")
-    assert job_state("7") is None
+    assert slurm_job("7") is None
     assert jobs_of_user() == []
 
 
@@ -233,15 +233,15 @@ def test_a_users_own_filters_change_nothing(slurm: Slurm, tmp_path: Path, monkey
     job = slurm.submit("true", tmp_path, "--begin=now+1hour")
     (listed,) = [state for state in jobs_of_user() if state.id == job]
     assert listed.expected_start is not None
-    assert job_state(job) == replace(listed, restarts=0)
+    assert slurm_job(job) == replace(listed, restarts=0)
     slurm.ask("scancel", job)
 
 
 def test_a_job_is_known_from_submission_to_its_end_without_accounting(slurm: Slurm, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(slurm.cluster.conf))
 
-    def now() -> JobState:
-        state = job_state(job)
+    def now() -> SlurmJob:
+        state = slurm_job(job)
         assert state is not None
         return state
 
@@ -262,7 +262,7 @@ def test_a_job_is_known_from_submission_to_its_end_without_accounting(slurm: Slu
     (tmp_path / "go").touch()
     slurm.wait_for(job, "FAILED")
     assert (now().reason, now().exit_code, now().time_left_s) == ("NonZeroExitCode", 3, None)
-    assert job_state("999999") is None, "and sacct says that accounting is disabled"
+    assert slurm_job("999999") is None, "and sacct says that accounting is disabled"
 
 
 def test_an_array_is_known_by_task_and_as_a_whole(slurm: Slurm, tmp_path: Path, monkeypatch):
@@ -272,7 +272,7 @@ def test_an_array_is_known_by_task_and_as_a_whole(slurm: Slurm, tmp_path: Path, 
     states = {state.id: state.state for state in jobs_of_user() if state.id.startswith(array)}
     # The last task that waits stands alone or as a list of one.
     assert sorted(states.values()) == ["COMPLETED", "PENDING", "RUNNING"]
-    first, second, whole = (job_state(job) for job in (f"{array}_0", f"{array}_1", array))
+    first, second, whole = (slurm_job(job) for job in (f"{array}_0", f"{array}_1", array))
     assert first is not None
     assert second is not None
     assert whole is not None

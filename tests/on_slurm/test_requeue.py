@@ -1,6 +1,6 @@
 """The last line of a batch script: which exit code, or back to the queue.
 
-On a real SLURM with jobs that only sleep; with jobs that train: tests/test_slurm.py.
+On a real SLURM with jobs that only sleep; with jobs that train: tests/on_slurm/test_slurm.py.
 """
 
 import os
@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from clusters.job_report import enter, read_state
+from clusters.job_folder import JobFolder
 from clusters.slurm import requeue as script
-from clusters.slurm.queue import job_state
+from clusters.slurm.queue import slurm_job
 from tests.slurm_cluster import ROOT, Slurm
 from tests.slurm_words import words_of
 
@@ -23,31 +23,32 @@ SCRIPT = ROOT / "clusters/slurm/requeue.py"
 SLEEPS = """
 import os, sys, time
 from pathlib import Path
-from clusters.drive import Signals
-from clusters.job_state import enter
-from clusters.verdict import outlive, own_id
+from clusters.job_folder import JobFolder
+from clusters.node.supervise import Signals
+from clusters.slurm.requeue import outlive, own_id
 
-folder, restarts = Path(sys.argv[1]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+folder = JobFolder(Path(sys.argv[1]), own_id())
+restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 signals = Signals()
 if restarts:
-    enter(folder, own_id(), "done", restarts=restarts, exit_code=0)
+    folder.enter("done", restarts=restarts, exit_code=0)
 elif os.environ["SLURM_PROCID"] == "1":
-    while not (folder / "head is lost").exists():
+    while not (folder.path / "head is lost").exists():
         time.sleep(0.1)
-    outlive(folder, 3, "n1")
+    outlive(folder.path, 3, "n1")
 else:
-    enter(folder, own_id(), "running", restarts=restarts)
+    folder.enter("running", restarts=restarts)
     try:
         time.sleep(1000)
     except SystemExit as end:
-        enter(folder, own_id(), "cancelled", "ended by a signal", exit_code=end.code)
+        folder.enter("cancelled", "ended by a signal", exit_code=end.code)
         raise
 """
-"""A task that does of clusters/node/main.py what the verdict builds upon, and is done when it has come back."""
+"""A task that does of clusters/node/main.py what the last line builds upon, and is done when it has come back."""
 
 
 def sleeping(folder: Path, *srun_options: str) -> str:
-    """A batch script with such a task on each node, and the verdict in the end."""
+    """A batch script with such a task on each node, and the last line in the end."""
     (folder / "task.py").write_text(SLEEPS)
     lines = [
         f"export PYTHONPATH={ROOT}",
@@ -59,10 +60,12 @@ def sleeping(folder: Path, *srun_options: str) -> str:
 
 def runs(slurm: Slurm, folder: Path, *jobs: str) -> None:
     for job in jobs:
-        slurm.wait(lambda job=job: read_state(folder, job).get("phase") == "running", lambda: "the job does not start")
+        slurm.wait(
+            lambda job=job: JobFolder(folder, job).report().get("phase") == "running", lambda: "the job does not start"
+        )
 
 
-def verdict(folder: Path, code: int, restarts: int = 0, most: int = 3, **more_env: str) -> tuple[int, str]:
+def last_line(folder: Path, code: int, restarts: int = 0, most: int = 3, **more_env: str) -> tuple[int, str]:
     """Runs the script as the batch script does, with an scontrol that ends it, as SLURM does, when it requeues.
 
     Returns:
@@ -102,20 +105,20 @@ BACK = (-9, "requeue incomplete 7")
 )
 def test_what_becomes_of_a_job(tmp_path: Path, state: dict[str, Any] | None, code: int, expected: tuple[int, str]):
     if state:
-        enter(tmp_path, "7", state.pop("phase"), restarts=0, **state)
-    assert verdict(tmp_path, code) == expected
+        JobFolder(tmp_path, "7").enter(state.pop("phase"), restarts=0, **state)
+    assert last_line(tmp_path, code) == expected
 
 
 def test_the_state_of_an_earlier_attempt_decides_nothing(tmp_path: Path):
-    enter(tmp_path, "7", "failed", "exit code 1", restarts=0, exit_code=1)
-    assert verdict(tmp_path, 137, restarts=1) == BACK
-    assert read_state(tmp_path, "7")["history"] == ["the processes of the first node were lost"]
+    JobFolder(tmp_path, "7").enter("failed", "exit code 1", restarts=0, exit_code=1)
+    assert last_line(tmp_path, 137, restarts=1) == BACK
+    assert JobFolder(tmp_path, "7").report()["history"] == ["the processes of the first node were lost"]
 
 
 def test_requeues_are_bounded_and_told(tmp_path: Path):
-    enter(tmp_path, "7", "requeue", "lost n2", restarts=3, history=["lost n1"])
-    assert verdict(tmp_path, 1, restarts=3, most=3) == (1, "")
-    state = read_state(tmp_path, "7")
+    JobFolder(tmp_path, "7").enter("requeue", "lost n2", restarts=3, history=["lost n1"])
+    assert last_line(tmp_path, 1, restarts=3, most=3) == (1, "")
+    state = JobFolder(tmp_path, "7").report()
     assert state["phase"] == "failed"
     assert state["reason"] == "lost n2; the job was requeued 3 times, which is all that max_requeues allows"
     assert state["history"] == ["lost n1", "lost n2"]
@@ -128,7 +131,7 @@ def test_a_controller_that_is_slow_is_asked_again(tmp_path: Path, monkeypatch: p
     words_of(tmp_path / "bin", monkeypatch, scontrol=hangs_once)
     assert script.main(tmp_path, 3, 137) == 1
     assert (tmp_path / "asked").read_text().splitlines() == ["requeue incomplete 7"] * script.TRIES
-    assert read_state(tmp_path, "7")["phase"] == "requeue"
+    assert JobFolder(tmp_path, "7").report()["phase"] == "requeue"
 
 
 def test_a_host_that_slurm_says_nothing_of_is_not_taken_for_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -142,13 +145,13 @@ def test_a_node_without_scontrol_says_that_it_cannot_bring_the_job_back(tmp_path
     monkeypatch.setenv("PATH", "/nowhere")
     script.outlive(tmp_path, 3, "n1")
     assert "n1 is lost, and there is no scontrol here" in capsys.readouterr().out
-    assert read_state(tmp_path, "7") == {}
+    assert JobFolder(tmp_path, "7").report() == {}
 
 
 def test_the_last_task_of_an_array_goes_back_alone(tmp_path: Path):
     """Its number for SLURM is that of the array, by which SLURM would requeue all tasks."""
-    enter(tmp_path, "7_3", "requeue", "warned of the end", restarts=0)
-    asked = verdict(tmp_path, 1, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
+    JobFolder(tmp_path, "7_3").enter("requeue", "warned of the end", restarts=0)
+    asked = last_line(tmp_path, 1, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
     assert asked == (-9, "requeue incomplete 7_3")
 
 
@@ -164,8 +167,8 @@ def test_of_an_array_the_task_comes_back_whose_steps_alone_got_sigterm(
     slurm.ask("scancel", "--signal=TERM", last)
     slurm.start_now(last)
     slurm.wait_for(last, "COMPLETED")
-    assert read_state(tmp_path, last)["history"] == ["ended by a signal"]
-    other = job_state(first)
+    assert JobFolder(tmp_path, last).report()["history"] == ["ended by a signal"]
+    other = slurm_job(first)
     assert other is not None
     assert (other.state, other.restarts) == ("RUNNING", 0)
     slurm.ask("scancel", first)
@@ -180,7 +183,7 @@ def test_a_job_that_was_cancelled_does_not_come_back(slurm: Slurm, tmp_path: Pat
     slurm.ask("scancel", job)
     slurm.wait_until_nothing_is_left()
     assert "back to the queue: ended by a signal" in (tmp_path / f"{job}.out").read_text()
-    state = job_state(job)
+    state = slurm_job(job)
     assert state is not None
     assert (state.state, state.restarts) == ("CANCELLED", 0)
 
@@ -195,5 +198,5 @@ def test_a_job_that_may_lose_nodes_outlives_the_host_of_its_script(slurm: Slurm,
     slurm.start_now(job)
     slurm.boot("n1")
     slurm.wait_for(job, "COMPLETED")
-    assert read_state(tmp_path, job)["history"] == ["the processes of the first node were lost"]
+    assert JobFolder(tmp_path, job).report()["history"] == ["the processes of the first node were lost"]
     slurm.wait_until_nothing_is_left()

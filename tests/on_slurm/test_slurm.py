@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from clusters.job_report import read_state
+from clusters.job_folder import JobFolder
 from pirl.runs.checkpoint_folder import newest_checkpoint
 from pirl.storage.folder import Folder
 from tests.digits import write_digits_to
@@ -61,7 +61,7 @@ class Submitted:
     @property
     def state(self) -> dict[str, Any]:
         """What the job says of itself."""
-        return dict(read_state(self.folder, self.id))
+        return dict(JobFolder(self.folder, self.id).report())
 
     def has_gone_on(self) -> bool:
         """Whether it has made steps since it went on from a checkpoint."""
@@ -210,7 +210,7 @@ def has_begun(job: Submitted) -> bool:
 
 
 def kill_processes(user: User, job: Submitted, host: str, rank: int) -> None:
-    """SIGKILL for all that a job's part on a node is, on a host that stays up; its janitor is no part of it."""
+    """SIGKILL for all that a job's part on a node is, on a host that stays up; its clean-up is no part of it."""
     mark, number = f"PIRL_NODE={job.id}.{rank}", f"SLURM_JOB_ID={job.id}"
     found = []
     for process in user.slurm.cluster.processes(host):

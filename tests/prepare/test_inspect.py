@@ -8,6 +8,7 @@ from PIL import Image
 from pirl.data.writer import ShardWriter
 from pirl.errors import ConfigError
 from pirl.prepare.inspect import COLUMNS, SIDE, describe, look
+from pirl.storage.folder import Folder
 from pirl.storage.sealed import sealed
 
 COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (51, 51, 51)]
@@ -17,7 +18,7 @@ COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (51, 51, 51)]
 def uri(tmp_path):
     """80 images of one colour each, 40 x 20 and 40 x 30 pixels."""
     folder = str(tmp_path / "set")
-    with ShardWriter(folder, classes=["ant", "bee"], seed=0, source="here") as writer:
+    with ShardWriter(Folder(folder), classes=["ant", "bee"], seed=0, source="here") as writer:
         for row in range(80):
             file = io.BytesIO()
             Image.new("RGB", (40, 30 if row % 2 else 20), COLORS[row % 4]).save(file, "PNG")
@@ -46,7 +47,7 @@ def test_the_manifest_says_what_there_is(uri):
 
 def test_of_many_classes_the_smallest_and_the_largest_are_named(tmp_path):
     names = [f"class{number}" for number in range(50)]
-    with ShardWriter(str(tmp_path), classes=names, seed=0, source="here") as writer:
+    with ShardWriter(Folder(str(tmp_path)), classes=names, seed=0, source="here") as writer:
         for label in range(50):
             for _ in range(label):
                 writer.add(b"x", label)
@@ -75,7 +76,7 @@ def test_the_contact_sheet_shows_the_images_and_their_classes(uri):
 
 
 def test_a_manifest_that_says_less_is_read_too(tmp_path):
-    with ShardWriter(str(tmp_path), classes=["a"], seed=0, source="here") as writer:
+    with ShardWriter(Folder(str(tmp_path)), classes=["a"], seed=0, source="here") as writer:
         writer.add(b"x", 0)
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())

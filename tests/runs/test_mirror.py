@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from pirl.runs import mirror
-from pirl.runs.mirror import Mirror
+from pirl.runs import run_log as mirror
+from pirl.runs.run_log import Mirror
 from pirl.storage.folder import Folder
 
 

@@ -80,7 +80,7 @@ def test_many_processes_at_once_keep_the_limit_and_whole_files(tmp_path):
 
 def test_a_process_killed_before_its_file_has_a_name_leaves_nothing_that_is_used_and_it_is_cleared(tmp_path):
     code = (
-        "import os, sys, time; from pathlib import Path; from pirl.cache import SpanCache\n"
+        "import os, sys, time; from pathlib import Path; from pirl.storage.cache import SpanCache\n"
         "def last(*_):\n"
         "    print('written', flush=True); time.sleep(600)\n"
         "os.replace = last\n"

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pirl.errors import StorageError, StoreRefusedError
 from pirl.storage import retry
-from pirl.storage.files import read_all
+from pirl.storage.folder import Folder
 from pirl.storage.retry import is_passing, persistently
 
 HTTPS = ConnectionKey("here", 443, True, True, None, None, None)
@@ -135,9 +135,9 @@ def test_passing_is_told_from_the_rest_by_the_status():
 def read_from(kind, address, deadline_s):
     """Asks a web server, or the same as an S3 server."""
     if kind == "s3":
-        read_all("s3://bucket/name", {"endpoint_url": address}, deadline_s)
+        Folder("s3://bucket/name", {"endpoint_url": address}, deadline_s).read()
     else:
-        read_all(f"{address}/bucket/name", None, deadline_s)
+        Folder(f"{address}/bucket/name", {}, deadline_s).read()
 
 
 @pytest.mark.parametrize(("kind", "deadline_s"), [("s3", 5), ("http", 1)])

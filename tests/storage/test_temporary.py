@@ -10,7 +10,7 @@ from pathlib import Path
 from pirl.storage.temporary import temporary_folder
 
 ROOT = Path(__file__).parents[2]
-MAKE = "from pirl.temporary import temporary_folder as f; (f() / 'a').write_text('b'); print(f(), flush=True); "
+MAKE = "from pirl.storage.temporary import temporary_folder as f; (f() / 'a').write_text('b'); print(f(), flush=True); "
 
 
 def start(tmp_path: Path, then: str) -> tuple[subprocess.Popen[str], Path]:

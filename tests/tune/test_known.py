@@ -19,7 +19,7 @@ from tune.curve import Point, write_stopped
 from tune.points import trials_of
 from tune.request import parse
 from tune.rows import Row, write
-from tune.run import tuner as drive
+from tune.run import tuner
 from tune.run.trial import RunTrial
 from tune.sweep import known_rows
 
@@ -132,13 +132,13 @@ def test_what_is_done_takes_no_room(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """Of two CPUs, which hold two trials of one worker, and none of the 64 that a trial had elsewhere."""
     node = {"Alive": True, "Resources": {"CPU": 2.0}, "NodeID": "a", "NodeManagerAddress": "127.0.0.1"}
     monkeypatch.setattr("ray.nodes", lambda: [node])
-    monkeypatch.setattr(drive, "check_nodes", lambda *_: None)
+    monkeypatch.setattr(tuner, "check_nodes", lambda *_: None)
     base = override(digits(), {"data.streams": 64})
     small, large = (Row(trial) for trial in trials_of(base, {"cluster.workers": [1, 64]}, seeds=1))
     with pytest.raises(ConfigError, match="do not fit"):
-        drive.concurrency(Folder(str(tmp_path)), [small, large])
+        tuner.concurrency(Folder(str(tmp_path)), [small, large])
     large.state = "done"
-    assert drive.concurrency(Folder(str(tmp_path)), [small, large]) == 2
+    assert tuner.concurrency(Folder(str(tmp_path)), [small, large]) == 2
 
 
 def test_a_storage_below_a_file_is_the_fault_of_the_request(

@@ -18,7 +18,7 @@ from tune.points import trials_at, trials_of
 from tune.request import parse
 from tune.rows import Row, as_csv, best_of, groups_of, repeat, write
 from tune.show.tables import groups_table, trials_table
-from tune.sweep import conclude
+from tune.sweep import finish
 
 CONFIG = override(digits(), {"optim.epochs": 4, "data.batch_size": 100, "evaluation.every_epochs": 2})
 
@@ -135,7 +135,7 @@ def test_the_end_shows_all_trials_in_a_terminal_too_and_how_to_train_the_best_al
     rows = [Row(trial, "done", [Point(2, 0.5, 4.0)]) for trial in request.trials]
     rows[2].curve = [Point(2, 0.75, 4.0)]
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100, height=5, color_system=None)
-    assert conclude(request, rows, terminal) == 0
+    assert finish(request, rows, terminal) == 0
     shown = terminal.file.getvalue()
     assert shown.count("2/2") == 4
     assert "4 done" in shown

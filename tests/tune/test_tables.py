@@ -16,7 +16,7 @@ from tune.curve import Point, trained
 from tune.points import Trial, trials_at, trials_of
 from tune.rows import Row
 from tune.run.asha import ByLength
-from tune.run.follower import EndAfterWarning, Follower
+from tune.run.follower import EndAfterPreemption, Follower
 from tune.run.trial import RunTrial
 from tune.show.tables import live_view, open_console, showing, trials_table
 
@@ -154,10 +154,10 @@ def test_after_a_warning_the_trials_that_train_are_waited_for() -> None:
     """And not one that waits for workers: it would get those that come free, and has nothing to save."""
     rows = [Row(trial) for trial in trials_of(digits(), {"optim.lr": [0.1, 0.2, 0.3]}, 1)]
     rows[0].state, rows[1].state = "running", "starting"
-    warned = threading.Event()
-    end = EndAfterWarning(rows, warned)
+    preempted = threading.Event()
+    end = EndAfterPreemption(rows, preempted)
     assert not end.stop_all()
-    warned.set()
+    preempted.set()
     assert not end.stop_all()
     rows[0].state = "waiting"
     assert end.stop_all()

@@ -7,7 +7,7 @@ from typing import Any
 from ray import tune
 
 from tune.curve import Point
-from tune.rows import Row, State
+from tune.rows import Row, RowState
 
 
 class Follower(tune.Callback):
@@ -16,13 +16,13 @@ class Follower(tune.Callback):
     Args:
         rows: Their states, curves and errors are changed.
         changed: Called after each change, with the state before.
-        warned: Set when the sweep is to stop.
+        preempted: Set when the sweep is to stop.
     """
 
-    def __init__(self, rows: Sequence[Row], changed: Callable[[Row, str], None], warned: threading.Event) -> None:
+    def __init__(self, rows: Sequence[Row], changed: Callable[[Row, str], None], preempted: threading.Event) -> None:
         self.rows = {row.trial.name: row for row in rows}
         self.changed = changed
-        self.warned = warned
+        self.preempted = preempted
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes its callbacks down, to be found again by who restores, which nobody does here."""
@@ -45,7 +45,7 @@ class Follower(tune.Callback):
         if "epoch" in result and (row.last is None or result["epoch"] > row.last.epoch):
             row.curve.append(Point(result["epoch"], result["metric"], result["train_s"]))
         row.error = result.get("error")
-        ended: State = "failed" if row.error else "waiting" if result.get("to_go_on") else "done"
+        ended: RowState = "failed" if row.error else "waiting" if result.get("to_go_on") else "done"
         # Not "done", which Tune also says of a trial that the scheduler stops.
         self.turn(row, ended if result.get("ended") else "running")
 
@@ -53,7 +53,7 @@ class Follower(tune.Callback):
         """It ended, or the scheduler stopped it."""
         row = self.rows[trial.config["trial"]["name"]]
         if row.state == "running":
-            self.turn(row, "waiting" if self.warned.is_set() else "stopped")
+            self.turn(row, "waiting" if self.preempted.is_set() else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune has given it up."""
@@ -61,23 +61,23 @@ class Follower(tune.Callback):
         row.error = "the process that starts and watches it failed: " + str(trial.get_error() or "it was lost")
         self.turn(row, "failed")
 
-    def turn(self, row: Row, state: State) -> None:
+    def turn(self, row: Row, state: RowState) -> None:
         """Changes the state."""
         before, row.state = row.state, state
         self.changed(row, before)
 
 
-class EndAfterWarning(tune.Stopper):
-    """Ends the sweep after a warning, as soon as the trials that were running have saved their checkpoints.
+class EndAfterPreemption(tune.Stopper):
+    """Ends the sweep on preemption, as soon as the trials that were running have saved their checkpoints.
 
     Args:
         rows: As the follower keeps them.
-        warned: Set by the warning.
+        preempted: Set on preemption.
     """
 
-    def __init__(self, rows: Sequence[Row], warned: threading.Event) -> None:
+    def __init__(self, rows: Sequence[Row], preempted: threading.Event) -> None:
         self.rows = rows
-        self.warned = warned
+        self.preempted = preempted
         self.saving: list[Row] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class EndAfterWarning(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether all ends now. Trials that have not begun to train have nothing to save."""
-        if not self.warned.is_set():
+        if not self.preempted.is_set():
             return False
         if self.saving is None:
             self.saving = [row for row in self.rows if row.state == "running"]

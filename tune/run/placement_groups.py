@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from jobs.run.ray_internals import placement_groups, remove_placement_groups
 from tune.rows import Row
 
 EVERY_S = 1.0
@@ -42,8 +43,8 @@ def giving_back(rows: Sequence[Row]) -> Iterator[None]:
         looks = LOOKS if cut_off else 1
         deadline = time.monotonic() + LOOK_FOR_S
         while looks > 0 and time.monotonic() < deadline:
-            found = groups(left=not cut_off)
-            remove(found)
+            found = placement_groups(left=not cut_off)
+            remove_placement_groups(found)
             looks = LOOKS if found else looks - 1
             time.sleep(0.2)
 
@@ -54,37 +55,5 @@ def give_back(done: threading.Event) -> None:
     while not done.wait(pause_s):
         began = time.monotonic()
         with suppress(Exception):  # whatever Ray raises when it is busy: asked again the next time
-            remove(groups(left=True))
+            remove_placement_groups(placement_groups(left=True))
         pause_s = max(EVERY_S, 10 * (time.monotonic() - began))  # Ray tells of all groups that there ever were
-
-
-def groups(*, left: bool) -> list[bytes]:
-    """The ids of this job's placement groups.
-
-    Args:
-        left: Only those that were asked for by an actor that has ended.
-    """
-    import ray
-    from ray._private.state import state  # of its public table nobody learns who asked for a group
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
-
-    job: str = ray.get_runtime_context().get_job_id()
-    table = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
-    ours = [
-        group for group in table if group.creator_job_id.hex() == job and group.state != PlacementGroupTableData.REMOVED
-    ]
-    return [
-        group.placement_group_id
-        for group in ours
-        # What the driver asked for, as Tune does for the trials' own processes, has no actor.
-        if not left or state.actor_table(group.creator_actor_id.hex()).get("State") == "DEAD"
-    ]
-
-
-def remove(ids: Sequence[bytes]) -> None:
-    """Removes placement groups, with all that runs in them."""
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    for key in ids:
-        remove_placement_group(PlacementGroup(PlacementGroupID(key)))

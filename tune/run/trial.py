@@ -99,7 +99,9 @@ class RunTrial(tune.Trainable):
             return
         began = time.time()
         try:
-            settle(self.run, began, interruption(lambda: fit(self.run)))
+            with interruption() as ended:
+                fit(self.run)
+            settle(self.run, began, ended.why)
         except RunStopped:
             self.stopped = True
         except (RunFailed, OSError) as error:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from clusters.preflight import check_nodes, check_resources, room_for
 from pirl.storage.folder import Folder
 from pirl.storage.temporary import temporary_folder
-from tune.curve import Metric, curve_of
+from tune.curve import curve_of
+from tune.request import SweepRequest
 from tune.rows import Row
 from tune.run.placement_groups import giving_back
 
@@ -32,46 +33,40 @@ QUIET = {
 """Read by ray.tune when it is imported."""
 
 
-def drive(
-    storage: Folder,
+def run_trials(
+    request: SweepRequest,
     rows: Sequence[Row],
-    metric: Metric,
-    every: int,
-    asha: tuple[int, int] | None,
     at_once: int,
     changed: Callable[[Row, str], None],
-    warned: threading.Event,
+    preempted: threading.Event,
 ) -> None:
-    """Trains what waits; returns when nothing does, at Ctrl-C, or when all that runs has stopped after a warning.
+    """Trains what waits; returns when nothing does, at Ctrl-C, or when all that runs has stopped on preemption.
 
     Args:
-        storage: The sweep's folder.
+        request: Of the sweep.
         rows: All trials. Their states, curves and errors are kept up to date.
-        metric: What is measured.
-        every: Epochs between measurements.
-        asha: Epochs that it gives each trial, and one in how many goes on; None trains all to their end.
         at_once: Trials at once, by their processes. Where that is one more than there is room for, it starts while
             the others train, and Ray gives it its workers, all together, when one of them has ended.
         changed: Called after each change of a row, with its state before.
-        warned: Set when the workers are asked to stop; no trial starts then.
+        preempted: Set when the workers are asked to stop; no trial starts then.
     """
     os.environ |= QUIET
     import ray
     from ray import tune
 
-    from tune.run.follower import EndAfterWarning, Follower
+    from tune.run.follower import EndAfterPreemption, Follower
     from tune.run.trial import RunTrial
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the table
     waiting = [row for row in rows if row.state == "waiting"]
     asked = [
         {
-            "storage": storage,
+            "storage": request.folder,
             "name": row.trial.name,
             "config": row.trial.config.model_dump_json(),
             "epochs": row.trial.config.optim.epochs,
-            "metric": metric,
-            "every": every,
+            "metric": request.metric,
+            "every": request.every,
         }
         for row in waiting
     ]
@@ -86,7 +81,7 @@ def drive(
             tune.with_resources(RunTrial, {"CPU": 0, f"node:{here}": 0.001}),
             param_space={"trial": tune.grid_search(asked)},
             tune_config=tune.TuneConfig(
-                scheduler=scheduler_of(storage, rows, metric, every, asha),
+                scheduler=scheduler_of(request, rows),
                 max_concurrent_trials=at_once,
                 trial_name_creator=lambda trial: trial.config["trial"]["name"],
                 trial_dirname_creator=lambda trial: trial.config["trial"]["name"],
@@ -98,26 +93,28 @@ def drive(
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=LOST),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[Follower(waiting, changed, warned)],
-                stop=EndAfterWarning(waiting, warned),
+                callbacks=[Follower(waiting, changed, preempted)],
+                stop=EndAfterPreemption(waiting, preempted),
             ),
         ).fit()
 
 
-def scheduler_of(
-    storage: Folder, rows: Sequence[Row], metric: Metric, every: int, asha: tuple[int, int] | None
-) -> "TrialScheduler":
-    """What stops trials, with what it is to know of those that have begun; see `drive`."""
+def scheduler_of(request: SweepRequest, rows: Sequence[Row]) -> "TrialScheduler":
+    """What stops trials, with what it is to know of those that have begun."""
     from ray.tune.schedulers import FIFOScheduler
 
     from tune.run.asha import ByLength
 
-    if not asha:
+    if not request.grace:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
-    scheduler = ByLength((row.trial.config.optim.epochs for row in rows), metric, *asha)
+    scheduler = ByLength(
+        (row.trial.config.optim.epochs for row in rows), request.metric, request.grace, request.reduction
+    )
     for row in rows:
         config = row.trial.config
-        known = row.curve if row.ended else curve_of(storage / row.trial.name, config, metric, every)
+        known = (
+            row.curve if row.ended else curve_of(request.folder / row.trial.name, config, request.metric, request.every)
+        )
         scheduler.remember(row, known)
     return scheduler
 

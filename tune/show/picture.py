@@ -17,7 +17,7 @@ from matplotlib.transforms import offset_copy
 
 from tune.curve import Metric
 from tune.points import group_name, short_names, text_of
-from tune.rows import Group, Row, groups_of
+from tune.rows import Row, SeedGroup, groups_of
 from tune.show.axis import Axis, axis_of, shortened
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -109,15 +109,15 @@ def main_axis(axes: Sequence[Axis]) -> Axis:
     return min(axes, key=lambda axis: (axis.setting != "loss.num_negatives", not axis.is_number))
 
 
-def lines_by(groups: Sequence[Group], settings: Sequence[str]) -> dict[str, list[Group]]:
+def lines_by(groups: Sequence[SeedGroup], settings: Sequence[str]) -> dict[str, list[SeedGroup]]:
     """The groups that have the same values of some settings, by these in words."""
-    lines: dict[str, list[Group]] = {}
+    lines: dict[str, list[SeedGroup]] = {}
     for group in groups:
         lines.setdefault(in_words({name: group.values[name] for name in settings}), []).append(group)
     return lines
 
 
-def best_and_rest(groups: Sequence[Group], settings: Sequence[str], metric: Metric) -> dict[str, list[Group]]:
+def best_and_rest(groups: Sequence[SeedGroup], settings: Sequence[str], metric: Metric) -> dict[str, list[SeedGroup]]:
     """The best point, by its values in words, and all others."""
     sign = -1 if metric == "loss" else 1
     known = [group for group in groups if group.mean is not None]
@@ -143,7 +143,7 @@ def style(number: int) -> Style:
 def draw_means(
     panel: Axes,
     axis: Axis,
-    lines: Mapping[str, Sequence[Group]],
+    lines: Mapping[str, Sequence[SeedGroup]],
     styles: Mapping[str, Style],
     metric: Metric,
     joined: bool,

@@ -12,7 +12,7 @@ PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 HELD_OUT = 0.1
 """Share of the training rows that chooses among them."""
 
-Model = tuple[Tensor, Tensor]
+LinearModel = tuple[Tensor, Tensor]
 """Weights (D, C) and biases (C,)."""
 
 
@@ -44,7 +44,7 @@ def choose_penalty(x: Tensor, y: Tensor) -> float:
     return PENALTIES[shares.index(max(shares))]
 
 
-def fit(x: Tensor, y: Tensor, penalty: float, start: Model | None = None) -> Model:
+def fit(x: Tensor, y: Tensor, penalty: float, start: LinearModel | None = None) -> LinearModel:
     """Minimises mean cross-entropy + penalty/2 · |weights|² over all rows with L-BFGS.
 
     The search runs in V with weights = A·V, where A·Aᵀ is the inverse of XᵀX/2N + penalty, a bound of the
@@ -84,7 +84,7 @@ def fit(x: Tensor, y: Tensor, penalty: float, start: Model | None = None) -> Mod
     return (a @ v).detach(), bias.detach()
 
 
-def share_right(model: Model, x: Tensor, y: Tensor) -> float:
+def share_right(model: LinearModel, x: Tensor, y: Tensor) -> float:
     """Share of the rows whose largest score is that of their class."""
     weight, bias = model
     return int((torch.addmm(bias, x, weight).argmax(1) == y).sum()) / len(y)

@@ -1,0 +1,133 @@
+"""Reads files span by span, and lists folders; what a store does wrong for a moment is tried again, see retry.py."""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
+
+from pirl.errors import StorageError
+from pirl.storage.client import PIECE, Address
+from pirl.storage.retry import http_status, persistently
+
+FIRST_PIECE = 2**16
+"""Bytes that are asked for first where it is not known how long a file is."""
+
+
+def read(at: Address, start: int = 0, end: int | None = None) -> bytes:
+    """Bytes from `start` to `end`, or to the end of the file: one request, or more where they are many.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        StorageError: It cannot be read; names file, span, tries and the last cause.
+    """
+    if end is None and at.is_local:
+        return cast(bytes, at.ask("reading", "cat_file", at.path, start=start))
+    pieces = []
+    while end is None or start < end:
+        # Of a file of unknown length as much again as is here: a try may take as long as so many bytes do.
+        stop = start + min(max(start, FIRST_PIECE), PIECE) if end is None else min(start + PIECE, end)
+        what, size = f"reading bytes {start} to {stop} of", stop - start
+        try:
+            piece = at.ask(what, "cat_file", at.path, size=size, start=start, end=stop)
+        except StorageError as error:
+            if error.__cause__ and http_status(error.__cause__) == 416:
+                break  # the file ends before the span begins
+            raise
+        if len(piece) > size and (end is not None or start > 0):
+            raise StorageError(f"{what} {at.uri}: {len(piece)} bytes came, so this store does not read spans")
+        pieces.append(piece)
+        if len(piece) != size:
+            break
+        start = stop
+    return b"".join(pieces)
+
+
+@contextmanager
+def reading(at: Address) -> Iterator[IO[bytes]]:
+    """Opens a file for reading here and there."""
+    if at.is_local:
+        with open(at.path, "rb") as local:
+            yield local
+        return
+    with io.BufferedReader(_Remote(at), 2**20) as remote:
+        yield cast(IO[bytes], remote)
+
+
+def size_of(at: Address) -> int:
+    """Bytes of a file."""
+    return int(at.ask("asking for the size of", "info")["size"])
+
+
+def is_newer(at: Address, other: Address) -> bool:
+    """Whether a file was written later than another one; raises NotImplementedError where nobody tells."""
+
+    def compare() -> bool:
+        return bool(at.fs.modified(at.path) > other.fs.modified(other.path))
+
+    return persistently(f"asking for the time of {at.uri}", compare, at.deadline_s)
+
+
+def matches(at: Address) -> list[str]:
+    """The files that a pattern with `*` stands for: whole URLs, sorted."""
+    return sorted(at.fs.unstrip_protocol(name).removeprefix("file://") for name in at.ask("listing", "glob"))
+
+
+def sizes_below(at: Address, follow_links: bool) -> dict[str, int]:
+    """Bytes of each file in a folder and in the folders in it, by its path relative to it; none without a folder.
+
+    Where links to folders are followed, a link to nothing has -1 bytes.
+
+    Raises:
+        OSError: A folder cannot be read: it is not taken for an empty one.
+    """
+    if at.is_local:  # fsspec would pass over what cannot be read
+        return persistently(f"listing {at.uri}", lambda: _local_sizes(at.path, follow_links), at.deadline_s)
+    prefix = at.path.rstrip("/") + "/"
+    found = at.ask("listing", "find", at.path, detail=True)
+    return {name.removeprefix(prefix): int(info["size"]) for name, info in found.items()}
+
+
+class _Remote(io.RawIOBase):
+    """A file in a store, read span by span."""
+
+    def __init__(self, at: Address) -> None:
+        self.at, self.size, self.position = at, size_of(at), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self.position = position + (0, self.position, self.size)[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self.size - self.position))
+        if length:
+            buffer[:length] = read(self.at, self.position, self.position + length)
+        self.position += length
+        return length
+
+
+def _local_sizes(root: str, follow_links: bool) -> dict[str, int]:
+    seen = set()
+
+    def stop(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # which another process removed meanwhile
+            raise error
+
+    found = {}
+    for folder, inner, names in os.walk(root, onerror=stop, followlinks=follow_links):
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()  # links may lead in a circle
+            continue
+        seen.add(real)
+        for path in (os.path.join(folder, name) for name in names):
+            with suppress(FileNotFoundError):
+                is_there = os.path.exists(path)
+                status = os.stat(path) if is_there else os.lstat(path)  # a link to nothing is a file too
+                found[os.path.relpath(path, root)] = -1 if follow_links and not is_there else status.st_size
+    return found
