@@ -90,7 +90,7 @@ class User:
         command = [sys.executable, str(self.root / "jobs/slurm.py"), *words]
         # Without what torch sets when other tests use it here: SLURM takes the environment to the nodes.
         env = {name: value for name, value in self.slurm.env.items() if not name.startswith("TORCH")}
-        env |= {"OMP_NUM_THREADS": "1", **self.more_env}
+        env |= self.more_env
         answer = subprocess.run(command, env=env, cwd=self.cwd, capture_output=True, text=True, timeout=LIMIT_S)
         assert not check or answer.returncode == 0, answer.stdout + answer.stderr
         return answer
