@@ -11,9 +11,8 @@ import signal
 import time
 from dataclasses import dataclass
 
-from clusters.profile import read_profile
 from jobs.run.checks import check_request
-from jobs.settings import absolute, default_storage, pairs, storage_uri
+from jobs.settings import absolute, default_storage, pairs, recipe_name, settings_and_storage
 from pirl.config import Config, override
 from pirl.errors import ConfigError, StorageError, StoreRefusedError
 from pirl.processes import torchrun
@@ -128,18 +127,15 @@ def parse(argv: list[str]) -> RunRequest:
     if known.help and not recipe:
         parser.print_help()
         sys.exit(0)
-    name = (recipe or "digits").replace("-", "_")
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {recipe!r}: use one of {', '.join(RECIPES)}")
+    name = recipe_name(recipe)
     if known.help:
         _print_settings(name)
         sys.exit(0)
-    profile = None if known.cluster is None else read_profile(known.cluster)
-    storage = profile.storage if profile and known.storage is None else known.storage
-    config = override(RECIPES[name](), {**(profile.settings() if profile else {}), **changes})
+    settings, storage = settings_and_storage(known)
+    config = override(RECIPES[name](), {**settings, **changes})
     return RunRequest(
         config=absolute(config),
-        storage=storage_at(storage_uri(storage), config),
+        storage=storage_at(storage, config),
         name=name if known.run is None else known.run,
         resume=known.resume,
         use_ray=not (known.no_ray or torchrun("WORLD_SIZE")),

@@ -1,4 +1,4 @@
-"""What every job file understands in its command line: `--section.field VALUE` and `--storage`."""
+"""What every job file understands in its command line: recipes, `--section.field VALUE`, `--cluster`, `--storage`."""
 
 import argparse
 import json
@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
+from clusters.profile import read_profile
 from pirl.config import Config, override
 from pirl.errors import ConfigError
+from pirl.recipes import RECIPES
 from pirl.storage.checks import check_place
 from pirl.storage.secrets import refuse_user_in_environment
 
@@ -41,6 +43,22 @@ def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
                 raise ConfigError(f"{word} needs a value: {word} VALUE")
         changes[name] = value_of(value, word)
     return recipe, changes
+
+
+def recipe_name(word: str | None) -> str:
+    """The recipe that a word names, `digits` where there is none; raises ConfigError if it names none."""
+    name = (word or "digits").replace("-", "_")
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {word!r}: use one of {', '.join(RECIPES)}")
+    return name
+
+
+def settings_and_storage(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What the profile of `--cluster` sets, if there is one, and where runs lie; as `read_profile`, `storage_uri`."""
+    if given.cluster is None:
+        return {}, storage_uri(given.storage)
+    profile = read_profile(given.cluster)
+    return profile.settings(), storage_uri(profile.storage if given.storage is None else given.storage)
 
 
 def value_of(text: str, word: str) -> Any:
