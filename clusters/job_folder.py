@@ -95,11 +95,7 @@ class JobFolder:
         return {rank: self.log(rank) for rank in ranks}
 
     def report(self) -> JobReport:
-        """What the job last said; empty before it starts.
-
-        Raises:
-            ValueError: The file is not one that `enter` wrote.
-        """
+        """What the job last said; empty before it starts. Raises ValueError if it is not what `enter` wrote."""
         try:
             report = json.loads(self.report_file.read_text())
         except FileNotFoundError:

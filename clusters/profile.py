@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError,
 from pirl.config import Count, Section
 from pirl.errors import ConfigError
 from pirl.storage.secrets import refuse_secrets
-from pirl.wording import unknown_name
+from pirl.wording import problem_with
 
 Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]+$")]
 """Text without a line break, which would end a line of the batch script."""
@@ -169,14 +169,13 @@ def read_profile(path: str) -> Profile:
     Raises:
         ConfigError: There is no such file, or a key or value that is not allowed; one line for each.
     """
-    file = Path(path).expanduser()
     try:
-        given = tomllib.loads(file.read_text())
+        given = tomllib.loads(Path(path).expanduser().read_text())
     except (FileNotFoundError, IsADirectoryError) as error:
         there = ", ".join(sorted(str(p) for p in Path(__file__).parent.glob("*.toml")))
         what = "a folder, and a profile is a file" if isinstance(error, IsADirectoryError) else "no such file"
         raise ConfigError(f"--cluster {path or repr('')}: {what}; the examples are {there}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, RuntimeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:  # no such user, say
         raise ConfigError(f"--cluster {path}: {error}") from None
     try:
         return Profile.model_validate(given)
@@ -202,14 +201,10 @@ def minutes(time: Any) -> int:
 
 
 def _describe(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        keys = [f"nodes.{key}" for key in Nodes.model_fields] if "." in name else list(Profile.model_fields)
-        return unknown_name(name, name, keys)
     if problem["type"] == "missing":
-        return f"{name} is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{name} {problem['input']!r}: {message}" if name else message
+        return f"{'.'.join(map(str, problem['loc']))} is missing"
+    of_nodes = [f"nodes.{key}" for key in Nodes.model_fields]
+    return problem_with(problem, of_nodes if len(problem["loc"]) > 1 else [*Profile.model_fields])
 
 
 def job_settings(profile: Profile, nodes: int) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pirl.config import Config
+from pirl.runs.run import reports_in
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 
@@ -28,11 +29,7 @@ class Point(NamedTuple):
 def curve_of(folder: Folder, config: Config, metric: Metric, every: int) -> list[Point]:
     """All measurements of a run, in order; the last one is what its evaluation found, if it is done.
 
-    Args:
-        folder: Of the run.
-        config: Of the run.
-        metric: What is asked for.
-        every: Epochs that a loss is averaged over; accuracies are those that the run measured.
+    A loss is averaged over `every` epochs; accuracies are those that the run measured.
     """
     points = list(_points(folder, config, metric, every))
     evaluation = json.loads(folder.find(RunFile.EVALUATION) or "null") if metric != "loss" else None
@@ -89,11 +86,7 @@ def _points(folder: Folder, config: Config, metric: Metric, every: int) -> Itera
 def _timed(folder: Folder, config: Config) -> Iterator[tuple[dict[str, Any], float]]:
     """The lines of `metrics.jsonl`, each with the seconds of training that it and those before it took."""
     step, train_s = 0, 0.0
-    for text in (folder.find(RunFile.METRICS) or "").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # it is being written
-            return
+    for line in reports_in(folder.find(RunFile.METRICS) or ""):
         train_s += (line["step"] - step) * config.data.batch_size / line["samples_per_s"]
         step = line["step"]
         yield line, train_s

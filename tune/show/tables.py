@@ -71,10 +71,7 @@ def live_view(rows: list[Row], metric: Metric, height: int) -> Lines:
 def trials_table(rows: list[Row], metric: Metric, wrap: bool = True) -> Table:
     """Trial by trial: parameters, epoch, metric, time of training, state, and errors if there are any.
 
-    Args:
-        rows: The trials.
-        metric: What is measured.
-        wrap: Whether a trial may take several lines; else its texts are cut.
+    A trial may take several lines (`wrap`), or its texts are cut.
     """
 
     def cell(text: str) -> Text:
