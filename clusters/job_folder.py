@@ -48,7 +48,6 @@ class JobFolder:
     """The folder of a submission, and what one job of it has there: all tasks of an array share a folder.
 
     Attributes:
-        path: Of the folder.
         job_id: As the scheduler names the job, `123_4` in an array; without it only `code` and `description` are.
     """
 

@@ -18,18 +18,6 @@ from pirl.storage.checks import check_can_write, check_shared
 from pirl.storage.folder import Folder
 
 
-def check_cluster(config: Config, storage: Folder) -> None:
-    """Refuses a run that the connected cluster cannot carry.
-
-    Raises:
-        ConfigError: Too few resources, data that a node cannot read, or storage that a node cannot write or
-            does not share with the driver.
-    """
-    nodes = nodes_alive()
-    check_resources(config, nodes)
-    check_nodes(config, storage, nodes)
-
-
 def nodes_alive() -> list[dict[str, Any]]:
     """The nodes of the connected cluster, as Ray lists them."""
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -57,7 +45,10 @@ def room_for(config: Config, nodes: list[dict[str, Any]]) -> int:
 
 
 def check_nodes(config: Config, storage: Folder, nodes: list[dict[str, Any]]) -> None:
-    """Reads the data's manifest and touches the storage on every node; raises ConfigError for the first that cannot."""
+    """Reads the data's manifest and touches the storage on every node.
+
+    Raises ConfigError for the first that cannot, or that does not share the storage with this process.
+    """
     marker = f".probe-{uuid.uuid4().hex}"
     data = Folder(config.data.uri, config.data.storage_options, config.data.deadline_s)
     try:

@@ -164,11 +164,7 @@ class Profile(Section):
 
 
 def read_profile(path: str) -> Profile:
-    """Reads a profile.
-
-    Raises:
-        ConfigError: There is no such file, or a key or value that is not allowed; one line for each.
-    """
+    """Reads a profile; raises ConfigError if there is no such file, with a line for each key or value not allowed."""
     try:
         given = tomllib.loads(Path(path).expanduser().read_text())
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -190,12 +186,9 @@ def minutes(time: Any) -> int:
         parts = [int(part) for part in rest.split(":")]
         if not 1 <= len(parts) <= 3:
             raise ValueError
-        if dash:
-            hours, mins, seconds = [*parts, 0, 0][:3]
-            return int(days) * 1440 + hours * 60 + mins + math.ceil(seconds / 60)
-        if len(parts) == 3:
-            return parts[0] * 60 + parts[1] + math.ceil(parts[2] / 60)
-        return parts[0] + (math.ceil(parts[1] / 60) if parts[1:] else 0)
+        begins_with_hours = dash or len(parts) == 3
+        hours, mins, seconds = [*([] if begins_with_hours else [0]), *parts, 0, 0][:3]
+        return (int(days) if dash else 0) * 1440 + hours * 60 + mins + math.ceil(seconds / 60)
     except ValueError:
         raise ValueError("use minutes, hours:minutes:seconds or days-hours:minutes:seconds") from None
 

@@ -42,10 +42,8 @@ def curve_of(folder: Folder, config: Config, metric: Metric, every: int) -> list
 
 def trained(folder: Folder, config: Config) -> tuple[float, float]:
     """Epochs, and seconds of training, that the newest line of a run tells of; zeros before the first."""
-    epoch, seconds = 0.0, 0.0
-    for line, train_s in _timed(folder, config):
-        epoch, seconds = line["epoch"], train_s
-    return epoch, seconds
+    told = [(line["epoch"], train_s) for line, train_s in _timed(folder, config)]
+    return told[-1] if told else (0.0, 0.0)
 
 
 def without_end(curve: Sequence[Point], folder: Folder, config: Config, metric: Metric) -> str | None:

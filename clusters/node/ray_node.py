@@ -82,8 +82,6 @@ class RayNode:
     """A running Ray node.
 
     Attributes:
-        ip: Its address.
-        ports: Its ports.
         process: `ray start --block`, which all its processes end with.
         log: What it says.
         lock: On the ports: Ray takes seconds until it listens, and the membership listens after it.

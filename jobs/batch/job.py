@@ -48,9 +48,7 @@ class Job:
 
     Attributes:
         folder: With its script, code and logs.
-        name: Of the job.
         cluster: Kind of its cluster.
-        command: What it runs.
         run_folders: Of its run; empty if it makes none.
         submitted: Unix time.
         environment: Variables of its processes, which its store may need.

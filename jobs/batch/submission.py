@@ -60,8 +60,6 @@ class Submission:
     """One or several runs on one cluster.
 
     Attributes:
-        profile: Of the cluster.
-        name: Of the job.
         folder: Of the job: new, and only for this submission.
         job: Path of the job file in the project.
         arguments: For the job file, of each run.

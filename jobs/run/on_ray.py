@@ -48,9 +48,11 @@ def run_on_ray(run: Run) -> int:
     Raises ConfigError if there is no such cluster, or it cannot carry the run.
     """
     connect(meanwhile="jobs.run.ray_internals")  # `fit` needs it; it takes as long as Ray's start, which mostly waits
-    from clusters.preflight import check_cluster
+    from clusters.preflight import check_nodes, check_resources, nodes_alive
 
-    check_cluster(run.config, run.folder.parent)
+    nodes = nodes_alive()
+    check_resources(run.config, nodes)
+    check_nodes(run.config, run.folder.parent, nodes)
     began = time.time()
     with following(run.folder, RunFile.LOG), preemption_for_workers(), interruption() as ended:
         fit(run, alone=starts_ray() or MARK in os.environ)
