@@ -48,11 +48,7 @@ class RunRequest:
 
 
 def main() -> int:
-    """Runs the job.
-
-    Returns:
-        The exit code: 0 done, 1 failed while running, 2 the request is wrong and nothing was started.
-    """
+    """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was started."""
     try:
         request = parse(sys.argv[1:])
         run = open_run(request.storage, request.name, request.config, request.resume)
@@ -90,11 +86,7 @@ def main() -> int:
 
 
 def parse(argv: list[str]) -> RunRequest:
-    """Reads the command line.
-
-    Raises:
-        ConfigError: A recipe, setting or value that is not allowed.
-    """
+    """Reads the command line; raises ConfigError for a recipe, setting or value that is not allowed."""
     parser = argparse.ArgumentParser(
         prog="python jobs/pretrain.py",
         usage="%(prog)s [RECIPE] [--section.field VALUE ...] [--run NAME] [--storage URI] [--resume ...]",

@@ -104,11 +104,7 @@ def _options(about: str | None) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str], about: str | None = None) -> SweepRequest:
-    """Reads the command line.
-
-    Raises:
-        ConfigError: A recipe, setting or value that is not allowed, in whichever trial; an option without effect.
-    """
+    """Reads the command line; raises ConfigError for what is not allowed, in whichever trial, or without effect."""
     parser = _options(about)
     given, rest = parser.parse_known_args(argv)
     recipe, fixed = pairs(rest)
@@ -148,11 +144,7 @@ def parse(argv: list[str], about: str | None = None) -> SweepRequest:
 
 
 def refuse_without_effect(given: argparse.Namespace, axes: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Refuses options that go with others, and would change nothing here.
-
-    Raises:
-        ConfigError: Which, and what it goes with.
-    """
+    """Refuses options that go with others, and would change nothing here; raises ConfigError."""
     if given.scheduler == "pbt":
         raise ConfigError(NO_PBT)
     if given.search == "optuna" and given.scheduler != "none":
@@ -180,11 +172,7 @@ def refuse_without_effect(given: argparse.Namespace, axes: Mapping[str, Any], fi
 
 
 def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
-    """Refuses to compare losses that are not on one scale.
-
-    Raises:
-        ConfigError: A setting of the sweep changes what the loss is.
-    """
+    """Raises ConfigError where losses are not on one scale, as settings of the sweep change what the loss is."""
     unlike = [name for name in axes if name.startswith(("loss.", "pretext.", "data.", "augment."))]
     if metric == "loss" and unlike:
         raise ConfigError(
@@ -194,11 +182,7 @@ def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
 
 
 def refuse_no_race(trials: Sequence[Trial], grace: int, every: int) -> None:
-    """Refuses asha where it could stop no trial.
-
-    Raises:
-        ConfigError: No two of one length are measured in time.
-    """
+    """Raises ConfigError where asha could stop no trial, as no two of one length are measured in time."""
     first = every * math.ceil(grace / every)
     lengths = Counter(trial.config.optim.epochs for trial in trials)
     if not any(number > 1 and first < length for length, number in lengths.items()):
