@@ -19,8 +19,6 @@ _NO_SECRETS = (None, "anon", "cloud", "google_default")
 _CONTAINER = re.compile(r"(abfss?|az)://[^/:@]+@[^/:@]+(/|$)")
 """How Azure's URLs begin: container@account, which is no secret."""
 
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-
 _REMEDY = (
     "leave them out, and give them to every worker by its environment or the usual files (for S3 AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials)"
@@ -45,7 +43,7 @@ def refuse_secret_url(what: str, url: str) -> None:
 
 def refuse_user_in_environment() -> None:
     """Raises ValueError where the address of a store, which goes to all workers, holds a secret."""
-    for name in _ENDPOINTS:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         refuse_secret_url(name, os.environ.get(name, ""))
 
 
