@@ -9,6 +9,7 @@ from pirl.errors import ConfigError
 
 MOST_UNUSED = 100_000
 """More numbers of classes than there are images: each of them is a name, and a count in each shard."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_NAMES = ("test", "val", "valid", "validation")
 
 
@@ -102,6 +103,3 @@ def split_words(words: set[str]) -> tuple[str | None, str | None]:
 def split_folders(names: pa.Array) -> tuple[str | None, str | None]:
     """Which of the first folders stand for the training and for the held-out split."""
     return split_words(set(pc.unique(first_folders(names)).drop_null().to_pylist()))
-
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

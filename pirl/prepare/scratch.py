@@ -80,9 +80,7 @@ class Scratch:
         self.make_room(size, uri)
         progress(f"reading {uri}", 0, size >> 20, "MB")
         with ThreadPoolExecutor(COPY_THREADS) as pool:
-            reads = (
-                partial(file.read_bytes, offset=offset, length=COPY_BYTES) for offset in range(0, size, COPY_BYTES)
-            )
+            reads = (partial(file.read_bytes, offset=start, length=COPY_BYTES) for start in range(0, size, COPY_BYTES))
             for data in bounded_map(pool, reads, COPY_THREADS):
                 self.append(data)
                 progress(f"reading {uri}", (self.size - at) >> 20, size >> 20, "MB")
