@@ -3,11 +3,14 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pirl.config import Config, override
+from pirl.config import Config, Data, override
 from pirl.errors import ConfigError
+from pirl.recipes import RECIPES, photos
 from pirl.storage.checks import check_place
 from pirl.storage.secrets import refuse_user_in_environment
 
@@ -53,6 +56,37 @@ def value_of(text: str, word: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{word}: not a JSON object: {error}") from None  # without it: it may hold secrets
+
+
+def recipe_for(name: str, given: Mapping[str, Any]) -> Config:
+    """A recipe by itself: `photos` takes its numbers from the manifest of the data set among the given settings.
+
+    Raises:
+        ConfigError: There is no recipe of that name; or no data set, for one that follows from it.
+        StorageError: The store did not give the manifest.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}: use one of {', '.join(RECIPES)}")
+    if RECIPES[name] is not photos:
+        return RECIPES[name]()
+    known = {key.replace("-", "_"): value for key, value in given.items()}
+    if "data.uri" not in known:
+        raise ConfigError(
+            "photos needs your images: python jobs/prepare.py SOURCE data/photos writes them as a data set, then add "
+            "--data.uri data/photos"
+        )
+    told = ("data.uri", "data.storage_options", "data.deadline_s", "cluster.gpus_per_worker")
+    config = absolute(override(Config(), {key: known[key] for key in told if key in known}))
+    rows, side = _rows_and_side(config.data.model_dump_json())
+    return photos(rows, side, gpus=config.cluster.gpus_per_worker > 0)
+
+
+@cache
+def _rows_and_side(data: str) -> tuple[int, int]:
+    from pirl.data.dataset import open_data
+
+    dataset = open_data(Data.model_validate_json(data))
+    return dataset.rows, min(dataset.largest or (224,))
 
 
 def storage_uri(given: str | None) -> str:

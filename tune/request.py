@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clusters.profile import read_profile
-from jobs.settings import pairs, storage_uri, value_of
+from jobs.settings import pairs, recipe_for, storage_uri, value_of
 from pirl.config import Config, override
 from pirl.errors import ConfigError
 from pirl.recipes import RECIPES
@@ -73,7 +73,8 @@ def parse(argv: list[str], about: str | None = None) -> SweepRequest:
     measured = {} if given.metric == "loss" else {"evaluation.every_epochs": given.evaluate_every}
     profile = read_profile(given.cluster) if given.cluster else None
     first = {axis: (ends_of(values[0]) or values)[0] for axis, values in axes.items()}  # fits to what is fixed
-    base = override(RECIPES[name](), {**measured, **(profile.settings() if profile else {}), **fixed, **first})
+    given_settings = {**measured, **(profile.settings() if profile else {}), **fixed, **first}
+    base = override(recipe_for(name, given_settings), given_settings)
     trials, search = _trials(given, base, axes)
     grace = (given.grace or 1) if given.scheduler == "asha" else None
     if grace:
@@ -160,8 +161,6 @@ def refuse_no_race(trials: Sequence[Trial], grace: int, every: int) -> None:
 
 def _recipe(word: str | None, axes: Mapping[str, Sequence[Any]]) -> str:
     name = (word or "digits").replace("-", "_")
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {word!r}: use one of {', '.join(RECIPES)}")
     for axis, (*_, last) in axes.items():
         if word is None and axis != "data.uri" and str(last).replace("-", "_") in RECIPES:
             raise ConfigError(
