@@ -76,7 +76,7 @@ FEWEST = 32
 
 
 def photos(rows: int = 10_000, side: int = 224, *, gpus: bool = False) -> Config:
-    """Photographs of your own, some hundred to some 100,000: the numbers follow from how many there are.
+    """Your own photographs, some hundred to some 100,000: its numbers follow from their number.
 
     Not in the paper. For N images on CPUs, and in brackets on GPUs; they go into the run's config.json as numbers:
       batch        N / 16, down to a power of two, from 32 [128] to 256 and at most N
