@@ -59,10 +59,10 @@ def value_of(text: str, word: str) -> Any:
 
 
 def recipe_for(name: str, given: Mapping[str, Any]) -> Config:
-    """A recipe by itself: `photos` takes its numbers from the manifest of the data set among the given settings.
+    """A recipe by itself, without the given settings, in which `photos` finds its data set and whether it has GPUs.
 
     Raises:
-        ConfigError: There is no recipe of that name; or no data set, for one that follows from it.
+        ConfigError: There is no recipe of that name, or no data set for `photos`.
         StorageError: The store did not give the manifest.
     """
     if name not in RECIPES:
@@ -72,21 +72,19 @@ def recipe_for(name: str, given: Mapping[str, Any]) -> Config:
     known = {key.replace("-", "_"): value for key, value in given.items()}
     if "data.uri" not in known:
         raise ConfigError(
-            "photos needs your images: python jobs/prepare.py SOURCE data/photos writes them as a data set, then add "
-            "--data.uri data/photos"
+            "photos needs your images: python jobs/prepare.py SOURCE data/photos, then --data.uri data/photos"
         )
     told = ("data.uri", "data.storage_options", "data.deadline_s", "cluster.gpus_per_worker")
     config = absolute(override(Config(), {key: known[key] for key in told if key in known}))
-    rows, side = _rows_and_side(config.data.model_dump_json())
-    return photos(rows, side, gpus=config.cluster.gpus_per_worker > 0)
+    return _photos_of(config.data.model_dump_json(), config.cluster.gpus_per_worker > 0)
 
 
 @cache
-def _rows_and_side(data: str) -> tuple[int, int]:
+def _photos_of(data: str, gpus: bool) -> Config:
     from pirl.data.dataset import open_data
 
     dataset = open_data(Data.model_validate_json(data))
-    return dataset.rows, min(dataset.largest or (224,))
+    return photos(dataset.rows, min(dataset.largest or (224,)), gpus=gpus)
 
 
 def storage_uri(given: str | None) -> str:

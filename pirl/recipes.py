@@ -221,14 +221,7 @@ def imagenet_c2x() -> Config:
 RECIPES: dict[str, Callable[..., Config]] = {
     recipe.__name__: recipe
     for recipe in (
-        digits,
-        cifar10,
-        photos,
-        imagenet_jigsaw,
-        imagenet_rotation,
-        imagenet_both,
-        imagenet_npid,
-        imagenet_mlp,
-        imagenet_c2x,
+        *(digits, cifar10, photos, imagenet_jigsaw, imagenet_rotation),
+        *(imagenet_both, imagenet_npid, imagenet_mlp, imagenet_c2x),
     )
 }
