@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: pretrain test check format
+.PHONY: pretrain test quick check format
 pretrain: .venv/installed
 	$(BIN)/python jobs/pretrain.py digits
 
 # One process for the tests on SLURM, one for those on Ray, which wait a lot, and one for all others.
 test: .venv/installed
 	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder --durations 40
+
+# All tests but those that start a Ray or a SLURM.
+quick: .venv/installed
+	$(BIN)/python -m pytest -n 3 --ignore tests/on_ray --ignore tests/on_slurm
 
 check: .venv/installed
 	$(BIN)/ruff check .

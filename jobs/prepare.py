@@ -17,20 +17,21 @@ from botocore.exceptions import BotoCoreError
 from pirl.data.dataset import open_dataset
 from pirl.errors import BrokenImage, ConfigError, CorruptImage
 from pirl.prepare.inspect import check_sheet, describe, look
-from pirl.prepare.write import Request, check, check_sources, prepare
+from pirl.prepare.sources.folder_source import FOLDER
+from pirl.prepare.sources.kinds import FILE_KINDS
+from pirl.prepare.write import PrepareRequest, check, check_sources, prepare
 from pirl.recipes import FEWEST, cifar10
 from pirl.storage.checks import check_place
 
 OWN = ("check", "inspect", "sheet")
 """Options that are not part of a request."""
 
-EXAMPLES = """
+KINDS = "\n".join(f"  {f'a {kind.name}':<20}{kind.help}" for kind in (FOLDER, *FILE_KINDS))
+EXAMPLES = f"""
 sources:
   digits              scikit-learn's 1,797 handwritten digits, a fifth of them for testing
-  a folder of images  best with one folder for each class; train/ and test/ or val/ may lie above those
-  a tar file          with such folders in it, or pairs as of WebDataset (key.jpg with key.cls or key.json);
-                      or a folder or a quoted pattern of such files
-  a Parquet file      with a column of JPEG or PNG bytes, or a folder or a quoted pattern of such files
+{KINDS}
+  many such files     their folder, or a quoted pattern
 
 Both SOURCE and DESTINATION may be URLs (s3://bucket/key, gs://, ...). Credentials and endpoint come from the
 environment or the usual files: AWS_PROFILE, AWS_ENDPOINT_URL, ...
@@ -58,7 +59,7 @@ def main() -> int:
     words = parse(sys.argv[1:])
     if words.inspect is not None:
         return show(words.inspect, words.sheet)
-    request = Request(**{name: value for name, value in vars(words).items() if name not in OWN})
+    request = PrepareRequest(**{name: value for name, value in vars(words).items() if name not in OWN})
     again = "the same command goes on from here"
     try:
         if words.check:
@@ -66,7 +67,7 @@ def main() -> int:
             check_sources(request)
             print(request.destination)
             return 0
-        prepare(request, Progress())
+        prepare(request, ProgressPrinter())
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -113,7 +114,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--label-column", metavar="NAME", help="of Parquet or of WebDataset's .json (default: label, if there is one)"
     )
     parser.add_argument(
-        "--scratch", metavar="FOLDER", help="for the images of Parquet and of remote tar files, while they are shuffled"
+        "--scratch", metavar="FOLDER", help="for images that cannot be read one by one where they are, meanwhile"
     )
     parser.add_argument("--check", action="store_true", help="check the request, print DESTINATION, start nothing")
     parser.add_argument("--inspect", metavar="URI", help="say what the data set in URI holds, and draw some images")
@@ -152,7 +153,7 @@ def show(uri: str, sheet: str) -> int:
     return 0
 
 
-class Progress:
+class ProgressPrinter:
     """Says on stderr how far the job is: in place on a terminal, rarely in a log."""
 
     def __init__(self) -> None:
@@ -179,7 +180,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 
 
-def summarize(request: Request) -> None:
+def summarize(request: PrepareRequest) -> None:
     """Says what was written, what was changed, and what to type next."""
     dataset = open_dataset(request.destination)
     held_out = dataset.held_out()

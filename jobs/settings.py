@@ -1,4 +1,4 @@
-"""What every job file understands in its command line: `--section.field VALUE` and `--storage`."""
+"""What every job file understands in its command line: recipes, `--section.field VALUE`, `--cluster`, `--storage`."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from clusters.profile import read_profile
 from pirl.config import Config, Data, override
 from pirl.errors import ConfigError
 from pirl.recipes import RECIPES, photos
@@ -46,6 +47,22 @@ def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
     return recipe, changes
 
 
+def recipe_name(word: str | None) -> str:
+    """The recipe that a word names, `digits` where there is none; raises ConfigError if it names none."""
+    name = (word or "digits").replace("-", "_")
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {word!r}: use one of {', '.join(RECIPES)}")
+    return name
+
+
+def settings_and_storage(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What the profile of `--cluster` sets, if there is one, and where runs lie; as `read_profile`, `storage_uri`."""
+    if given.cluster is None:
+        return {}, storage_uri(given.storage)
+    profile = read_profile(given.cluster)
+    return profile.settings(), storage_uri(profile.storage if given.storage is None else given.storage)
+
+
 def value_of(text: str, word: str) -> Any:
     """Understands `null`, `None` and JSON objects (or raises ConfigError); the rest stays text, for the config."""
     if text in ("null", "None"):
@@ -62,11 +79,9 @@ def recipe_for(name: str, given: Mapping[str, Any]) -> Config:
     """A recipe by itself, without the given settings, in which `photos` finds its data set and whether it has GPUs.
 
     Raises:
-        ConfigError: There is no recipe of that name, or no data set for `photos`.
+        ConfigError: There is no data set for `photos`.
         StorageError: The store did not give the manifest.
     """
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {name!r}: use one of {', '.join(RECIPES)}")
     if RECIPES[name] is not photos:
         return RECIPES[name]()
     known = {key.replace("-", "_"): value for key, value in given.items()}

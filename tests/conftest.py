@@ -26,6 +26,11 @@ pytest_plugins = ["tests.ray_cluster", "tests.s3", "tests.slurm_cluster"]
 # A shell's background job ignores SIGINT, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# One thread in each process, in those that tests start too: two that share a core wait for each other by turning, which
+# takes ten times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 # Runs of seconds with many checkpoints: Ray's controller takes one each time that it asks.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 

@@ -114,7 +114,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def clean_environment() -> dict[str, str]:
     """This environment without Ray's settings, and with this Python's commands first."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return env | {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "OMP_NUM_THREADS": "1"}
+    return env | {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
 
 
 def free_ports(n: int) -> list[int]:

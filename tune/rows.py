@@ -123,21 +123,11 @@ def repeat(trial: Trial, recipe: str, storage: Folder) -> str:
 
 def typed(value: Any) -> str:
     """A value as it is typed in a command line."""
-    if value is None or isinstance(value, bool | dict):
-        return json.dumps(value)
-    return str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool | dict) else str(value)
 
 
 def write(storage: Folder, rows: list[Row], metric: Metric, recipe: str, command: str) -> None:
-    """Writes `sweep.csv` and `sweep.json`.
-
-    Args:
-        storage: The sweep's folder.
-        rows: All trials.
-        metric: What was measured.
-        recipe: What the trials change.
-        command: Makes the sweep again, or goes on with it.
-    """
+    """Writes `sweep.csv` and `sweep.json` into the sweep's folder; the command makes it again, or goes on with it."""
     best = best_of(rows, metric)
     content = {
         "command": command,

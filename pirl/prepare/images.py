@@ -5,18 +5,22 @@ a JPEG as JPEG of quality 95, all others as PNG, which loses nothing.
 """
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-
-from pirl.prepare.png import check_png
 
 QUALITY = 95
 """Of JPEG, from 1 to 100."""
 ORIENTATION = 0x0112
 """The EXIF field that says how to turn an image; training does not look at it."""
 GRAY = ("1", "L", "LA", "La")
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""By the kind of colour in the header of a PNG: gray, RGB, palette, gray with alpha, RGB with alpha."""
+UNPACKED_BYTES = 2**20
+"""Of a PNG, at a time: a small file may hold very many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def check_image(data: bytes, short_side: int | None = None) -> Checked:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             if image.format == "PNG":
-                check_png(data)
+                _check_png(data)
             return _checked(image, data, short_side)
     except UnidentifiedImageError:
         return Checked(None, note="not an image")
@@ -103,3 +107,52 @@ def _eight_bits(image: Image.Image) -> Image.Image:
             raise ValueError(f"more than 16 bits a pixel (mode {image.mode}): convert it to 8 bits first")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     return image.convert("L" if image.mode in GRAY else "RGB")
+
+
+def _check_png(data: bytes) -> None:
+    """Refuses what Pillow has read as a PNG and is not whole: at some, libpng, which training has, ends the process.
+
+    It looks at checksums and lengths, as far as the pixels go: nothing reads on behind them.
+
+    Raises:
+        ValueError: It is cut off or damaged.
+    """
+    width, height, depth, color, *methods = struct.unpack_from(">IIBBBBB", data, 16)
+    if methods[:2] != [0, 0]:
+        raise ValueError("the header of the PNG is damaged")
+    # Each row has a byte before it. Interlaced ones have some more, which are not counted here.
+    least = height * (1 + (width * depth * CHANNELS[color] + 7) // 8)
+    if _unpacked_bytes(_pixels(data)) < least:
+        raise ValueError("the pixels of the PNG are cut off or damaged")
+
+
+def _pixels(data: bytes) -> bytes:
+    """The compressed pixels: the content of the first IDAT chunks that follow one another."""
+    view, at = memoryview(data), 8
+    pixels: list[memoryview] = []
+    while True:
+        kind = data[at + 4 : at + 8]
+        if pixels and kind != b"IDAT":
+            return b"".join(pixels)
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        if len(data) < end + 4:
+            raise ValueError("the PNG is cut off")
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise ValueError("a chunk of the PNG does not have its checksum")
+        # Those with a capital letter have to be understood.
+        if kind[:1].isupper() and kind not in (b"PLTE", b"IDAT") and (kind, at) != (b"IHDR", 8):
+            raise ValueError(f"chunk {kind.decode(errors='replace')} of the PNG has no place there")
+        if kind == b"IDAT":
+            pixels.append(view[at + 8 : end])
+        at = end + 4
+
+
+def _unpacked_bytes(pixels: bytes) -> int:
+    """Length of the rows; -1 without the checksum behind them."""
+    stream, size = zlib.decompressobj(), 0
+    try:
+        while piece := stream.decompress(pixels, UNPACKED_BYTES):
+            size, pixels = size + len(piece), stream.unconsumed_tail
+    except zlib.error:
+        return -1
+    return size if stream.eof else -1

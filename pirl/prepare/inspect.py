@@ -15,10 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pirl.data.dataset import Dataset, open_dataset
-from pirl.data.digits import ensure_digits
 from pirl.data.writer import MANIFEST
 from pirl.errors import ConfigError
-from pirl.storage import files as storage
 from pirl.storage.checks import check_can_write
 from pirl.storage.folder import Folder
 
@@ -37,8 +35,7 @@ def describe(uri: str) -> list[str]:
         ConfigError: There is no data set.
     """
     dataset = open_dataset(uri)
-    folder = ensure_digits() if uri == "digits" else uri
-    manifest = json.loads(storage.read_all(storage.join(folder, MANIFEST)))
+    manifest = json.loads(dataset.folder.read(MANIFEST))
     classes = f" of {len(dataset.labels)} classes" if dataset.labels else ", no labels"
     size = f"{dataset.spans[:, 1].sum() / 1e6:,.1f} MB in {len(dataset.shards)} files"
     lines = [f"{uri}: {dataset.rows:,} images{classes}, {size}", *_classes(dataset, manifest)]

@@ -3,11 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from pirl.data.dataset import Ints
 from pirl.errors import ConfigError
 
-Ints = NDArray[np.int64]
 MOST_UNUSED = 100_000
 """More numbers of classes than there are images: each of them is a name, and a count in each shard."""
 TEST_NAMES = ("test", "val", "valid", "validation")

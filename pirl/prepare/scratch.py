@@ -1,7 +1,8 @@
 """Where each image of a source lies: a span of a file, or of a scratch file on a local disk.
 
-What cannot be read here and there (Parquet columns, tar files in an object store) is copied to the scratch file
-once, from front to back. After that every image can be read by itself, in any order, by any process.
+What cannot be read here and there (Parquet columns, compressed members of zip files, archives in an object store) is
+copied to the scratch file once, from front to back. After that every image can be read by itself, in any order, by any
+process.
 """
 
 import os
@@ -14,7 +15,7 @@ from multiprocessing import reduction
 from typing import IO, Any, NamedTuple, Self, TypeVar
 
 from pirl.errors import ConfigError
-from pirl.storage import files as storage
+from pirl.storage.folder import Folder
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int, str], None]
@@ -81,13 +82,14 @@ class Scratch:
 
     def copy(self, uri: str, progress: Progress) -> int:
         """Appends a whole file, some ranges at a time; returns the offset."""
-        size, at = storage.size_of(uri), self.size
+        file = Folder(uri)
+        size, at = file.size(), self.size
         self.make_room(size, uri)
         ranges = range(0, size, COPY_BYTES)
         progress(f"reading {uri}", 0, size >> 20, "MB")
         with ThreadPoolExecutor(COPY_THREADS) as pool:
-            reads = (partial(storage.read_bytes, uri, offset, COPY_BYTES) for offset in ranges)
-            for data in ahead(pool, reads, COPY_THREADS):
+            reads = (partial(file.read_bytes, offset=offset, length=COPY_BYTES) for offset in ranges)
+            for data in bounded_map(pool, reads, COPY_THREADS):
                 self.append(data)
                 progress(f"reading {uri}", (self.size - at) >> 20, size >> 20, "MB")
         return at
@@ -96,9 +98,7 @@ class Scratch:
         """Reads a span of this file or of any other."""
         if span.uri is None:
             return os.pread(self._file.fileno(), span.length or 0, span.offset)
-        if span.length is None:
-            return storage.read_all(span.uri)
-        return storage.read_bytes(span.uri, span.offset, span.length)
+        return Folder(span.uri).read_bytes(offset=span.offset, length=span.length)
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +117,7 @@ def _inherit(handle: Any) -> "Scratch":
     return scratch
 
 
-def ahead(pool: Executor, calls: Iterable[Callable[[], T]], most: int) -> Iterator[T]:
+def bounded_map(pool: Executor, calls: Iterable[Callable[[], T]], most: int) -> Iterator[T]:
     """Results of the calls, in order, with at most `most` of them under way: memory stays bounded."""
     pending: deque[Future[T]] = deque()
     for call in calls:

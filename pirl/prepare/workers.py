@@ -14,10 +14,10 @@ from multiprocessing import get_context
 from types import TracebackType
 from typing import Self
 
+from pirl.data.dataset import Ints
 from pirl.prepare.images import Checked, check_image
-from pirl.prepare.labels import Ints
-from pirl.prepare.scratch import Scratch, Span, ahead
-from pirl.prepare.sources.kinds import Source
+from pirl.prepare.scratch import Scratch, Span, bounded_map
+from pirl.prepare.sources.source import Source
 from pirl.processes import end_with_parent
 
 CHUNK_ROWS = 16
@@ -50,7 +50,7 @@ class Workers:
         chunks = [order[at : at + CHUNK_ROWS] for at in range(0, len(order), CHUNK_ROWS)]
         calls = (partial(_check, self._within_reach(source.spans(rows))) for rows in chunks)
         # Two chunks for each worker: one that it works on, and one that waits for it.
-        for rows, results in zip(chunks, ahead(self._pool, calls, 2 * self.count), strict=True):
+        for rows, results in zip(chunks, bounded_map(self._pool, calls, 2 * self.count), strict=True):
             yield from zip(rows.tolist(), results, strict=True)
 
     def _within_reach(self, spans: list[Span]) -> list[Span]:

@@ -12,28 +12,28 @@ from typing import Any
 
 import numpy as np
 
+from pirl.data.dataset import Ints
 from pirl.data.digits import write_digits
 from pirl.data.writer import MANIFEST, ShardWriter
 from pirl.errors import BrokenImage, ConfigError, StoreRefusedError
 from pirl.prepare.destination import check_apart, check_destination, clear, finish, start
 from pirl.prepare.images import QUALITY, Checked
-from pirl.prepare.labels import Ints
 from pirl.prepare.scratch import Progress, Scratch
-from pirl.prepare.sources.kinds import Source, check_source, digest, find_source, with_classes
+from pirl.prepare.sources.kinds import check_source, find_source
+from pirl.prepare.sources.source import Columns, Source
 from pirl.prepare.workers import Workers
-from pirl.storage import files as storage
 from pirl.storage.checks import check_can_write, check_place
 from pirl.storage.folder import Folder
 
 LISTED = 1000
 """Images that are left out and named in the manifest; the others are only counted."""
 
-Split = tuple[str, Source, Ints]
+Split = tuple[Folder, Source, Ints]
 """The folder to write, the source, and its rows in the order in which they are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class PrepareRequest:
     """What a person asks for; `python jobs/prepare.py --help` says what each word means."""
 
     source: str
@@ -49,13 +49,23 @@ class Request:
     label_column: str | None = None
     scratch: str | None = None
 
+    @property
+    def folder(self) -> Folder:
+        """The destination."""
+        return Folder(self.destination)
+
+    @property
+    def columns(self) -> Columns:
+        """What images and labels are called."""
+        return Columns(self.image_column, self.label_column)
+
     def decides(self) -> dict[str, Any]:
         """What decides the bytes that are written."""
         words = ("source", "test", "test_fraction", "seed", "resize", "shard_mb", "image_column", "label_column")
         return {word: getattr(self, word) for word in words}
 
 
-def prepare(request: Request, progress: Progress) -> None:
+def prepare(request: PrepareRequest, progress: Progress) -> None:
     """Writes the data set, or goes on with it; the manifest of the training split comes last and completes it.
 
     Raises:
@@ -64,22 +74,22 @@ def prepare(request: Request, progress: Progress) -> None:
     """
     check(request)
     if request.source == "digits":
-        start(request.destination, request.decides(), request.overwrite)
+        start(request.folder, request.decides(), request.overwrite)
         write_digits(request.destination, request.seed)
-        finish(request.destination)
+        finish(request.folder)
         return
     with Scratch(request.scratch) as scratch:
         with _refusals_are_wrong_requests():
             splits = _find_splits(request, scratch, progress)
-        content = zlib.crc32(repr([digest(source) for _, source, _ in splits]).encode())
-        start(request.destination, request.decides() | {"content": content}, request.overwrite)
+        content = zlib.crc32(repr([source.digest() for _, source, _ in splits]).encode())
+        start(request.folder, request.decides() | {"content": content}, request.overwrite)
         with Workers(scratch, request.resize) as workers:
             for split in splits:
                 _write_split(split, request, workers, progress)
-    finish(request.destination)
+    finish(request.folder)
 
 
-def check(request: Request) -> None:
+def check(request: PrepareRequest) -> None:
     """Refuses what can be seen to be wrong before the source is looked through; writes nothing.
 
     Raises:
@@ -87,14 +97,14 @@ def check(request: Request) -> None:
     """
     _check_words(request)
     with _refusals_are_wrong_requests():
-        check_destination(request.destination, request.decides(), request.overwrite)
+        check_destination(request.folder, request.decides(), request.overwrite)
         for uri in (request.source, request.test):
             if uri is not None and uri != "digits":
                 check_apart(request.destination, uri)
-        check_can_write("DESTINATION", Folder(request.destination))
+        check_can_write("DESTINATION", request.folder)
 
 
-def check_sources(request: Request) -> None:
+def check_sources(request: PrepareRequest) -> None:
     """Refuses, beside what `check` does, sources that cannot be used, as far as that is seen without reading them.
 
     Raises:
@@ -103,10 +113,10 @@ def check_sources(request: Request) -> None:
     with Scratch(request.scratch), _refusals_are_wrong_requests():
         for uri in (request.source, request.test):
             if uri is not None and uri != "digits":
-                check_source(uri, request.image_column, request.label_column)
+                check_source(uri, request.columns)
 
 
-def _check_words(request: Request) -> None:
+def _check_words(request: PrepareRequest) -> None:
     """Refuses what is wrong whatever lies on disks and in stores."""
     check_place("DESTINATION", request.destination, "photos")
     for word, uri in (("SOURCE", request.source), ("--test", request.test)):
@@ -137,24 +147,23 @@ def _refusals_are_wrong_requests() -> Iterator[None]:
         raise ConfigError(f"{error.object!r} is not text in UTF-8, and names of images and classes must be") from None
 
 
-def _find_splits(request: Request, scratch: Scratch, progress: Progress) -> list[Split]:
+def _find_splits(request: PrepareRequest, scratch: Scratch, progress: Progress) -> list[Split]:
     """What is to be written, in this order: the held-out split comes first, for the other one completes the whole."""
-    columns = (request.image_column, request.label_column)
     test = None
     if request.test:
-        test, _ = find_source(request.test, *columns, scratch, progress)
-    train, inside = find_source(request.source, *columns, scratch, progress)
+        test, _ = find_source(request.test, request.columns, scratch, progress)
+    train, inside = find_source(request.source, request.columns, scratch, progress)
     test = test or inside
     if test is not None and train.classes is not None:
-        test = with_classes(test, train.classes)
+        test = test.with_classes(train.classes)
     rng = np.random.default_rng(request.seed)
     order = rng.permutation(len(train.labels))
-    below = storage.join(request.destination, "test")
+    below = request.folder / "test"
     if request.test_fraction is not None:
         held_out = _count_held_out(request.test_fraction, len(order), test)
-        return [(below, train, order[:held_out]), (request.destination, train, order[held_out:])]
+        return [(below, train, order[:held_out]), (request.folder, train, order[held_out:])]
     held_out_split = [] if test is None else [(below, test, rng.permutation(len(test.labels)))]
-    return [*held_out_split, (request.destination, train, order)]
+    return [*held_out_split, (request.folder, train, order)]
 
 
 def _count_held_out(fraction: float, rows: int, test: Source | None) -> int:
@@ -167,13 +176,13 @@ def _count_held_out(fraction: float, rows: int, test: Source | None) -> int:
     return held_out
 
 
-def _write_split(split: Split, request: Request, workers: Workers, progress: Progress) -> None:
+def _write_split(split: Split, request: PrepareRequest, workers: Workers, progress: Progress) -> None:
     """Writes these rows of a source, in this order, behind those that are there."""
     folder, source, order = split
-    if storage.exists(storage.join(folder, MANIFEST)):  # it was complete when the job was stopped
+    if folder.exists(MANIFEST):  # it was complete when the job was stopped
         return
     about: dict[str, Any] = {"classes": source.classes, "seed": request.seed, "source": source.uri}
-    with ShardWriter(Folder(folder), **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
+    with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
         if not writer.record:
             writer.record = _new_record(request.resize)
         record = writer.record
@@ -190,7 +199,7 @@ def _write_split(split: Split, request: Request, workers: Workers, progress: Pro
                 writer.add(checked.image, None if label < 0 else label)
             progress(f"writing {folder}", record["taken"], len(order), "images")
         if writer.rows == 0:
-            clear(request.destination)
+            clear(request.folder)
             first = record["left_out"]["first"][0]
             raise ConfigError(f"none of the {len(order)} images can be used: {first}")
 

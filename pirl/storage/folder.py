@@ -10,8 +10,8 @@ from typing import IO, Any, cast
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pirl.storage.client import Address, filesystem, resolve
-from pirl.storage.reading import read, reading, size_of, sizes_below
-from pirl.storage.retry import DEADLINE_S, persistently
+from pirl.storage.reading import is_newer, matches, read, reading, size_of, sizes_below
+from pirl.storage.retry import DEADLINE_S
 from pirl.storage.writing import copy_in, writing
 
 HURRY_S = 15.0
@@ -88,12 +88,7 @@ class Folder:
         Raises:
             NotImplementedError: It is on a web server, or in a store that does not tell.
         """
-        one, other = self._at(name), self._at(than)
-
-        def compare() -> bool:
-            return bool(one.fs.modified(one.path) > other.fs.modified(other.path))
-
-        return persistently(f"asking for the time of {one.uri}", compare, self.deadline_s)
+        return is_newer(self._at(name), self._at(than))
 
     def sizes(self, *, follow_links: bool = False) -> dict[str, int]:
         """Bytes of each file in it and in the folders in it, by its path in it; none where there is no folder.
@@ -110,8 +105,7 @@ class Folder:
 
     def matches(self) -> list[str]:
         """The files that its URL, a pattern with `*`, stands for: whole URLs, sorted."""
-        at = self._at()
-        return sorted(at.fs.unstrip_protocol(name).removeprefix("file://") for name in at.ask("listing", "glob"))
+        return matches(self._at())
 
     def read_bytes(self, name: str = "", offset: int = 0, length: int | None = None) -> bytes:
         """A file, or a span of it: shorter than `length` only where the file ends."""

@@ -4,7 +4,6 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,6 @@ from tests.conftest import GlooPool
 
 CPU = torch.device("cpu")
 CONFIG = override(Config(), {"data.image_size": 16, "evaluation.knn_k": 5})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """As many as the ranks of the pool have, so that figures are the same to the last digit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _trunk(seed: int) -> Trunk:

@@ -34,8 +34,7 @@ from pirl.recipes import FEWEST, RECIPES
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 from tests.s3 import START_S
-from tune import arguments, sweep
-from tune.request import parse
+from tune import request, sweep
 from tune.rows import repeat
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +124,7 @@ HELPS = {
     "pretrain.py": (pretrain.main, pretrain.EXAMPLES),
     "prepare.py": (prepare.main, prepare.EXAMPLES),
     "slurm.py": (slurm.main, options.EPILOG),
-    "sweep.py": (sweep.main, arguments.EXAMPLES),
+    "sweep.py": (sweep.main, request.EXAMPLES),
 }
 ALL = list(documented())
 
@@ -344,13 +343,16 @@ def test_photos_is_written_down_as_numbers_and_goes_on_by_the_same_command(type_
 def test_a_sweep_with_photos_says_how_its_best_trial_is_trained_alone(type_in, tmp_path):
     words = ["photos", "--data.uri", "data/photos", "--storage", str(tmp_path), "--set", "optim.lr", "0.01", "0.02"]
     assert type_in(sweep.main, *words, "--optim.epochs", "64", "--model.width=8", "--check").startswith("2 trials, 2 ")
-    request = parse([*words, "--optim.epochs", "64", "--model.width=8"])
-    trial = request.trials[1]
-    command = repeat(trial, "photos", request.folder)
+    asked = request.parse([*words, "--optim.epochs", "64", "--model.width=8"])
+    trial = asked.trials[1]
+    command = repeat(trial, "photos", asked.folder)
     assert command.startswith("python jobs/pretrain.py photos --seed 0 --data.uri ")
     assert "--model.width 8" in command
     assert "epochs 64" not in command, "as the recipe has it for these images"
     assert pretrain.parse(shlex.split(command)[2:]).config == trial.config
+    asked = request.parse([*words, "--cluster.gpus-per-worker=1"])
+    command = repeat(asked.trials[0], "photos", asked.folder)
+    assert pretrain.parse(shlex.split(command)[2:]).config == asked.trials[0].config
 
 
 def test_photos_follows_the_profile_and_what_is_typed(type_in, tmp_path):

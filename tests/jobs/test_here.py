@@ -33,8 +33,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node"]
 
 def pretrain(storage: Path, *arguments: str, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *start, "jobs/pretrain.py", "digits", *SMALL, f"--storage={storage}", *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_S)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
 
 
 def test_a_run_in_one_process_is_done_once_and_goes_on_under_torchrun(tmp_path: Path) -> None:
@@ -191,7 +190,7 @@ def test_numbers_that_were_cut_off_are_no_traceback(
 def begin(storage: Folder, *arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
     """As `pretrain`, and does not wait for the end."""
     command = [sys.executable, "jobs/pretrain.py", "digits", *SMALL, f"--storage={storage}", *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    env = {**os.environ, **env}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -24,7 +24,6 @@ def two_ranks(storage: Path, second: str) -> list[tuple[int, str]]:
     starts = [command, [*unshare, "sh", "-c", f"{second} && exec " + " ".join(command)]]
     env = {
         **os.environ,
-        "OMP_NUM_THREADS": "1",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",

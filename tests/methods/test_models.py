@@ -1,7 +1,5 @@
 """The networks against torchvision's, and the heads against plain loops."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,15 +7,6 @@ import torchvision
 from torch import Tensor, nn
 
 from pirl.methods.models import TAPS, Arch, FrozenNorm, HeadF, HeadG, Trunk, export_state_dict
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Faster for layers as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _count(module: nn.Module) -> int:

@@ -90,7 +90,7 @@ class User:
         command = [sys.executable, str(self.root / "jobs/slurm.py"), *words]
         # Without what torch sets when other tests use it here: SLURM takes the environment to the nodes.
         env = {name: value for name, value in self.slurm.env.items() if not name.startswith("TORCH")}
-        env |= {"OMP_NUM_THREADS": "1", **self.more_env}
+        env |= self.more_env
         answer = subprocess.run(command, env=env, cwd=self.cwd, capture_output=True, text=True, timeout=LIMIT_S)
         assert not check or answer.returncode == 0, answer.stdout + answer.stderr
         return answer
@@ -276,7 +276,7 @@ def test_preempted_limited_and_requeued_by_hand(user: User, undisturbed: Submitt
     The other's ends: preemption, SIGTERM to its tasks alone as preemption with a grace time begins, a requeue by hand.
     """
     checkout = user.folder / "checkout"
-    for package in ("pirl", "jobs", "clusters"):
+    for package in ("pirl", "jobs", "clusters", "tune"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
     warned = replace(user, root=checkout).submit("warned", partition="low", warning_s=20)
     for file in ("pirl/train.py", "clusters/node/main.py", "jobs/batch/task.py"):  # what was submitted is what runs

@@ -5,7 +5,8 @@ import pytest
 
 from pirl.errors import ConfigError
 from pirl.prepare.scratch import Scratch
-from pirl.prepare.sources.kinds import digest, find_source, with_classes
+from pirl.prepare.sources.kinds import find_source
+from pirl.prepare.sources.source import Columns
 
 
 def make(folder, *names):
@@ -30,7 +31,7 @@ def _close():
 
 
 def find(uri):
-    return find_source(uri, "image", None, SCRATCH, lambda *_: None)
+    return find_source(uri, Columns(), SCRATCH, lambda *_: None)
 
 
 def contents(source):
@@ -54,13 +55,13 @@ def test_class_folders(tmp_path):
 
 def test_the_digest_of_a_folder_shows_other_names_and_other_sizes(tmp_path):
     uri = make(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/1.png")
-    before = [digest(source) for source in find(uri)]
-    assert [digest(source) for source in find(uri)] == before
+    before = [source.digest() for source in find(uri)]
+    assert [source.digest() for source in find(uri)] == before
     (tmp_path / "test" / "a" / "1.png").write_text("longer than its name")
-    train, test = (digest(source) for source in find(uri))
+    train, test = (source.digest() for source in find(uri))
     assert (train == before[0], test == before[1]) == (True, False)
     (tmp_path / "train" / "a" / "1.png").rename(tmp_path / "train" / "a" / "3.png")
-    assert digest(find(uri)[0]) != before[0]
+    assert find(uri)[0].digest() != before[0]
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
@@ -95,19 +96,19 @@ def test_splits_in_a_folder(tmp_path, names, train, test):
 def test_the_class_of_an_image_in_a_split_is_the_folder_below_it(tmp_path):
     train, test = find(make(tmp_path, "train/a/1.png", "train/b/1.png", "test/b/1.png"))
     assert (train.classes, train.labels.tolist()) == (["a", "b"], [0, 1])
-    test = with_classes(test, train.classes)
+    test = test.with_classes(train.classes)
     assert (test.classes, test.labels.tolist()) == (["a", "b"], [1])
 
 
 def test_rows_without_a_class_keep_none_under_other_classes(tmp_path):
     test, _ = find(make(tmp_path, "b/1.png", "stray.png"))
-    assert with_classes(test, ["a", "b", "c"]).labels.tolist() == [1, -1]
+    assert test.with_classes(["a", "b", "c"]).labels.tolist() == [1, -1]
 
 
 def test_classes_that_training_lacks_are_refused(tmp_path):
     test, _ = find(make(tmp_path, "a/1.png", "d/1.png"))
     with pytest.raises(ConfigError, match="classes that the training images lack: d"):
-        with_classes(test, ["a", "b"])
+        test.with_classes(["a", "b"])
 
 
 def test_one_file_and_a_pattern(tmp_path):

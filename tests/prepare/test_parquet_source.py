@@ -7,7 +7,8 @@ import pytest
 
 from pirl.errors import ConfigError
 from pirl.prepare.scratch import Scratch
-from pirl.prepare.sources import parquet_source
+from pirl.prepare.sources.parquet_source import PARQUET
+from pirl.prepare.sources.source import Columns, Found
 
 SCRATCH = Scratch()
 
@@ -19,7 +20,7 @@ def _close():
 
 
 def open_files(files, image_column="image", label_column=None):
-    return parquet_source.parquet_source(files, image_column, label_column, SCRATCH, lambda *_: None)
+    return PARQUET.open(Found(None, files), Columns(image_column, label_column), SCRATCH, lambda *_: None)[0]
 
 
 def images(source, rows):

@@ -7,8 +7,8 @@ import pytest
 
 from pirl.errors import ConfigError
 from pirl.prepare import scratch as module
-from pirl.prepare.scratch import Scratch, Span, ahead
-from pirl.storage import files as storage
+from pirl.prepare.scratch import Scratch, Span, bounded_map
+from pirl.storage.folder import Folder
 
 
 @pytest.fixture
@@ -33,8 +33,7 @@ def test_spans_of_other_files(tmp_path, scratch):
 def test_a_far_file_is_copied_in_ranges(tmp_path, scratch, monkeypatch):
     monkeypatch.setattr(module, "COPY_BYTES", 7)
     uri, data = f"memory://{tmp_path.name}", bytes(range(200))
-    with storage.writing(uri) as file:
-        file.write(data)
+    Folder(uri).write("", data)
     scratch.append(b"before")
     told = []
     assert scratch.copy(uri, lambda *words: told.append(words)) == 6
@@ -78,6 +77,6 @@ def test_results_come_in_order_and_no_more_than_a_few_are_under_way():
     begun = []
     calls = (partial(lambda at: begun.append(at) or at, at) for at in range(50))
     with ThreadPoolExecutor(4) as pool:
-        for at, result in enumerate(ahead(pool, calls, 6)):
+        for at, result in enumerate(bounded_map(pool, calls, 6)):
             assert result == at
             assert len(begun) <= at + 6

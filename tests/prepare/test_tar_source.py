@@ -8,8 +8,9 @@ import webdataset
 
 from pirl.errors import ConfigError
 from pirl.prepare.scratch import Scratch
-from pirl.prepare.sources.tar_source import tar_source
-from pirl.storage import files as storage
+from pirl.prepare.sources.source import Columns, Found
+from pirl.prepare.sources.tar_source import TAR
+from pirl.storage.folder import Folder
 
 
 @pytest.fixture
@@ -21,7 +22,9 @@ def scratch():
 @pytest.fixture
 def opened(scratch):
     def run(*files, label_field=None):
-        return tar_source([str(file) for file in files], label_field, scratch, lambda *_: None)
+        return TAR.open(
+            Found(None, [str(file) for file in files]), Columns(label=label_field), scratch, lambda *_: None
+        )
 
     return run
 
@@ -147,12 +150,11 @@ def test_far_away_files_are_copied_once(tmp_path, opened, scratch):
     urls = []
     for at in range(2):
         urls.append(f"memory://{tmp_path.name}/{at}.tar")
-        with storage.writing(urls[-1]) as file:
-            file.write(write(tmp_path / f"{at}.tar", names[at::2]).read_bytes())
+        Folder(urls[-1]).write("", write(tmp_path / f"{at}.tar", names[at::2]).read_bytes())
     source, _ = opened(*urls)
     assert images(source, scratch) == names[::2] + names[1::2]
     assert {span.uri for span in source.spans(np.arange(30))} == {None}
-    assert scratch.size == sum(storage.size_of(url) for url in urls)
+    assert scratch.size == sum(Folder(url).size() for url in urls)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from PIL import Image
 
 from pirl.prepare.scratch import Scratch
 from pirl.prepare.sources.kinds import find_source
+from pirl.prepare.sources.source import Columns
 from pirl.prepare.workers import CHUNK_ROWS, Workers
 
 
@@ -27,7 +28,7 @@ def make(folder, rows):
 def test_rows_come_in_order_with_what_was_found(tmp_path, scratch, count):
     rows = 5 * CHUNK_ROWS + 3
     make(tmp_path, rows)
-    source, _ = find_source(str(tmp_path), "image", None, scratch, lambda *_: None)
+    source, _ = find_source(str(tmp_path), Columns(), scratch, lambda *_: None)
     order = np.random.default_rng(0).permutation(rows)
     with Workers(scratch, count=count) as workers:
         found = list(workers.check(source, order))
@@ -38,7 +39,7 @@ def test_rows_come_in_order_with_what_was_found(tmp_path, scratch, count):
 
 def test_the_images_are_checked_elsewhere(tmp_path, scratch):
     make(tmp_path, 40)
-    source, _ = find_source(str(tmp_path), "image", None, scratch, lambda *_: None)
+    source, _ = find_source(str(tmp_path), Columns(), scratch, lambda *_: None)
     with Workers(scratch, count=2) as workers:
         list(workers.check(source, np.arange(40)))
         processes = set(workers._pool._processes)
@@ -48,7 +49,7 @@ def test_the_images_are_checked_elsewhere(tmp_path, scratch):
 
 def test_a_file_that_is_gone_is_an_error(tmp_path, scratch):
     make(tmp_path, 20)
-    source, _ = find_source(str(tmp_path), "image", None, scratch, lambda *_: None)
+    source, _ = find_source(str(tmp_path), Columns(), scratch, lambda *_: None)
     (tmp_path / "007.png").unlink()
     with Workers(scratch, count=1) as workers, pytest.raises(FileNotFoundError, match=r"007\.png"):
         list(workers.check(source, np.arange(20)))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.prepare import Progress, main
+from jobs.prepare import ProgressPrinter, main
 from pirl.data import dataset as shards
-from pirl.storage import files as storage
+from pirl.storage.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
@@ -216,12 +217,22 @@ def test_tar_files(tmp_path, prepare_here, layout):
     assert shards.open_dataset(str(tmp_path / "out")).labels == names
 
 
+def test_a_zip_file(tmp_path, prepare_here):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for row in range(12):
+            name = f"{'train' if row < 9 else 'test'}/{('ant', 'bee', 'cat')[row % 3]}/{row}.png"
+            archive.writestr(name, picture(row), (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[row % 2])
+    done = prepare_here(tmp_path / "in.zip", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(rows_of(tmp_path / "out")) == sorted((picture(row), row % 3) for row in range(9))
+    assert sorted(rows_of(tmp_path / "out" / "test")) == sorted((picture(row), row % 3) for row in range(9, 12))
+
+
 def test_by_url_on_both_sides(tmp_path, prepare_here):
     # fsspec's memory store lies in this process alone; that its workers see it shows that any URL is read.
     root = f"memory://{tmp_path.name}"
     for row in range(12):
-        with storage.writing(f"{root}/in/{'abc'[row % 3]}/{row}.png") as file:
-            file.write(picture(row))
+        Folder(f"{root}/in").write(f"{'abc'[row % 3]}/{row}.png", picture(row))
     done = prepare_here(f"{root}/in", f"{root}/out", "--test-fraction", 0.25)
     assert done.returncode == 0, done.stderr
     rows = rows_of(f"{root}/out") + rows_of(f"{root}/out/test")
@@ -299,6 +310,7 @@ def test_a_wrong_request_says_what_to_type(tmp_path, prepare_here, monkeypatch, 
         (["absent", "out"], "absent does not exist"),
         (["absent-*.tar", "out"], "absent-*.tar holds no images"),
         (["broken.tar", "out"], "broken.tar cannot be read as a tar file"),
+        (["broken.zip", "out"], "broken.zip cannot be read as a zip file"),
         (["in.parquet", "out", "--test", "absent.parquet"], "absent.parquet does not exist"),
         (["in.parquet", "out", "--image-column", "pic"], "no column 'pic' of encoded images"),
         (["in.parquet", "out", "--label-column", "kind"], "no column 'kind': it has image, label"),
@@ -320,7 +332,8 @@ def test_a_wrong_request_says_what_to_type(tmp_path, prepare_here, monkeypatch, 
 def test_check_refuses_what_the_job_refuses(tmp_path, prepare_here, monkeypatch, words, text, check):
     write_parquet(tmp_path / "in.parquet", range(20))
     make_folder(tmp_path / "folder")
-    (tmp_path / "broken.tar").write_bytes(picture(0))
+    for name in ("broken.tar", "broken.zip"):
+        (tmp_path / name).write_bytes(picture(0))
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     done = prepare_here(*words, *check)
@@ -329,12 +342,14 @@ def test_check_refuses_what_the_job_refuses(tmp_path, prepare_here, monkeypatch,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("source", ["digits", "folder", "in.parquet", "in.tar"])
+@pytest.mark.parametrize("source", ["digits", "folder", "in.parquet", "in.tar", "in.zip"])
 def test_check_of_what_is_right_prints_the_destination_and_leaves_nothing(tmp_path, prepare_here, monkeypatch, source):
     write_parquet(tmp_path / "in.parquet", range(20))
     make_folder(tmp_path / "folder")
     with tarfile.open(tmp_path / "in.tar", "w") as tar:
         add(tar, "ant/1.png", picture(1))
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.writestr("ant/1.png", picture(1))
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     done = prepare_here(source, "new/out", "--check")
@@ -346,8 +361,8 @@ def test_check_opens_one_file_of_many(tmp_path, prepare_here, monkeypatch):
     (tmp_path / "in").mkdir()
     for name in "abc":
         write_parquet(tmp_path / "in" / f"{name}.parquet", range(4))
-    opened, reading = [], storage.reading
-    monkeypatch.setattr(storage, "reading", lambda uri: (opened.append(uri), reading(uri))[1])
+    opened, reading = [], Folder.reading
+    monkeypatch.setattr(Folder, "reading", lambda file: (opened.append(str(file)), reading(file))[1])
     assert prepare_here(tmp_path / "in", tmp_path / "out", "--check").returncode == 0
     assert opened == [str(tmp_path / "in" / "a.parquet")]
 
@@ -387,7 +402,7 @@ def test_a_disk_that_fails_on_the_way_is_no_wrong_request(tmp_path, prepare_here
 def test_progress_says_rate_and_time_left(monkeypatch, capsys):
     clock = iter([0, 5, 20, 100])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    progress = Progress()
+    progress = ProgressPrinter()
     for done in (1000, 1200, 3000, 11_000):
         progress("writing out", done, 11_000, "images")
     assert capsys.readouterr().err.splitlines() == [

@@ -2,48 +2,65 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
-from pirl.prepare.labels import Ints, below, first_folders, number_names, split_folders
-from pirl.prepare.scratch import Span
-from pirl.storage import files as storage
+from pirl.data.dataset import Ints
+from pirl.errors import ConfigError
+from pirl.prepare.labels import IMAGE_SUFFIXES, below, first_and_more, first_folders, number_names, split_folders
+from pirl.prepare.scratch import Progress, Scratch, Span
+from pirl.prepare.sources.source import Columns, Found, Source, SourceKind, Splits
+from pirl.storage.folder import Folder
 
 
 @dataclass(frozen=True, eq=False)
-class FolderSource:
-    """Images in a folder: the first folder on the way to an image is its class.
+class FolderSource(Source):
+    """Images in a folder: the first folder on the way to an image is its class, and one in the folder itself has none.
 
     Attributes:
-        uri: The folder.
         names: Path of each image, relative to it; a column of strings.
         sizes: int64, bytes of each image.
-        classes: Names of the class folders, or None if all images lie in the folder itself.
-        labels: int64, each image's class, -1 for an image that lies in the folder itself.
     """
 
-    uri: str
     names: pa.Array
     sizes: Ints
-    classes: list[str] | None
-    labels: Ints
 
     def name(self, row: int) -> str:
-        """What a person calls a row."""
-        return storage.join(self.uri, self.names[row].as_py())
+        """Its URL."""
+        return str(Folder(self.uri) / self.names[row].as_py())
 
     def spans(self, rows: Ints) -> list[Span]:
-        """Where the images of these rows lie."""
+        """Whole files."""
         return [Span(self.name(row)) for row in rows.tolist()]
 
-
-def folder_source(uri: str, names: pa.Array, sizes: Ints) -> tuple[FolderSource, FolderSource | None]:
-    """The images of a folder, and those of the held-out split in it."""
-    train, test = split_folders(names)
-    return _folder(uri, names, sizes, train), _folder(uri, names, sizes, test) if test else None
+    def index_bytes(self) -> bytes:
+        """Names and sizes."""
+        return "\n".join(self.names.to_pylist()).encode() + self.sizes.tobytes()
 
 
-def _folder(uri: str, names: pa.Array, sizes: Ints, split: str | None) -> FolderSource:
-    if split is not None:
-        uri, (rows, names) = storage.join(uri, split), below(names, split)
-        sizes = sizes[rows]
-    return FolderSource(uri, names, sizes, *number_names(first_folders(names)))
+def _check(found: Found, _: Columns) -> None:
+    if gone := [file for file, name in zip(found.files, found.names, strict=True) if found.sizes[name] < 0]:
+        raise ConfigError(f"{first_and_more(gone)}: a link to nothing")
+
+
+def _open(found: Found, columns: Columns, _scratch: Scratch, _progress: Progress) -> Splits:
+    _check(found, columns)
+    paths = pa.array(found.names, pa.large_string())
+    sizes = np.array([found.sizes[name] for name in found.names])
+
+    def part(split: str | None) -> FolderSource:
+        rows, names = below(paths, split) if split else (np.arange(len(paths)), paths)
+        uri = str(found.folder / split if found.folder and split else found.folder)
+        return FolderSource(uri, *number_names(first_folders(names)), names, sizes[rows])
+
+    train, test = split_folders(paths)
+    return part(train), part(test) if test else None
+
+
+FOLDER = SourceKind(
+    name="folder of images",
+    suffixes=IMAGE_SUFFIXES,
+    help="best with one folder for each class; train/ and test/ or val/ may lie above those",
+    open=_open,
+    check=_check,
+)

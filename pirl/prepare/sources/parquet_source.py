@@ -15,68 +15,59 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pirl.data.dataset import Ints
 from pirl.data.writer import MANIFEST, SCHEMA
 from pirl.errors import ConfigError
-from pirl.prepare.labels import Ints, first_and_more, number_labels
+from pirl.prepare.labels import first_and_more, number_labels
 from pirl.prepare.scratch import Progress, Scratch, Span
-from pirl.storage import files as storage
+from pirl.prepare.sources.source import Columns, Found, Source, SourceKind, Splits
+from pirl.storage.folder import Folder
 
 BATCH_ROWS = 64
 BUFFER_BYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class ParquetSource:
+class ParquetSource(Source):
     """Images in a column of Parquet files: bytes, or a struct with `bytes` in it (Hugging Face's Image).
 
     Attributes:
         files: The files.
         counts: Rows of each file.
         ends: int64 (N+1,), where each image begins in the scratch file, and where the last one ends.
-        classes: Names of the labels, or None if there are none.
-        labels: int64 (N,), each row's label, -1 where there is none.
     """
 
     files: list[str]
     counts: list[int]
     ends: Ints
-    classes: list[str] | None
-    labels: Ints
-
-    @property
-    def uri(self) -> str:
-        """The first file, and how many more there are."""
-        return first_and_more(self.files)
 
     def name(self, row: int) -> str:
-        """What a person calls a row."""
+        """Its file, and its place in it."""
         ends = np.cumsum(self.counts)
         file = int(np.searchsorted(ends, row, side="right"))
         return f"{self.files[file]} row {row - int(ends[file]) + self.counts[file]}"
 
     def spans(self, rows: Ints) -> list[Span]:
-        """Where the images of these rows lie in the scratch file."""
+        """Of the scratch file."""
         ends = self.ends[rows + 1].tolist()
         return [Span(None, start, end - start) for start, end in zip(self.ends[rows].tolist(), ends, strict=True)]
 
+    def index_bytes(self) -> bytes:
+        """The lengths of the images."""
+        return np.diff(self.ends).tobytes()
 
-def parquet_source(
-    files: list[str], image_column: str, label_column: str | None, scratch: Scratch, progress: Progress
-) -> ParquetSource:
-    """The rows of Parquet files, their images copied to the scratch file.
 
-    Raises:
-        ConfigError: A file is not Parquet, or has no such columns, or there are no images, or no room for them.
-    """
+def _open(found: Found, columns: Columns, scratch: Scratch, progress: Progress) -> Splits:
+    files = found.files
     counts: list[int] = []
     size, names = 0, None
     labels: list[pa.ChunkedArray] = []
-    column = label_column or "label"
+    column = columns.label or "label"
     for path in files:
-        with storage.reading(path) as file:
-            parquet = open_parquet(path, file, image_column, label_column)
+        with Folder(path).reading() as file:
+            parquet = _footer(path, file, columns)
             counts.append(parquet.metadata.num_rows)
-            size += _column_bytes(parquet.metadata, image_column)
+            size += _column_bytes(parquet.metadata, columns.image)
             if column in parquet.schema_arrow.names:
                 names = names or _class_names(path, parquet.schema_arrow, column)
                 labels.append(parquet.read([column])[column])
@@ -88,28 +79,38 @@ def parquet_source(
     try:
         classes, numbers = number_labels(labels, names)
     except ConfigError as error:
-        if label_column is not None:
+        if columns.label is not None:
             raise
         print(f"{files[0]}: its column 'label' is not used: {error}", file=sys.stderr)
     scratch.make_room(size, f"{files[0]} with its {sum(counts):,} images")
-    ends = _copy(files, image_column, sum(counts), scratch, progress)
-    return ParquetSource(files, counts, ends, classes, numbers)
+    ends = _copy(files, columns.image, sum(counts), scratch, progress)
+    return ParquetSource(first_and_more(files), classes, numbers, files, counts, ends), None
 
 
-def open_parquet(path: str, file: IO[bytes], image_column: str, label_column: str | None) -> pq.ParquetFile:
-    """Reads the footer of a Parquet file.
+def _check(found: Found, columns: Columns) -> None:
+    with Folder(found.files[0]).reading() as file:
+        _footer(found.files[0], file, columns)
 
-    Raises:
-        ConfigError: It is not Parquet, or has no such columns.
-    """
+
+PARQUET = SourceKind(
+    name="Parquet file",
+    suffixes=(".parquet",),
+    help="with a column of JPEG or PNG bytes",
+    open=_open,
+    check=_check,
+)
+
+
+def _footer(path: str, file: IO[bytes], columns: Columns) -> pq.ParquetFile:
+    """Opens a Parquet file; raises ConfigError if it is none, or has no such columns."""
     try:
         parquet = pq.ParquetFile(file)
     except pa.ArrowException as error:
         raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
     schema = parquet.schema_arrow
-    _check_images(path, schema, image_column)
-    if label_column is not None and label_column not in schema.names:
-        raise ConfigError(f"{path} has no column {label_column!r}: it has {', '.join(schema.names)}")
+    _check_images(path, schema, columns.image)
+    if columns.label is not None and columns.label not in schema.names:
+        raise ConfigError(f"{path} has no column {columns.label!r}: it has {', '.join(schema.names)}")
     return parquet
 
 
@@ -120,7 +121,7 @@ def _copy(files: list[str], column: str, rows: int, scratch: Scratch, progress: 
     progress(f"reading {files[0]}", 0, rows, "images")
     for path in files:
         # Otherwise it reads the column of a row group, which may be the whole file, at once; so it reads a page.
-        with storage.reading(path) as file:
+        with Folder(path).reading() as file:
             parquet = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
             for batch in parquet.iter_batches(BATCH_ROWS, columns=[column]):
                 images = batch.column(0)
@@ -160,9 +161,9 @@ def _column_bytes(footer: pq.FileMetaData, column: str) -> int:
 
 def _class_names(path: str, schema: pa.Schema, column: str) -> list[str] | None:
     """Names of the classes, where Hugging Face's datasets wrote the file, or this program."""
-    manifest = "".join(path.rpartition("/")[:2]) + MANIFEST
-    if schema.equals(SCHEMA) and column == "label" and storage.exists(manifest):
-        names: list[str] | None = json.loads(storage.read_all(manifest)).get("classes")
+    manifest = Folder("".join(path.rpartition("/")[:2]) + MANIFEST)
+    if schema.equals(SCHEMA) and column == "label" and manifest.exists():
+        names: list[str] | None = json.loads(manifest.read()).get("classes")
         return names
     with suppress(ValueError, AttributeError):  # others may write anything there
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))

@@ -1,8 +1,7 @@
 """Images in tar files: in class folders, or as WebDataset writes them (key.jpg beside key.cls or key.json).
 
 A member of a tar file that is not compressed is a span of it, so the headers are read once and each image then
-by itself. Tar files in an object store are copied to the scratch file first: one read of each from front to
-back, where reading the images there one by one would be a request, and 3 ms of processor time, for each.
+by itself.
 """
 
 import json
@@ -10,159 +9,69 @@ import posixpath
 import tarfile
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pirl.errors import ConfigError
-from pirl.prepare.labels import (
-    IMAGE_SUFFIXES,
-    Ints,
-    below,
-    first_and_more,
-    first_folders,
-    number_labels,
-    number_names,
-    split_folders,
-)
-from pirl.prepare.scratch import Progress, Scratch, Span
-from pirl.storage import files as storage
+from pirl.prepare.labels import IMAGE_SUFFIXES
+from pirl.prepare.scratch import Progress, Scratch
+from pirl.prepare.sources.archive_source import Index, open_archives
+from pirl.prepare.sources.source import Columns, Found, SourceKind, Splits
+from pirl.storage.folder import Folder
 
 
-@dataclass(frozen=True, eq=False)
-class TarSource:
-    """Images in tar files.
-
-    Attributes:
-        files: The files.
-        names: Path of each image in its file, a column of strings.
-        places: int64 (N, 3), each image's file, offset and length; in the scratch file where `in_scratch` says so.
-        in_scratch: Of each file, whether it was copied there.
-        classes: Names of the classes, or None if there are none.
-        labels: int64 (N,), each image's class, -1 where there is none.
-    """
-
-    files: list[str]
-    names: pa.Array
-    places: Ints
-    in_scratch: list[bool]
-    classes: list[str] | None
-    labels: Ints
-
-    @property
-    def uri(self) -> str:
-        """The first file, and how many more there are."""
-        return first_and_more(self.files)
-
-    def name(self, row: int) -> str:
-        """What a person calls a row."""
-        return f"{self.files[self.places[row, 0]]}: {self.names[row]}"
-
-    def spans(self, rows: Ints) -> list[Span]:
-        """Where the images of these rows lie."""
-        places = self.places[rows].tolist()
-        return [Span(None if self.in_scratch[at] else self.files[at], offset, size) for at, offset, size in places]
+def _open(found: Found, columns: Columns, scratch: Scratch, progress: Progress) -> Splits:
+    return open_archives(found.files, partial(_index, columns.label), scratch, progress)
 
 
-@dataclass
-class _Index:
-    """What the headers of one file say.
-
-    Attributes:
-        names: Paths of the images, without a leading `./`.
-        spans: Their offsets and lengths.
-        labels: What .cls and .json files say, by key: the path up to the first dot of the file's name.
-    """
-
-    names: list[str] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    labels: dict[str, str] = field(default_factory=dict)
-
-
-def tar_source(
-    files: list[str], label_field: str | None, scratch: Scratch, progress: Progress
-) -> tuple[TarSource, TarSource | None]:
-    """Opens tar files: their images, and the held-out split if there are folders of that name in them.
-
-    Args:
-        files: The files.
-        label_field: Of the .json files of WebDataset; by default `label` where there is one.
-        scratch: Takes the files that are not on a disk.
-        progress: Is told of what is copied.
-
-    Raises:
-        ConfigError: A file is not a whole tar file without compression, or there are no images.
-    """
-    names, labels, places, in_scratch = [], [], [], []
-    for at, path in enumerate(files):
-        in_scratch.append(not storage.is_local(path))
-        if in_scratch[-1]:
-            start = scratch.copy(path, progress)
-            with scratch.reading(start) as file:
-                index = _index(path, file, label_field)
-        else:
-            with storage.reading(path) as file:
-                index = _index(path, file, label_field)
-        names.append(pa.array(index.names, pa.large_string()))
-        labels.append(pa.array([index.labels.get(_key(name)) for name in index.names], pa.large_string()))
-        places.append(np.insert(np.array(index.spans, np.int64).reshape(-1, 2), 0, at, axis=1))
-    paths, found, spans = pa.concat_arrays(names), pa.chunked_array(labels), np.concatenate(places)
-    if len(paths) == 0:
-        raise ConfigError(f"{files[0]} holds no images ({' '.join(IMAGE_SUFFIXES)})")
-    paths = _below_common_folders(paths)
-
-    def part(folder: str | None) -> TarSource:
-        rows, inside = below(paths, folder) if folder else (np.arange(len(paths)), paths)
-        if found.null_count < len(found):  # in pairs
-            labelled = number_labels([_as_numbers(found.take(pa.array(rows)))])
-        else:
-            labelled = number_names(first_folders(inside))
-        return TarSource(files, inside, spans[rows], in_scratch, *labelled)
-
-    train, test = split_folders(paths)
-    return part(train), part(test) if test else None
-
-
-def check_tar(path: str) -> None:
-    """Refuses what is no tar file without compression, as far as its beginning shows; raises ConfigError."""
-    with storage.reading(path) as file, closing(_members(path, file)) as members:
+def _check(found: Found, _: Columns) -> None:
+    """Refuses what is no tar file without compression, as far as its beginning shows."""
+    path = found.files[0]
+    with Folder(path).reading() as file, closing(_members(path, file)) as members:
         next(members, None)
 
 
-def _index(path: str, file: IO[bytes], label_field: str | None) -> _Index:
-    index = _Index()
+TAR = SourceKind(
+    name="tar file",
+    suffixes=(".tar",),
+    help="with such folders in it, or pairs as of WebDataset (key.jpg with key.cls or key.json)",
+    open=_open,
+    check=_check,
+    compressed=(".tar.gz", ".tgz"),
+)
+
+
+def _index(label_field: str | None, path: str, file: IO[bytes]) -> Index:
+    names: list[str] = []
+    spans: list[tuple[int, int]] = []
     links: dict[int, str] = {}
+    labels: dict[str, str] = {}
     for member, tar in _members(path, file):
         name = member.name.removeprefix("./")
         suffix = name[name.rfind(".") :].lower()
         if suffix in IMAGE_SUFFIXES:
             if not member.isreg():
                 folder = posixpath.dirname(name) if member.issym() else ""
-                links[len(index.names)] = posixpath.normpath(posixpath.join(folder, member.linkname))
-            index.names.append(name)
-            index.spans.append((member.offset_data, member.size))
+                links[len(names)] = posixpath.normpath(posixpath.join(folder, member.linkname))
+            names.append(name)
+            spans.append((member.offset_data, member.size))
         elif suffix in (".cls", ".json") and member.isreg():
             data = tar.extractfile(member)
             label = _label(data.read(), suffix, label_field) if data else None
             # Where there are both, .cls holds the class.
-            if label is not None and (suffix == ".cls" or _key(name) not in index.labels):
-                index.labels[_key(name)] = label
-    _follow(links, index)
-    return index
+            if label is not None and (suffix == ".cls" or _key(name) not in labels):
+                labels[_key(name)] = label
+    _follow(links, names, spans)
+    return Index(names, spans, [labels.get(_key(name)) for name in names])
 
 
-def _follow(links: dict[int, str], index: _Index) -> None:
+def _follow(links: dict[int, str], names: list[str], spans: list[tuple[int, int]]) -> None:
     """Gives links (places in the index, and where they lead) the spans of their images; an empty one without any."""
     if not links:
         return
-    spans = {
-        name: span for at, (name, span) in enumerate(zip(index.names, index.spans, strict=True)) if at not in links
-    }
+    known = {name: span for at, (name, span) in enumerate(zip(names, spans, strict=True)) if at not in links}
     for at, target in links.items():
-        spans[index.names[at]] = index.spans[at] = spans.get(target, (0, 0))
+        known[names[at]] = spans[at] = known.get(target, (0, 0))
 
 
 def _members(path: str, file: IO[bytes]) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
@@ -205,18 +114,3 @@ def _label(data: bytes, suffix: str, label_field: str | None) -> str | None:
         return None
     value = about.get(label_field or "label") if isinstance(about, dict) else None
     return str(value) if isinstance(value, (str, int)) else None
-
-
-def _as_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As numbers if all are."""
-    return labels.cast(pa.int64()) if pc.all(pc.match_substring_regex(labels, r"^-?\d{1,18}$")).as_py() else labels
-
-
-def _below_common_folders(names: pa.Array) -> pa.Array:
-    """Paths without the folders that all of them lie in, as long as there are folders below."""
-    while True:
-        folders = first_folders(names)
-        deep = pc.any(pc.match_substring_regex(names, "/.*/")).as_py()
-        if folders.null_count or len(pc.unique(folders)) > 1 or not deep:
-            return names
-        names = pc.list_element(pc.split_pattern(names, "/", max_splits=1), 1)
