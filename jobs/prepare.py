@@ -6,7 +6,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import io
 import os
 import shlex
 import time
@@ -14,7 +13,6 @@ from concurrent.futures import BrokenExecutor
 
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError
-from PIL import Image
 
 from pirl.data.dataset import open_dataset
 from pirl.errors import BrokenImage, ConfigError, CorruptImage
@@ -22,6 +20,7 @@ from pirl.prepare.inspect import check_sheet, describe, look
 from pirl.prepare.sources.folder_source import FOLDER
 from pirl.prepare.sources.kinds import FILE_KINDS
 from pirl.prepare.write import PrepareRequest, check, check_sources, prepare
+from pirl.recipes import FEWEST, cifar10
 from pirl.storage.checks import check_place
 
 OWN = ("check", "inspect", "sheet")
@@ -172,9 +171,11 @@ def summarize(request: PrepareRequest) -> None:
         print("\n".join(describe(split.uri)))
     if held_out is None:
         print("no test split, so nothing can be evaluated on it: --test SOURCE or --test-fraction 0.1 makes one")
-    width, height = Image.open(io.BytesIO(dataset.read_group(0).images[0])).size
-    small = "digits" if request.source == "digits" else "cifar10"
-    recipe = small if min(width, height) <= 64 else "imagenet_jigsaw"
+    if dataset.rows < FEWEST:
+        print(f"these are too few to train on: prepare {FEWEST} images or more")
+        return
+    small = dataset.largest is not None and max(dataset.largest) <= 64 and dataset.rows > cifar10().loss.num_negatives
+    recipe = "digits" if request.source == "digits" else "cifar10" if small else "photos"
     print(f"next: python jobs/pretrain.py {recipe} --data.uri {shlex.quote(request.destination)}")
 
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 
 from jobs.run.checks import check_request
-from jobs.settings import absolute, default_storage, pairs, recipe_name, settings_and_storage
+from jobs.settings import absolute, default_storage, pairs, recipe_for, recipe_name, settings_and_storage
 from pirl.config import Config, override
 from pirl.errors import ConfigError, StorageError, StoreRefusedError
 from pirl.processes import torchrun
@@ -27,8 +27,9 @@ EXAMPLES = """
   python jobs/pretrain.py cifar10 --data.uri /shared/cifar10 --loss.num-negatives 8192 --run more-negatives
   ray job submit --working-dir . -- python jobs/pretrain.py cifar10 --data.uri /shared/cifar10 --storage /shared/runs
   python jobs/pretrain.py cifar10 --data.uri s3://bucket/cifar10 --storage s3://bucket/runs
-  torchrun --nproc-per-node 2 jobs/pretrain.py digits         the same run without Ray
-  python jobs/slurm.py --cluster clusters/slurm-a100.toml -- jobs/pretrain.py cifar10      on SLURM
+  python jobs/pretrain.py photos --data.uri data/photos       your own photographs; photos --help has the rules
+  torchrun --nproc-per-node 2 -- jobs/pretrain.py digits --run by-torchrun     without Ray; torchrun needs that --
+  python jobs/slurm.py --cluster clusters/slurm-cpu.toml -- jobs/pretrain.py photos --data.uri /shared/photos
 """
 
 RANK_0_S = 30
@@ -124,7 +125,8 @@ def parse(argv: list[str]) -> RunRequest:
         _print_settings(name)
         sys.exit(0)
     settings, storage = settings_and_storage(known)
-    config = override(RECIPES[name](), {**settings, **changes})
+    changes = {**settings, **changes}
+    config = override(recipe_for(name, changes), changes)
     return RunRequest(
         config=absolute(config),
         storage=storage_at(storage, config),
@@ -145,9 +147,10 @@ def _print_settings(name: str) -> None:
     import tyro
 
     recipe = RECIPES[name]
+    text = (inspect.getdoc(recipe) or "").partition("\n\nArgs:")[0]
     print(
         f"python jobs/pretrain.py {name} [--section.field VALUE ...] [--run NAME] [--storage URI] ...\n\n"
-        f"{inspect.getdoc(recipe)}\n\n"
+        f"{text}\n\n"
         "--run, --storage, --resume, --cluster, --check, --no-ray: see python jobs/pretrain.py --help.\n"
         "Below, {None} is typed as null; --data.storage-options takes a JSON object for fsspec.\n"
     )

@@ -3,13 +3,15 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from clusters.profile import read_profile
-from pirl.config import Config, override
+from pirl.config import Config, Data, override
 from pirl.errors import ConfigError
-from pirl.recipes import RECIPES
+from pirl.recipes import RECIPES, photos
 from pirl.storage.checks import check_place
 from pirl.storage.secrets import refuse_user_in_environment
 
@@ -71,6 +73,33 @@ def value_of(text: str, word: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{word}: not a JSON object: {error}") from None  # without it: it may hold secrets
+
+
+def recipe_for(name: str, given: Mapping[str, Any]) -> Config:
+    """A recipe by itself, without the given settings, in which `photos` finds its data set and whether it has GPUs.
+
+    Raises:
+        ConfigError: There is no data set for `photos`.
+        StorageError: The store did not give the manifest.
+    """
+    if RECIPES[name] is not photos:
+        return RECIPES[name]()
+    known = {key.replace("-", "_"): value for key, value in given.items()}
+    if "data.uri" not in known:
+        raise ConfigError(
+            "photos needs your images: python jobs/prepare.py SOURCE data/photos, then --data.uri data/photos"
+        )
+    told = ("data.uri", "data.storage_options", "data.deadline_s", "cluster.gpus_per_worker")
+    config = absolute(override(Config(), {key: known[key] for key in told if key in known}))
+    return _photos_of(config.data.model_dump_json(), config.cluster.gpus_per_worker > 0)
+
+
+@cache
+def _photos_of(data: str, gpus: bool) -> Config:
+    from pirl.data.dataset import open_data
+
+    dataset = open_data(Data.model_validate_json(data))
+    return photos(dataset.rows, min(dataset.largest or (224,)), gpus=gpus)
 
 
 def storage_uri(given: str | None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.settings import Parser, default_storage, pairs, recipe_name, settings_and_storage, value_of
+from jobs.settings import Parser, default_storage, pairs, recipe_for, recipe_name, settings_and_storage, value_of
 from pirl.config import Config, override
 from pirl.errors import ConfigError
 from pirl.recipes import RECIPES
@@ -121,7 +121,8 @@ def parse(argv: list[str], about: str | None = None) -> SweepRequest:
     measured = {} if given.metric == "loss" else {"evaluation.every_epochs": given.evaluate_every}
     settings, storage = settings_and_storage(given)
     first = {axis: (ends_of(values[0]) or values)[0] for axis, values in axes.items()}  # fits to what is fixed
-    base = override(RECIPES[name](), {**measured, **settings, **fixed, **first})
+    settings = {**measured, **settings, **fixed, **first}
+    base = override(recipe_for(name, settings), settings)
     trials, search = _trials(given, base, axes)
     grace = (given.grace or 1) if given.scheduler == "asha" else None
     if grace:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from jobs.settings import recipe_for
 from pirl.config import leaves
-from pirl.recipes import RECIPES
 from pirl.storage.folder import Folder
 from tune.curve import Metric, Point
 from tune.points import Trial, group_name, text_of
@@ -114,7 +114,7 @@ def best_of(rows: Iterable[Row], metric: Metric) -> Row | None:
 
 def repeat(trial: Trial, recipe: str, storage: Folder) -> str:
     """The command that trains a trial alone, beside the sweep's folder: its values, and what is not its recipe's."""
-    usual, told = leaves(RECIPES[recipe]()), {*trial.values, "seed"}
+    usual, told = leaves(recipe_for(recipe, leaves(trial.config))), {*trial.values, "seed"}
     given = {name: value for name, value in leaves(trial.config).items() if name in told or value != usual[name]}
     settings = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", typed(value))]
     place = ["--run", trial.name, "--storage", str(storage.parent)]

@@ -127,10 +127,10 @@ def connect(meanwhile: str | None = None) -> None:
     if starts_ray():
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= OWN_RAY | LOCAL | os.environ  # what the user has set stays
-    if meanwhile:
-        threading.Thread(target=import_quietly, args=[meanwhile], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
+    if meanwhile:  # not beside `import ray`: two threads that import its modules were seen to wait for each other
+        threading.Thread(target=import_quietly, args=[meanwhile], daemon=True).start()
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
     here = {name: os.environ[name] for name in STORE_ENVIRONMENT if name in os.environ and name not in given}
     try:
