@@ -48,7 +48,6 @@ class JobFolder:
     """The folder of a submission, and what one job of it has there: all tasks of an array share a folder.
 
     Attributes:
-        path: Of the folder.
         job_id: As the scheduler names the job, `123_4` in an array; without it only `code` and `description` are.
     """
 
@@ -95,11 +94,7 @@ class JobFolder:
         return {rank: self.log(rank) for rank in ranks}
 
     def report(self) -> JobReport:
-        """What the job last said; empty before it starts.
-
-        Raises:
-            ValueError: The file is not one that `enter` wrote.
-        """
+        """What the job last said; empty before it starts. Raises ValueError if it is not what `enter` wrote."""
         try:
             report = json.loads(self.report_file.read_text())
         except FileNotFoundError:

@@ -7,6 +7,7 @@ checkpoint is written. So these are asked first.
 import math
 import uuid
 from contextlib import suppress
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -17,35 +18,17 @@ from pirl.storage.checks import check_can_write, check_shared
 from pirl.storage.folder import Folder
 
 
-def check_cluster(config: Config, storage: Folder) -> None:
-    """Refuses a run that the connected cluster cannot carry.
-
-    Args:
-        config: The run.
-        storage: Where its folder will be.
-
-    Raises:
-        ConfigError: Too few resources, data that a node cannot read, or storage that a node cannot write or
-            does not share with the driver.
-    """
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    check_resources(config, [node["Resources"] for node in nodes])
-    check_nodes(config, storage, {node["NodeID"]: node["NodeManagerAddress"] for node in nodes})
+def nodes_alive() -> list[dict[str, Any]]:
+    """The nodes of the connected cluster, as Ray lists them."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def check_resources(config: Config, nodes: list[dict[str, float]]) -> None:
-    """Refuses more workers than the nodes have room for, busy or not.
-
-    Args:
-        config: Says what a worker takes.
-        nodes: Resources of each node, as Ray counts them (`CPU`, `GPU`).
-
-    Raises:
-        ConfigError: What was asked, what there is, and what to type.
-    """
+def check_resources(config: Config, nodes: list[dict[str, Any]]) -> None:
+    """Refuses more workers than the nodes have room for, busy or not; raises ConfigError with what to type."""
     cluster, room = config.cluster, room_for(config, nodes)
     if room < cluster.workers:
-        has = ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes)
+        resources = [node["Resources"] for node in nodes]
+        has = ", ".join(f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in resources)
         least = (
             f"--cluster.workers {room}" if room else "smaller --cluster.cpus-per-worker or --cluster.gpus-per-worker"
         )
@@ -55,36 +38,26 @@ def check_resources(config: Config, nodes: list[dict[str, float]]) -> None:
         )
 
 
-def room_for(config: Config, nodes: list[dict[str, float]]) -> int:
+def room_for(config: Config, nodes: list[dict[str, Any]]) -> int:
     """How many workers of a run the nodes have room for, busy or not."""
     need = {"CPU": float(config.cluster.cpus_per_worker), "GPU": config.cluster.gpus_per_worker}
-    return sum(min(math.floor(node.get(kind, 0) / n) for kind, n in need.items() if n) for node in nodes)
+    return sum(min(math.floor(node["Resources"].get(kind, 0) / n) for kind, n in need.items() if n) for node in nodes)
 
 
-def check_nodes(config: Config, storage: Folder, nodes: dict[str, str]) -> None:
+def check_nodes(config: Config, storage: Folder, nodes: list[dict[str, Any]]) -> None:
     """Reads the data's manifest and touches the storage on every node.
 
-    Args:
-        config: Names the data.
-        storage: The folder that is to be shared.
-        nodes: Address of each node by Ray's id.
-
-    Raises:
-        ConfigError: The first node that cannot, and why.
+    Raises ConfigError for the first that cannot, or that does not share the storage with this process.
     """
     marker = f".probe-{uuid.uuid4().hex}"
     data = Folder(config.data.uri, config.data.storage_options, config.data.deadline_s)
     try:
         storage.write(marker, "")
-        pending = {
-            node: _probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                data, storage, marker
-            )
-            for node in nodes
-        }
-        for node, address in nodes.items():  # two nodes of one machine have the same address
-            if problem := ray.get(pending[node]):
-                raise ConfigError(f"node {address}: {problem}")
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        pending = [_probe.options(scheduling_strategy=place).remote(data, storage, marker) for place in places]
+        for node, answer in zip(nodes, pending, strict=True):
+            if problem := ray.get(answer):
+                raise ConfigError(f"node {node['NodeManagerAddress']}: {problem}")
     except OSError as error:
         raise ConfigError(f"--storage {storage} cannot be written: {error}") from None
     finally:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError,
 from pirl.config import Count, Section
 from pirl.errors import ConfigError
 from pirl.storage.secrets import refuse_secrets
-from pirl.wording import unknown_name
+from pirl.wording import problem_with
 
 Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]+$")]
 """Text without a line break, which would end a line of the batch script."""
@@ -164,19 +164,14 @@ class Profile(Section):
 
 
 def read_profile(path: str) -> Profile:
-    """Reads a profile.
-
-    Raises:
-        ConfigError: There is no such file, or a key or value that is not allowed; one line for each.
-    """
-    file = Path(path).expanduser()
+    """Reads a profile; raises ConfigError if there is no such file, with a line for each key or value not allowed."""
     try:
-        given = tomllib.loads(file.read_text())
+        given = tomllib.loads(Path(path).expanduser().read_text())
     except (FileNotFoundError, IsADirectoryError) as error:
         there = ", ".join(sorted(str(p) for p in Path(__file__).parent.glob("*.toml")))
         what = "a folder, and a profile is a file" if isinstance(error, IsADirectoryError) else "no such file"
         raise ConfigError(f"--cluster {path or repr('')}: {what}; the examples are {there}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, RuntimeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:  # no such user, say
         raise ConfigError(f"--cluster {path}: {error}") from None
     try:
         return Profile.model_validate(given)
@@ -191,25 +186,18 @@ def minutes(time: Any) -> int:
         parts = [int(part) for part in rest.split(":")]
         if not 1 <= len(parts) <= 3:
             raise ValueError
-        if dash:
-            hours, mins, seconds = [*parts, 0, 0][:3]
-            return int(days) * 1440 + hours * 60 + mins + math.ceil(seconds / 60)
-        if len(parts) == 3:
-            return parts[0] * 60 + parts[1] + math.ceil(parts[2] / 60)
-        return parts[0] + (math.ceil(parts[1] / 60) if parts[1:] else 0)
+        begins_with_hours = dash or len(parts) == 3
+        hours, mins, seconds = [*([] if begins_with_hours else [0]), *parts, 0, 0][:3]
+        return (int(days) if dash else 0) * 1440 + hours * 60 + mins + math.ceil(seconds / 60)
     except ValueError:
         raise ValueError("use minutes, hours:minutes:seconds or days-hours:minutes:seconds") from None
 
 
 def _describe(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        keys = [f"nodes.{key}" for key in Nodes.model_fields] if "." in name else list(Profile.model_fields)
-        return unknown_name(name, name, keys)
     if problem["type"] == "missing":
-        return f"{name} is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{name} {problem['input']!r}: {message}" if name else message
+        return f"{'.'.join(map(str, problem['loc']))} is missing"
+    of_nodes = [f"nodes.{key}" for key in Nodes.model_fields]
+    return problem_with(problem, of_nodes if len(problem["loc"]) > 1 else [*Profile.model_fields])
 
 
 def job_settings(profile: Profile, nodes: int) -> list[str]:

@@ -11,9 +11,8 @@ import signal
 import time
 from dataclasses import dataclass
 
-from clusters.profile import read_profile
 from jobs.run.checks import check_request
-from jobs.settings import absolute, default_storage, pairs, storage_uri
+from jobs.settings import absolute, default_storage, pairs, recipe_for, recipe_name, settings_and_storage
 from pirl.config import Config, override
 from pirl.errors import ConfigError, StorageError, StoreRefusedError
 from pirl.processes import torchrun
@@ -28,8 +27,9 @@ EXAMPLES = """
   python jobs/pretrain.py cifar10 --data.uri /shared/cifar10 --loss.num-negatives 8192 --run more-negatives
   ray job submit --working-dir . -- python jobs/pretrain.py cifar10 --data.uri /shared/cifar10 --storage /shared/runs
   python jobs/pretrain.py cifar10 --data.uri s3://bucket/cifar10 --storage s3://bucket/runs
-  torchrun --nproc-per-node 2 jobs/pretrain.py digits         the same run without Ray
-  python jobs/slurm.py --cluster clusters/slurm-a100.toml -- jobs/pretrain.py cifar10      on SLURM
+  python jobs/pretrain.py photos --data.uri data/photos       your own photographs; photos --help has the rules
+  torchrun --nproc-per-node 2 -- jobs/pretrain.py digits --run by-torchrun     without Ray; torchrun needs that --
+  python jobs/slurm.py --cluster clusters/slurm-cpu.toml -- jobs/pretrain.py photos --data.uri /shared/photos
 """
 
 RANK_0_S = 30
@@ -49,11 +49,7 @@ class RunRequest:
 
 
 def main() -> int:
-    """Runs the job.
-
-    Returns:
-        The exit code: 0 done, 1 failed while running, 2 the request is wrong and nothing was started.
-    """
+    """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was started."""
     try:
         request = parse(sys.argv[1:])
         run = open_run(request.storage, request.name, request.config, request.resume)
@@ -95,11 +91,7 @@ def main() -> int:
 
 
 def parse(argv: list[str]) -> RunRequest:
-    """Reads the command line.
-
-    Raises:
-        ConfigError: A recipe, setting or value that is not allowed.
-    """
+    """Reads the command line; raises ConfigError for a recipe, setting or value that is not allowed."""
     parser = argparse.ArgumentParser(
         prog="python jobs/pretrain.py",
         usage="%(prog)s [RECIPE] [--section.field VALUE ...] [--run NAME] [--storage URI] [--resume ...]",
@@ -132,18 +124,16 @@ def parse(argv: list[str]) -> RunRequest:
     if known.help and not recipe:
         parser.print_help()
         sys.exit(0)
-    name = (recipe or "digits").replace("-", "_")
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {recipe!r}: use one of {', '.join(RECIPES)}")
+    name = recipe_name(recipe)
     if known.help:
         _print_settings(name)
         sys.exit(0)
-    profile = None if known.cluster is None else read_profile(known.cluster)
-    storage = profile.storage if profile and known.storage is None else known.storage
-    config = override(RECIPES[name](), {**(profile.settings() if profile else {}), **changes})
+    settings, storage = settings_and_storage(known)
+    changes = {**settings, **changes}
+    config = override(recipe_for(name, changes), changes)
     return RunRequest(
         config=absolute(config),
-        storage=storage_at(storage_uri(storage), config),
+        storage=storage_at(storage, config),
         name=name if known.run is None else known.run,
         resume=known.resume,
         use_ray=not (known.no_ray or torchrun("WORLD_SIZE")),
@@ -161,9 +151,10 @@ def _print_settings(name: str) -> None:
     import tyro
 
     recipe = RECIPES[name]
+    text = (inspect.getdoc(recipe) or "").partition("\n\nArgs:")[0]
     print(
         f"python jobs/pretrain.py {name} [--section.field VALUE ...] [--run NAME] [--storage URI] ...\n\n"
-        f"{inspect.getdoc(recipe)}\n\n"
+        f"{text}\n\n"
         "--run, --storage, --resume, --cluster, --check, --no-ray: see python jobs/pretrain.py --help.\n"
         "Below, {None} is typed as null; --data.storage-options takes a JSON object for fsspec.\n"
     )

@@ -1,13 +1,17 @@
-"""What every job file understands in its command line: `--section.field VALUE` and `--storage`."""
+"""What every job file understands in its command line: recipes, `--section.field VALUE`, `--cluster`, `--storage`."""
 
 import argparse
 import json
 import os
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pirl.config import Config, override
+from clusters.profile import read_profile
+from pirl.config import Config, Data, override
 from pirl.errors import ConfigError
+from pirl.recipes import RECIPES, photos
 from pirl.storage.checks import check_place
 from pirl.storage.secrets import refuse_user_in_environment
 
@@ -43,6 +47,22 @@ def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
     return recipe, changes
 
 
+def recipe_name(word: str | None) -> str:
+    """The recipe that a word names, `digits` where there is none; raises ConfigError if it names none."""
+    name = (word or "digits").replace("-", "_")
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {word!r}: use one of {', '.join(RECIPES)}")
+    return name
+
+
+def settings_and_storage(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What the profile of `--cluster` sets, if there is one, and where runs lie; as `read_profile`, `storage_uri`."""
+    if given.cluster is None:
+        return {}, storage_uri(given.storage)
+    profile = read_profile(given.cluster)
+    return profile.settings(), storage_uri(profile.storage if given.storage is None else given.storage)
+
+
 def value_of(text: str, word: str) -> Any:
     """Understands `null`, `None` and JSON objects (or raises ConfigError); the rest stays text, for the config."""
     if text in ("null", "None"):
@@ -53,6 +73,33 @@ def value_of(text: str, word: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{word}: not a JSON object: {error}") from None  # without it: it may hold secrets
+
+
+def recipe_for(name: str, given: Mapping[str, Any]) -> Config:
+    """A recipe by itself, without the given settings, in which `photos` finds its data set and whether it has GPUs.
+
+    Raises:
+        ConfigError: There is no data set for `photos`.
+        StorageError: The store did not give the manifest.
+    """
+    if RECIPES[name] is not photos:
+        return RECIPES[name]()
+    known = {key.replace("-", "_"): value for key, value in given.items()}
+    if "data.uri" not in known:
+        raise ConfigError(
+            "photos needs your images: python jobs/prepare.py SOURCE data/photos, then --data.uri data/photos"
+        )
+    told = ("data.uri", "data.storage_options", "data.deadline_s", "cluster.gpus_per_worker")
+    config = absolute(override(Config(), {key: known[key] for key in told if key in known}))
+    return _photos_of(config.data.model_dump_json(), config.cluster.gpus_per_worker > 0)
+
+
+@cache
+def _photos_of(data: str, gpus: bool) -> Config:
+    from pirl.data.dataset import open_data
+
+    dataset = open_data(Data.model_validate_json(data))
+    return photos(dataset.rows, min(dataset.largest or (224,)), gpus=gpus)
 
 
 def storage_uri(given: str | None) -> str:

@@ -31,11 +31,7 @@ CHECK_S = 300
 
 
 def main() -> int:
-    """Runs the command.
-
-    Returns:
-        The exit code: 0 done, 1 failed, 2 the request is wrong and nothing was submitted, 130 interrupted.
-    """
+    """Returns 0 if done, 1 if it failed, 2 if the request is wrong and nothing was submitted, 130 if interrupted."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         return command(sys.argv[1:])
@@ -53,11 +49,7 @@ def main() -> int:
 
 
 def command(argv: list[str]) -> int:
-    """Reads the command line and does what it asks for.
-
-    Raises:
-        ConfigError: Something in it is not allowed.
-    """
+    """Reads the command line and does what it asks for; raises ConfigError if it asks for what is not allowed."""
     own, job = argv, list[str]()
     if "--" in argv:
         at = argv.index("--")
@@ -87,7 +79,7 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
     if not known.cluster:
         examples = ", ".join(f"clusters/{path.name}" for path in sorted((ROOT / "clusters").glob("*.toml")))
         raise ConfigError(f"--cluster FILE is missing: the examples are {examples}")
-    profile = profile_of(known.cluster)
+    profile = read_profile(known.cluster)
     if profile.cluster == "kuberay":
         raise ConfigError(f"{known.cluster} describes a cluster on Kubernetes: use kubectl apply, or ray job submit")
     if not words:
@@ -166,10 +158,9 @@ def tell(known: argparse.Namespace, submission: Submission, job_ids: list[str], 
 def job_file(word: str) -> str:
     """The path of a job file in the project; raises ConfigError for anything else."""
     for job in JOBS:
-        if (ROOT / job).exists() and word in (job, str(ROOT / job), Path(job).name):
+        if word in (job, str(ROOT / job), Path(job).name):
             return job
-    known = ", ".join(job for job in JOBS if (ROOT / job).exists())
-    raise ConfigError(f"{word!r} is no job file: behind -- comes one of {known}")
+    raise ConfigError(f"{word!r} is no job file: behind -- comes one of {', '.join(JOBS)}")
 
 
 def array_lines(path: str) -> list[list[str]]:
@@ -186,11 +177,7 @@ def array_lines(path: str) -> list[list[str]]:
 
 
 def check(profile: Profile, job: str, arguments: list[str]) -> str:
-    """Has the job file check its arguments as it would before it starts; returns the run's folder.
-
-    Raises:
-        ConfigError: What the job file says.
-    """
+    """Has the job file check its arguments, and raises ConfigError with what it says; returns the run's folder."""
     settings = [] if job == ALONE else job_settings(profile, profile.nodes.max)
     command = [sys.executable, str(ROOT / job), *settings, *arguments, "--check"]
     env = {**os.environ, **profile.environment}
@@ -204,11 +191,6 @@ def check(profile: Profile, job: str, arguments: list[str]) -> str:
     return (answer.stdout.strip().splitlines() or [""])[-1]
 
 
-def profile_of(path: str) -> Profile:
-    """Reads a profile; raises ConfigError."""
-    return read_profile(str(absolute(path)) if path.startswith("~") else path)
-
-
 def absolute(folder: str) -> Path:
     """The path of a folder that a user named; raises ConfigError if it cannot be one."""
     try:
@@ -219,9 +201,9 @@ def absolute(folder: str) -> Path:
 
 def job_folder(known: argparse.Namespace) -> Path:
     """Where the jobs lie that a command is about."""
-    return absolute(
-        known.job_folder or (profile_of(known.cluster).job_folder if known.cluster is not None else "~/pirl-jobs")
-    )
+    if known.job_folder or known.cluster is None:
+        return absolute(known.job_folder or "~/pirl-jobs")
+    return absolute(read_profile(known.cluster).job_folder)
 
 
 def asked(known: argparse.Namespace) -> list[Job]:

@@ -2,9 +2,11 @@
 what it costs and how to start it.
 """
 
+import math
 from collections.abc import Callable
 
 from pirl.config import Config, override
+from pirl.errors import ConfigError
 
 
 def digits() -> Config:
@@ -65,6 +67,64 @@ def cifar10() -> Config:
             "optim.epochs": 10,
             "checkpoint.log_every_steps": 50,
             "evaluation.knn_k": 200,
+        },
+    )
+
+
+FEWEST = 32
+"""Images that `photos` can work with; what it learns from so few is little."""
+
+
+def photos(rows: int = 10_000, side: int = 224, *, gpus: bool = False) -> Config:
+    """Your own photographs, some hundred to some 100,000: its numbers follow from their number.
+
+    Not in the paper. For N images on CPUs, and in brackets on GPUs; they go into the run's config.json as numbers:
+      batch        N / 16, down to a power of two, from 32 [128] to 256, at most N; its rate is 0.03 * sqrt(batch / 64)
+      streams      a fourth of the batch, at most 32: that many workers can share it; windows of 4,096 images in all
+      epochs       45,000 / N, from 10 to 200 [60,000,000 / N, from 200 to 800]
+      negatives    N / 2, at most 4,096 [16,384]
+      views        112 px [224], less where the images are smaller, 32 at least; of a fifth of the image or more
+      network      ResNet-18 of width 16 [64; ResNet-50 from 50,000 images]; the small stem below 64 px
+    The values below are for 10,000 images on CPUs.
+    Expected: a little above random weights on CPUs, see docs/measurements.md; on GPUs not measured.
+    Cost: about 5 minutes for 700 images on two CPU cores, 10 for 10,000.
+    Command: python jobs/pretrain.py photos --data.uri data/photos
+
+    Args:
+        rows: Images of the data set.
+        side: Pixels of the largest short side that one of them may have.
+        gpus: Whether the run has GPUs.
+
+    Raises:
+        ConfigError: There are fewer than 32 images.
+    """
+    if rows < FEWEST:
+        raise ConfigError(f"photos needs {FEWEST} images or more, and there are {rows}: prepare more of them")
+    batch = min(2 ** int(math.log2(max(rows / 16, 128 if gpus else 32))), 256, 2 ** int(math.log2(rows)))
+    streams, size = min(batch // 4, 32), max(32, min(side, 224 if gpus else 112))
+    return override(
+        Config(),
+        {
+            "data.uri": "data/photos",
+            "data.batch_size": batch,
+            "data.image_size": size,
+            "data.streams": streams,
+            "data.window_groups": 64 // streams,
+            "augment.crop_min": 0.2,
+            "augment.hue": 0.1,
+            "model.arch": "resnet50" if gpus and rows >= 50_000 else "resnet18",
+            "model.width": 64 if gpus else 16,
+            "model.stem": "imagenet" if size >= 64 else "small",
+            "loss.kind": "infonce",
+            "loss.num_negatives": min(rows // 2, 16_384 if gpus else 4096),
+            "loss.temperature": 0.1,
+            "memory.init": "forward",
+            "optim.epochs": min(max(60_000_000 // rows, 200), 800) if gpus else min(max(45_000 // rows, 10), 200),
+            "optim.lr": round(0.03 * math.sqrt(batch / 64), 3),
+            "cluster.workers": 1 if gpus else 2,
+            "cluster.loader_processes": 8 if gpus else 1,
+            "checkpoint.every_steps": max(-(-rows // batch), 100),
+            "evaluation.knn_k": min(max(rows // 50, 5), 200),
         },
     )
 
@@ -155,16 +215,10 @@ def imagenet_c2x() -> Config:
     return override(imagenet_jigsaw(), {"model.width": 128})
 
 
-RECIPES: dict[str, Callable[[], Config]] = {
+RECIPES: dict[str, Callable[..., Config]] = {
     recipe.__name__: recipe
     for recipe in (
-        digits,
-        cifar10,
-        imagenet_jigsaw,
-        imagenet_rotation,
-        imagenet_both,
-        imagenet_npid,
-        imagenet_mlp,
-        imagenet_c2x,
+        *(digits, cifar10, photos, imagenet_jigsaw, imagenet_rotation),
+        *(imagenet_both, imagenet_npid, imagenet_mlp, imagenet_c2x),
     )
 }

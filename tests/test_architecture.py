@@ -20,7 +20,7 @@ ROOMS = {
     ],
     "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
     "jobs": ["settings", "run", "batch", "prepare", "pretrain", "slurm"],
-    "tune": ["points", "curve", "rows", "search", "arguments", "request", "run", "show", "sweep"],
+    "tune": ["points", "curve", "rows", "search", "request", "run", "show", "sweep"],
 }
 """Rooms and files of each package: each may import those that stand before it. A new one needs a place here."""
 

@@ -1,11 +1,14 @@
 import inspect
 import re
 
+import numpy as np
 import pytest
 
 from jobs.pretrain import parse
 from pirl.config import Config, leaves
-from pirl.recipes import RECIPES
+from pirl.data.order import Order
+from pirl.errors import ConfigError
+from pirl.recipes import RECIPES, photos
 
 IMAGENET = [
     "imagenet_jigsaw",
@@ -45,7 +48,7 @@ def settings(name):
 
 
 def test_all_recipes_are_there_under_their_own_names():
-    assert list(RECIPES) == ["digits", "cifar10", *IMAGENET]
+    assert list(RECIPES) == ["digits", "cifar10", "photos", *IMAGENET]
     assert [recipe.__name__ for recipe in RECIPES.values()] == list(RECIPES)
 
 
@@ -89,6 +92,53 @@ def test_npid_makes_no_second_view():
     assert all(RECIPES[name]().has_pretext for name in RECIPES if name != "imagenet_npid")
 
 
+@pytest.mark.parametrize("gpus", [False, True])
+@pytest.mark.parametrize("rows", [32, 33, 63, 64, 100, 129, 200, 511, 513, 1000, 4097, 10_000, 50_000, 300_000])
+def test_photos_fits_any_number_of_images_and_as_many_workers_as_it_has_streams(rows, gpus):
+    config = photos(rows, gpus=gpus)
+    assert config.data.batch_size <= rows
+    assert 2 * config.loss.num_negatives <= rows
+    assert config.optim.epochs >= (200 if gpus else 10)
+    starts = np.append(np.arange(0, rows, 64), rows)
+    order = Order(starts, 0, config.data.streams, config.data.batch_size, config.data.window_groups)
+    assert min(order.shares(0, config.data.streams)) >= 2, "batch norm needs two images"
+    assert config.checkpoint.every_steps >= order.steps_per_epoch
+
+
+@pytest.mark.parametrize(
+    ("rows", "gpus", "batch", "lr", "streams", "window", "epochs", "negatives", "network"),
+    [
+        (700, False, 32, 0.021, 8, 8, 64, 350, ("resnet18", 16)),
+        (10_000, False, 256, 0.06, 32, 2, 10, 4096, ("resnet18", 16)),
+        (100, True, 64, 0.03, 16, 4, 800, 50, ("resnet18", 64)),
+        (700, True, 128, 0.042, 32, 2, 800, 350, ("resnet18", 64)),
+        (100_000, True, 256, 0.06, 32, 2, 600, 16_384, ("resnet50", 64)),
+        (300_000, True, 256, 0.06, 32, 2, 200, 16_384, ("resnet50", 64)),
+    ],
+)
+def test_photos_follows_the_rules_that_it_states(rows, gpus, batch, lr, streams, window, epochs, negatives, network):
+    config = photos(rows, gpus=gpus)
+    data, optim = config.data, config.optim
+    assert (data.batch_size, data.streams, data.window_groups) == (batch, streams, window)
+    assert (optim.lr, optim.epochs, config.loss.num_negatives) == (lr, epochs, negatives)
+    assert (config.model.arch, config.model.width) == network
+    assert data.image_size == (224 if gpus else 112)
+
+
+@pytest.mark.parametrize(
+    ("side", "gpus", "size", "stem"),
+    [(1200, False, 112, "imagenet"), (100, True, 100, "imagenet"), (63, False, 63, "small"), (20, True, 32, "small")],
+)
+def test_photos_has_no_larger_views_than_images(side, gpus, size, stem):
+    config = photos(700, side, gpus=gpus)
+    assert (config.data.image_size, config.model.stem) == (size, stem)
+
+
+def test_photos_is_refused_for_a_handful_of_images():
+    with pytest.raises(ConfigError, match="photos needs 32 images or more, and there are 31"):
+        photos(31)
+
+
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_small_recipes_fit_small_machines(name):
     config = RECIPES[name]()
@@ -112,6 +162,8 @@ def test_the_docstring_says_what_to_expect_what_it_costs_and_what_to_type(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_command_of_the_docstring_starts_the_recipe(name):
     (command,) = re.findall(r"python jobs/pretrain\.py ([^`\n]*)", inspect.getdoc(RECIPES[name]))
+    if name == "photos":  # looks at its data: tests/jobs/test_documented_commands.py
+        return
     request = parse(command.split())
     assert request.name == name
     changed = {key for key, value in leaves(request.config).items() if value != settings(name)[key]}

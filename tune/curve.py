@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pirl.config import Config
+from pirl.runs.run import reports_in
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 
@@ -28,11 +29,7 @@ class Point(NamedTuple):
 def curve_of(folder: Folder, config: Config, metric: Metric, every: int) -> list[Point]:
     """All measurements of a run, in order; the last one is what its evaluation found, if it is done.
 
-    Args:
-        folder: Of the run.
-        config: Of the run.
-        metric: What is asked for.
-        every: Epochs that a loss is averaged over; accuracies are those that the run measured.
+    A loss is averaged over `every` epochs; accuracies are those that the run measured.
     """
     points = list(_points(folder, config, metric, every))
     evaluation = json.loads(folder.find(RunFile.EVALUATION) or "null") if metric != "loss" else None
@@ -45,10 +42,8 @@ def curve_of(folder: Folder, config: Config, metric: Metric, every: int) -> list
 
 def trained(folder: Folder, config: Config) -> tuple[float, float]:
     """Epochs, and seconds of training, that the newest line of a run tells of; zeros before the first."""
-    epoch, seconds = 0.0, 0.0
-    for line, train_s in _timed(folder, config):
-        epoch, seconds = line["epoch"], train_s
-    return epoch, seconds
+    told = [(line["epoch"], train_s) for line, train_s in _timed(folder, config)]
+    return told[-1] if told else (0.0, 0.0)
 
 
 def without_end(curve: Sequence[Point], folder: Folder, config: Config, metric: Metric) -> str | None:
@@ -89,11 +84,7 @@ def _points(folder: Folder, config: Config, metric: Metric, every: int) -> Itera
 def _timed(folder: Folder, config: Config) -> Iterator[tuple[dict[str, Any], float]]:
     """The lines of `metrics.jsonl`, each with the seconds of training that it and those before it took."""
     step, train_s = 0, 0.0
-    for text in (folder.find(RunFile.METRICS) or "").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # it is being written
-            return
+    for line in reports_in(folder.find(RunFile.METRICS) or ""):
         train_s += (line["step"] - step) * config.data.batch_size / line["samples_per_s"]
         step = line["step"]
         yield line, train_s

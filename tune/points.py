@@ -54,11 +54,7 @@ def trials_of(base: Config, axes: Mapping[str, Sequence[Any]], seeds: int) -> li
 
 
 def trials_at(base: Config, point: Mapping[str, Any], seeds: int) -> list[Trial]:
-    """The trials of one point, with seeds from the config's on.
-
-    Raises:
-        ConfigError: It is not allowed.
-    """
+    """The trials of one point, with seeds from the config's on; raises ConfigError if it is not allowed."""
     configs = [override(base, {**point, "seed": base.seed + number}) for number in range(seeds)]
     return [_trial(absolute(config), [*point]) for config in configs]
 

@@ -6,21 +6,29 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clusters.profile import read_profile
-from jobs.settings import pairs, storage_uri, value_of
+from jobs.settings import Parser, default_storage, pairs, recipe_for, recipe_name, settings_and_storage, value_of
 from pirl.config import Config, override
 from pirl.errors import ConfigError
 from pirl.recipes import RECIPES
 from pirl.runs.run import check_name, storage_at
 from pirl.storage.folder import Folder
-from tune.arguments import options
 from tune.curve import Metric
 from tune.points import Trial, short_names, some_of, trials_of
 from tune.search import ROUND, Search, ends_of
+
+EXAMPLES = """
+  python tune/sweep.py digits --num-negatives 256 512 1024 --epochs 5 10 --seeds 3
+  python tune/sweep.py cifar10 --set loss.pretext_weight 0 0.25 0.5 0.75 1 --optim.epochs 4 --name lambda
+  python tune/sweep.py digits --set optim.lr 0.01 0.03 0.1 --set loss.temperature 0.05 0.07 0.1 \\
+      --search random --num-samples 4 --scheduler asha
+  python tune/sweep.py digits --set optim.lr 0.001..0.3 --set loss.temperature 0.05 0.07 0.1 \\
+      --search optuna --num-samples 20
+  ray job submit --working-dir . -- python tune/sweep.py digits --num-negatives 256 1024 --storage /shared/runs
+"""
 
 NO_PBT = (
     "--scheduler pbt is not there: population based training copies the weights of one trial into another, and with "
@@ -53,13 +61,51 @@ class SweepRequest:
     command: str
 
 
-def parse(argv: list[str], about: str | None = None) -> SweepRequest:
-    """Reads the command line.
+def _from(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
 
-    Raises:
-        ConfigError: A recipe, setting or value that is not allowed, in whichever trial; an option without effect.
-    """
-    parser = options(about)
+    return number
+
+
+def _options(about: str | None) -> argparse.ArgumentParser:
+    """What understands the words of the command line that are no settings."""
+    parser = Parser(
+        prog="python tune/sweep.py",
+        usage="%(prog)s [RECIPE] [--num-negatives N ...] [--epochs N ...] [--set NAME VALUE ...] "
+        "[--section.field VALUE ...] ...",
+        description=about,
+        epilog=f"recipes: {', '.join(RECIPES)} (default: digits)\nexamples:{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = parser.add_argument
+    add("--num-negatives", nargs="+", action="append", default=[], metavar="N", help="values of loss.num_negatives")
+    add("--epochs", nargs="+", action="append", default=[], metavar="N", help="values of optim.epochs")
+    add("--set", nargs="+", action="append", default=[], metavar="NAME VALUE", help="values of any other setting")
+    add("--seeds", type=_from(1), default=1, metavar="N", help="trials for each point, with seeds from --seed on")
+    add("--search", choices=["grid", "random", "optuna"], default="grid", help="all points (default), or some")
+    add("--num-samples", type=_from(1), metavar="N", help="points that random and optuna try")
+    add("--metric", choices=["linear_res5", "knn", "loss"], default="linear_res5", help="default: linear_res5")
+    add("--evaluate-every", type=_from(1), default=1, metavar="EPOCHS", help="between measurements (default: 1)")
+    add("--scheduler", choices=["none", "asha", "pbt"], default="none", help="asha stops trials that are behind")
+    add("--grace", type=_from(1), metavar="EPOCHS", help="that asha gives each trial (default: 1)")
+    add("--reduction", type=_from(2), metavar="N", help="of asha: one in N goes on (default: 3)")
+    add("--max-concurrent", type=_from(1), metavar="N", help="trials at once (default: as many as there is room for)")
+    add("--name", help="of the sweep and its folder (default: the recipe's and those of the settings)")
+    add("--storage", metavar="URI", help=f"where its folder lies, a folder or s3://… (default: {default_storage()})")
+    add("--cluster", metavar="FILE", help="a profile (clusters/*.toml): how many workers each trial has, which storage")
+    add("--check", action="store_true", help="say what would be trained and in which folder, start nothing")
+    add("-h", "--help", action="store_true", help="this text")
+    return parser
+
+
+def parse(argv: list[str], about: str | None = None) -> SweepRequest:
+    """Reads the command line; raises ConfigError for what is not allowed, in whichever trial, or without effect."""
+    parser = _options(about)
     given, rest = parser.parse_known_args(argv)
     recipe, fixed = pairs(rest)
     if given.help:
@@ -67,25 +113,27 @@ def parse(argv: list[str], about: str | None = None) -> SweepRequest:
         parser.print_help()
         sys.exit(0)
     axes = _axes(given, fixed)
-    name = _recipe(recipe, axes)
+    name = recipe_name(recipe)
+    if recipe is None:
+        _refuse_recipe_among_values(axes)
     refuse_without_effect(given, axes, fixed)
     refuse_unlike_losses(given.metric, axes)
     measured = {} if given.metric == "loss" else {"evaluation.every_epochs": given.evaluate_every}
-    profile = read_profile(given.cluster) if given.cluster else None
+    settings, storage = settings_and_storage(given)
     first = {axis: (ends_of(values[0]) or values)[0] for axis, values in axes.items()}  # fits to what is fixed
-    base = override(RECIPES[name](), {**measured, **(profile.settings() if profile else {}), **fixed, **first})
+    settings = {**measured, **settings, **fixed, **first}
+    base = override(recipe_for(name, settings), settings)
     trials, search = _trials(given, base, axes)
     grace = (given.grace or 1) if given.scheduler == "asha" else None
     if grace:
         refuse_no_race(trials, grace, given.evaluate_every)
     sweep = "-".join([name, *short_names([*axes]).values()]) if given.name is None else given.name
     check_name("--name", sweep)
-    storage = profile.storage if profile and given.storage is None else given.storage
     return SweepRequest(
         recipe=name,
         trials=trials,
         search=search,
-        folder=storage_at(storage_uri(storage), base) / sweep,
+        folder=storage_at(storage, base) / sweep,
         metric=given.metric,
         every=given.evaluate_every,
         grace=grace,
@@ -97,11 +145,7 @@ def parse(argv: list[str], about: str | None = None) -> SweepRequest:
 
 
 def refuse_without_effect(given: argparse.Namespace, axes: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Refuses options that go with others, and would change nothing here.
-
-    Raises:
-        ConfigError: Which, and what it goes with.
-    """
+    """Refuses options that go with others, and would change nothing here; raises ConfigError."""
     if given.scheduler == "pbt":
         raise ConfigError(NO_PBT)
     if given.search == "optuna" and given.scheduler != "none":
@@ -129,11 +173,7 @@ def refuse_without_effect(given: argparse.Namespace, axes: Mapping[str, Any], fi
 
 
 def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
-    """Refuses to compare losses that are not on one scale.
-
-    Raises:
-        ConfigError: A setting of the sweep changes what the loss is.
-    """
+    """Raises ConfigError where losses are not on one scale, as settings of the sweep change what the loss is."""
     unlike = [name for name in axes if name.startswith(("loss.", "pretext.", "data.", "augment."))]
     if metric == "loss" and unlike:
         raise ConfigError(
@@ -143,11 +183,7 @@ def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
 
 
 def refuse_no_race(trials: Sequence[Trial], grace: int, every: int) -> None:
-    """Refuses asha where it could stop no trial.
-
-    Raises:
-        ConfigError: No two of one length are measured in time.
-    """
+    """Raises ConfigError where asha could stop no trial, as no two of one length are measured in time."""
     first = every * math.ceil(grace / every)
     lengths = Counter(trial.config.optim.epochs for trial in trials)
     if not any(number > 1 and first < length for length, number in lengths.items()):
@@ -158,17 +194,13 @@ def refuse_no_race(trials: Sequence[Trial], grace: int, every: int) -> None:
         )
 
 
-def _recipe(word: str | None, axes: Mapping[str, Sequence[Any]]) -> str:
-    name = (word or "digits").replace("-", "_")
-    if name not in RECIPES:
-        raise ConfigError(f"unknown recipe {word!r}: use one of {', '.join(RECIPES)}")
+def _refuse_recipe_among_values(axes: Mapping[str, Sequence[Any]]) -> None:
     for axis, (*_, last) in axes.items():
-        if word is None and axis != "data.uri" and str(last).replace("-", "_") in RECIPES:
+        if axis != "data.uri" and str(last).replace("-", "_") in RECIPES:
             raise ConfigError(
                 f"{last!r} is read as a value of {axis}: a recipe comes before the options, "
                 f"python tune/sweep.py {last} ..."
             )
-    return name
 
 
 def _axes(given: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from jobs.settings import recipe_for
 from pirl.config import leaves
-from pirl.recipes import RECIPES
 from pirl.storage.folder import Folder
 from tune.curve import Metric, Point
 from tune.points import Trial, group_name, text_of
@@ -114,7 +114,7 @@ def best_of(rows: Iterable[Row], metric: Metric) -> Row | None:
 
 def repeat(trial: Trial, recipe: str, storage: Folder) -> str:
     """The command that trains a trial alone, beside the sweep's folder: its values, and what is not its recipe's."""
-    usual, told = leaves(RECIPES[recipe]()), {*trial.values, "seed"}
+    usual, told = leaves(recipe_for(recipe, leaves(trial.config))), {*trial.values, "seed"}
     given = {name: value for name, value in leaves(trial.config).items() if name in told or value != usual[name]}
     settings = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", typed(value))]
     place = ["--run", trial.name, "--storage", str(storage.parent)]
@@ -123,21 +123,11 @@ def repeat(trial: Trial, recipe: str, storage: Folder) -> str:
 
 def typed(value: Any) -> str:
     """A value as it is typed in a command line."""
-    if value is None or isinstance(value, bool | dict):
-        return json.dumps(value)
-    return str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool | dict) else str(value)
 
 
 def write(storage: Folder, rows: list[Row], metric: Metric, recipe: str, command: str) -> None:
-    """Writes `sweep.csv` and `sweep.json`.
-
-    Args:
-        storage: The sweep's folder.
-        rows: All trials.
-        metric: What was measured.
-        recipe: What the trials change.
-        command: Makes the sweep again, or goes on with it.
-    """
+    """Writes `sweep.csv` and `sweep.json` into the sweep's folder; the command makes it again, or goes on with it."""
     best = best_of(rows, metric)
     content = {
         "command": command,

@@ -53,11 +53,7 @@ class Search:
     metric: Metric
 
     def check(self) -> None:
-        """Refuses values that are not allowed, and combinations of the ends of ranges.
-
-        Raises:
-            ConfigError: Which, and why.
-        """
+        """Refuses values that are not allowed, and combinations of the ends of ranges; raises ConfigError."""
         for name in self.axes:
             if name.startswith("cluster."):
                 raise ConfigError(
@@ -68,10 +64,7 @@ class Search:
         self.distributions()
 
     def trials(self, rows: Sequence[Row]) -> tuple[list[Trial], int]:
-        """What follows from what is known.
-
-        Args:
-            rows: The trials of the rounds before.
+        """What follows from the trials of the rounds before.
 
         Returns:
             All trials of these rounds and of the next one, each once; and how many points are left after them.
@@ -86,11 +79,7 @@ class Search:
         return list(trials.values()), self.number - len(points)
 
     def next_round(self, points: Sequence[dict[str, Any]], rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """The points after `points`, whose trials are among the rows.
-
-        Raises:
-            ConfigError: There are none, or hardly any, that are allowed.
-        """
+        """The points after `points`, whose trials are among the rows; raises ConfigError if too few are allowed."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -22,11 +22,7 @@ from tune.rows import SWEEP, Row, best_of, repeat, write
 
 
 def main() -> int:
-    """Runs the sweep.
-
-    Returns:
-        The exit code: 0 done, 1 interrupted or a trial failed, 2 the request is wrong and nothing was started.
-    """
+    """Runs the sweep; returns 0 if done, 1 if interrupted or a trial failed, 2 if the request is wrong: none began."""
     started = False
     try:
         request = parse(sys.argv[1:], __doc__)
@@ -67,11 +63,7 @@ def known_rows(request: SweepRequest) -> list[Row]:
 
 
 def refuse_other_sweep(request: SweepRequest) -> None:
-    """Refuses the folder of a sweep with other fixed settings, or over others: its tables would be lost.
-
-    Raises:
-        ConfigError: What differs.
-    """
+    """Raises ConfigError for the folder of a sweep with other fixed settings, or over others: it would be lost."""
     known = json.loads(request.folder.find(SWEEP) or "{}")
     if "config" not in known:
         return
@@ -201,11 +193,7 @@ def _known_row(request: SweepRequest, trial: Trial) -> Row:
 
 
 def refuse_unlabelled(config: Config, metric: Metric) -> None:
-    """Refuses a metric that cannot be measured on the data.
-
-    Raises:
-        ConfigError: It has no labels, or no test split with the same classes.
-    """
+    """Raises ConfigError for a metric without the labels, or the test split with the same classes, that it needs."""
     if metric != "loss" and (reason := _unmeasurable(config.data.model_dump_json())):
         raise ConfigError(f"--metric {metric} cannot be measured: {reason}. Or use --metric loss")
 

@@ -101,11 +101,7 @@ class DevCluster:
         return [name for name in ("munged", "slurmctld", *HOSTS) if self._recorded(name)]
 
     def boot(self, host: str) -> None:
-        """Starts a host.
-
-        Raises:
-            DevClusterError: It is running, or it does not start.
-        """
+        """Starts a host; raises DevClusterError if it is running, or does not start."""
         if self.init(host):
             raise DevClusterError(f"{host} is running; `clusters/devcluster kill {host}` ends it")
         with suppress(DevClusterError):  # of a host killed just now
@@ -173,11 +169,7 @@ class DevCluster:
         return subprocess.run(command, env=env, capture_output=True, text=True)
 
     def enter(self, host: str, *command: str) -> list[str]:
-        """The command line that runs a command on a host.
-
-        Raises:
-            DevClusterError: The host is not running.
-        """
+        """The command line that runs a command on a host; raises DevClusterError if the host is not running."""
         if not (init := self.init(host)):
             raise DevClusterError(f"{host} is not running; `clusters/devcluster boot {host}` starts it")
         return ["nsenter", f"--target={init}", "--pid", "--net", "--uts", "--mount", "--ipc", "--", *command]
@@ -203,9 +195,7 @@ class DevCluster:
         conf = (HERE / "slurm.conf").read_text()
         name = os.uname().nodename
         port = 16000 + self.number
-        self.conf.write_text(
-            conf.format(name=name, machine=self.machine, port=port, folder=self.folder, nodes=nodes),
-        )
+        self.conf.write_text(conf.format(name=name, machine=self.machine, port=port, folder=self.folder, nodes=nodes))
         # In a container there may be no systemd to ask for a group.
         (self.folder / "cgroup.conf").write_text("IgnoreSystemdOnFailure=yes\n")
         hosts = {"localhost": "127.0.0.1", name: self.machine, **self.addresses}

@@ -77,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
 def _do(cluster: DevCluster, options: argparse.Namespace) -> int:
     match options.command:
         case "up":
-            _up(cluster, [path.resolve() for path in options.share])
+            if cluster.running():
+                print("# it is up already")
+            else:
+                cluster.up([path.resolve() for path in options.share])
+            print(f"export SLURM_CONF={cluster.conf}\n# then, for example: srun --nodes=3 hostname")
         case "down":
             cluster.down()
         case "status":
@@ -89,14 +93,6 @@ def _do(cluster: DevCluster, options: argparse.Namespace) -> int:
         case "exec":
             return subprocess.run(cluster.enter(options.host, *options.line), env=environment()).returncode
     return 0
-
-
-def _up(cluster: DevCluster, shared: Sequence[Path]) -> None:
-    if cluster.running():
-        print("# it is up already")
-    else:
-        cluster.up(shared)
-    print(f"export SLURM_CONF={cluster.conf}\n# then, for example: srun --nodes=3 hostname")
 
 
 def _status(cluster: DevCluster) -> int:

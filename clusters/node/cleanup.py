@@ -37,7 +37,6 @@ class NodeCleanup:
         OSError: The folder cannot be made.
 
     Attributes:
-        folder: The folder.
         environment: For the processes of the job: the mark, and their temporary files in the folder.
     """
 

@@ -70,11 +70,7 @@ def lead(node: ThisNode, signals: Signals) -> tuple[Phase, str, int]:
 
 
 def follow(node: ThisNode, signals: Signals) -> None:
-    """The part of all other nodes.
-
-    Raises:
-        SystemExit: The head did not come up, Ray did not, or it ended before the job.
-    """
+    """The part of all other nodes; raises SystemExit if the head or Ray did not come up, or ended before the job."""
     head = find_head(node, signals)
     token = node.folder.token.read_text()
     connection = membership.join(head["ip"], head["membership_port"], token, node.rank, node.host)

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +69,10 @@ class Ports:
     def take(self, ip: str) -> socket.socket | None:
         """Keeps other jobs off until the socket is closed; None where one was first, or something listens."""
         lock = socket.socket(socket.AF_UNIX)
-        try:
+        with suppress(OSError):
             lock.bind(f"\0pirl-ports-{self.first}")  # an abstract name: of this host's net, and gone with this process
-        except OSError:
-            lock.close()
-            return None
-        if self.are_free(ip):
-            return lock
+            if self.are_free(ip):
+                return lock
         lock.close()
         return None
 
@@ -84,8 +82,6 @@ class RayNode:
     """A running Ray node.
 
     Attributes:
-        ip: Its address.
-        ports: Its ports.
         process: `ray start --block`, which all its processes end with.
         log: What it says.
         lock: On the ports: Ray takes seconds until it listens, and the membership listens after it.
@@ -200,9 +196,8 @@ def start_process(
 
 def alive_nodes(dashboard_port: int, token: str) -> int:
     """How many nodes the head on this host knows; a node that listens may not be among them yet."""
-    headers = {"Authorization": f"Bearer {token}"}
     url = f"http://127.0.0.1:{dashboard_port}/api/v0/nodes?limit={MANY_NODES}"
-    request = urllib.request.Request(url, headers=headers)
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
         with _DIRECTLY.open(request, timeout=5) as answer:
             nodes = json.load(answer)["data"]["result"]["result"]

@@ -37,9 +37,6 @@ class ThisNode:
     """This node's place in the job, as the scheduler tells it.
 
     Attributes:
-        job: What runs.
-        profile: Of the cluster.
-        folder: Of the job.
         rank: Of this node, from 0.
         nodes: That the job got.
         restarts: How often it was requeued.
@@ -70,17 +67,10 @@ class ThisNode:
         )
         by_default = per_cpu * cpus or per_gpu * gpus
         megabytes = per_node or by_default or 1024 * (profile.memory_gb_per_node or 0)
-        return cls(
-            job=job,
-            profile=profile,
-            folder=folder,
-            rank=rank,
-            nodes=nodes,
-            restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-            host=os.environ.get("SLURMD_NODENAME", socket.gethostname()),
-            ip=membership.own_ip(head_ip),
-            resources=Resources(cpus, gpus, int(megabytes * 2**20) or None),
-        )
+        resources = Resources(cpus, gpus, int(megabytes * 2**20) or None)
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        return cls(job, profile, folder, rank, nodes, restarts, host, membership.own_ip(head_ip), resources)
 
     @property
     def log(self) -> Path:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import IO
 
 from pirl.errors import SlurmSilent
 
@@ -102,11 +103,7 @@ def slurm_job(job_id: str) -> SlurmJob | None:
 
 
 def jobs_of_user() -> list[SlurmJob]:
-    """This user's jobs that wait, run, or ended some minutes ago, as squeue orders them.
-
-    Raises:
-        SlurmSilent: There is no answer.
-    """
+    """This user's jobs that wait, run, or ended some minutes ago, as squeue orders them; raises SlurmSilent."""
     return parse_squeue(_ask("squeue", "-h", "-t", "all", "-o", SQUEUE_FORMAT, "-u", str(os.getuid())) or "")
 
 
@@ -204,29 +201,28 @@ def _parse_rows(text: str, names: str) -> list[SlurmJob]:
     return [_job(dict(zip(columns, row, strict=True))) for row in rows if len(row) == len(columns) and row[1]]
 
 
-def _ask(*command: str) -> str | None:
-    """What a command prints, "" where it knows of no such job; None where the command is not there.
+def run_command(
+    *command: str, limit_s: float, env: Mapping[str, str] | None = None, stdin: IO[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command of SLURM; raises SlurmSilent where it takes too long, and OSError where it cannot be run."""
+    given = subprocess.DEVNULL if stdin is None else stdin
+    try:
+        return subprocess.run(
+            command, env=env, stdin=given, capture_output=True, text=True, errors="replace", timeout=limit_s
+        )
+    except subprocess.TimeoutExpired:
+        raise SlurmSilent(f"{command[0]} has said nothing for {limit_s:g} s") from None
 
-    Raises:
-        SlurmSilent: It fails or takes too long.
-    """
+
+def _ask(*command: str) -> str | None:
+    """What a command prints, "" where it knows of no such job; None where it is not there. Raises SlurmSilent."""
     # A user's own filters and formats (SQUEUE_PARTITION, SLURM_TIME_FORMAT) would change the answer.
     own = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     try:
-        answer = subprocess.run(
-            command,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=LIMIT_S,
-        )
+        answer = run_command(*command, limit_s=LIMIT_S, env=env)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except subprocess.TimeoutExpired:
-        raise SlurmSilent(f"{command[0]} has said nothing for {LIMIT_S:g} s") from None
     except OSError as error:
         raise SlurmSilent(f"{command[0]}: {error.strerror}") from None
     if answer.returncode == 0:

@@ -1,16 +1,14 @@
 """Jobs that were submitted: which there are, and how they stand, as SLURM says and as they say themselves."""
 
+import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from clusters.job_folder import JobFolder, JobReport, reason_in
-from clusters.slurm.queue import SlurmJob, covers, jobs_of_user, slurm_job
-from jobs.batch.submission import description
+from clusters.slurm.queue import SlurmJob, covers, jobs_of_user, run_command, slurm_job
 from pirl.errors import ConfigError, SlurmSilent
 
 SCANCEL_S = 60
@@ -50,9 +48,7 @@ class Job:
 
     Attributes:
         folder: With its script, code and logs.
-        name: Of the job.
         cluster: Kind of its cluster.
-        command: What it runs.
         run_folders: Of its run; empty if it makes none.
         submitted: Unix time.
         environment: Variables of its processes, which its store may need.
@@ -100,12 +96,9 @@ class Job:
             busy = theirs.state == "RUNNING" and phase in ("starting", "saving")
             word = f"{theirs.state} ({phase})" if busy else theirs.state
             return JobStatus(word, theirs.reason or reason, True, theirs)
-        if theirs and theirs.state == "FAILED" and phase not in ENDS:
-            return JobStatus("FAILED", self._last_words() or theirs.reason, False, theirs)
         if theirs:
-            return JobStatus(
-                theirs.state, "" if theirs.state == "COMPLETED" else reason or theirs.reason, False, theirs
-            )
+            told = self._last_words() if theirs.state == "FAILED" and phase not in ENDS else reason
+            return JobStatus(theirs.state, "" if theirs.state == "COMPLETED" else told or theirs.reason, False, theirs)
         if phase in ENDS:
             return _own_end(own)
         if self.folder.cancelled.exists():
@@ -192,14 +185,12 @@ def cancel_array(tasks: list[Job]) -> str:
 
 def _scancel(job_id: str) -> str:
     try:
-        answer = subprocess.run(["scancel", job_id], capture_output=True, text=True, timeout=SCANCEL_S)
+        answer = run_command("scancel", job_id, limit_s=SCANCEL_S)
     except FileNotFoundError:
         return "there is no scancel here: type this on a login node of the cluster"
-    except subprocess.TimeoutExpired:
-        return f"SLURM does not answer: scancel has said nothing for {SCANCEL_S} s"
-    if answer.returncode == 0:
-        return ""
-    return answer.stderr.strip() or f"scancel ended with code {answer.returncode}"
+    except SlurmSilent as silence:
+        return f"SLURM does not answer: {silence}"
+    return answer.stderr.strip() or f"scancel ended with code {answer.returncode}" if answer.returncode else ""
 
 
 def statuses(jobs: list[Job]) -> list[JobStatus]:
@@ -214,11 +205,9 @@ def statuses(jobs: list[Job]) -> list[JobStatus]:
     found = []
     for job in jobs:
         theirs = next((state for state in listed if covers(state.id, job.job_id)), None)
-        if job.cluster != "slurm":
-            found.append(job.status())
-        elif silence:
+        if silence and job.cluster == "slurm":
             found.append(job.status_in_silence(silence))
-        elif theirs or job.report().get("phase") in ENDS or job.folder.cancelled.exists():
+        elif job.cluster == "slurm" and (theirs or job.report().get("phase") in ENDS or job.folder.cancelled.exists()):
             found.append(job.status_by(theirs))
         else:
             found.append(job.status())
@@ -230,8 +219,9 @@ def all_jobs(parent: Path) -> list[Job]:
     jobs = []
     for folder in parent.glob("*/"):
         try:
-            told = description(folder)
-            jobs += _jobs_of(folder, told) if told is not None else []
+            jobs += _jobs_of(folder)
+        except FileNotFoundError:  # nothing was submitted from it
+            continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             print(f"left out: {JobFolder(folder).description} does not tell of a job: {error!r}", file=sys.stderr)
     return sorted(jobs, key=_newest_first)
@@ -240,8 +230,7 @@ def all_jobs(parent: Path) -> list[Job]:
 def find_jobs(parent: Path, name: str | None) -> list[Job]:
     """The newest job, or that of an id or folder name; all tasks of an array that is not asked for by task.
 
-    Raises:
-        ConfigError: There is none.
+    Raises ConfigError if there is none.
     """
     jobs = all_jobs(parent)
     if not jobs:
@@ -253,7 +242,8 @@ def find_jobs(parent: Path, name: str | None) -> list[Job]:
     return [job for job in meant if job.folder.path == meant[0].folder.path]
 
 
-def _jobs_of(folder: Path, told: dict[str, Any]) -> list[Job]:
+def _jobs_of(folder: Path) -> list[Job]:
+    told = json.loads(JobFolder(folder).description.read_text())
     return [
         Job(
             folder=JobFolder(folder, str(job_id)),

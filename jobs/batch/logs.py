@@ -24,22 +24,19 @@ def print_logs(job: Job) -> int:
 def follow_logs(job: Job) -> int:
     """Prints what all nodes write, until the job ends; returns 0 if it ended well."""
     positions: dict[Path, int] = {}
-    said = ""
+    said, ask_at = "", 0.0
     while True:
-        status = job.status()
-        if status.active and status.word != said and not status.word.startswith("RUNNING"):
-            print(f"-- {status}", file=sys.stderr, flush=True)
-        said = status.word
-        asked_at = time.monotonic()
-        while True:
-            for line in new_lines(job, positions, to_the_end=not status.active):
-                print(line, flush=True)
-            if not status.active:
-                print(f"-- {status}", file=sys.stderr)
-                return 0 if status.word == "COMPLETED" else 1
-            time.sleep(FOLLOW_S)
-            if time.monotonic() > asked_at + ASK_S:
-                break
+        if time.monotonic() > ask_at:
+            status, ask_at = job.status(), time.monotonic() + ASK_S
+            if status.active and status.word != said and not status.word.startswith("RUNNING"):
+                print(f"-- {status}", file=sys.stderr, flush=True)
+            said = status.word
+        for line in new_lines(job, positions, to_the_end=not status.active):
+            print(line, flush=True)
+        if not status.active:
+            print(f"-- {status}", file=sys.stderr)
+            return 0 if status.word == "COMPLETED" else 1
+        time.sleep(FOLLOW_S)
 
 
 def new_lines(job: Job, positions: dict[Path, int], *, to_the_end: bool = False) -> Iterator[str]:

@@ -62,11 +62,7 @@ def watch_parser(name: str) -> argparse.ArgumentParser:
 
 
 def refuse_words(profile: Profile, job: str, words: list[str]) -> None:
-    """Refuses what a job file understands, and what would go wrong on the cluster.
-
-    Raises:
-        ConfigError: Which word behind --, and what to type instead.
-    """
+    """Refuses what a job file understands, and what would go wrong on the cluster; raises ConfigError."""
     for word, behind in zip(words, [*words[1:], ""], strict=True):
         option, equals, value = word.partition("=")
         value = value if equals else behind

@@ -7,12 +7,15 @@ from datetime import timedelta
 from typing import Any
 
 from jobs.batch.job import Job, JobStatus, statuses
-from pirl.errors import ConfigError, StorageError
+from pirl.runs.run import reports_in
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 
 STORE_S = 20.0
 """What the numbers of a run may take to come from a store."""
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+"""The store does not give a file, or it is not what was written there."""
 
 
 def print_status(jobs: list[Job]) -> int:
@@ -55,18 +58,14 @@ def list_table(jobs: list[Job]) -> int:
 def last_numbers(run: Folder) -> str:
     """The last line of a run's metrics in words, or why there is none."""
     try:
-        lines = (run.find(RunFile.METRICS) or "").splitlines()
-        done = run.find(RunFile.RESULT) is not None
-    except (OSError, StorageError, ConfigError, UnicodeDecodeError) as error:
+        reports = reports_in(run.find(RunFile.METRICS) or "")
+        if not reports:
+            return "no step yet"
+        last, done = reports[-1], run.find(RunFile.RESULT) is not None
+        text = f"epoch {last['epoch']:.2f}   step {last['step']:,}/{last['last_step']:,}   loss {last['loss']:.3f}"
+        return f"{text}   {last['samples_per_s']:,.0f} samples/s" + ("   done" if done else "")
+    except UNREADABLE as error:
         return f"cannot be read here: {error}"
-    for line in reversed(lines):
-        try:
-            last = json.loads(line)
-            text = f"epoch {last['epoch']:.2f}   step {last['step']:,}/{last['last_step']:,}   loss {last['loss']:.3f}"
-            return f"{text}   {last['samples_per_s']:,.0f} samples/s" + ("   done" if done else "")
-        except (ValueError, KeyError, TypeError):  # it is being written
-            continue
-    return "no step yet"
 
 
 def sweep_numbers(sweep: Folder) -> str:
@@ -74,7 +73,7 @@ def sweep_numbers(sweep: Folder) -> str:
     try:
         text = sweep.find("sweep.json")
         return _sweep_in_words(json.loads(text)) if text else "no trial yet"
-    except (OSError, StorageError, ConfigError, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         return f"cannot be read here: {error}"
 
 

@@ -1,5 +1,6 @@
 """A job as it is handed to the scheduler: its folder with the code of that moment, its script, its tasks."""
 
+import itertools
 import json
 import os
 import re
@@ -7,7 +8,6 @@ import shlex
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from clusters.job_folder import JobFolder
 from clusters.node.this_node import JobFile
 from clusters.profile import Profile
+from clusters.slurm.queue import run_command
 from pirl.errors import ConfigError, SlurmSilent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +60,6 @@ class Submission:
     """One or several runs on one cluster.
 
     Attributes:
-        profile: Of the cluster.
-        name: Of the job.
         folder: Of the job: new, and only for this submission.
         job: Path of the job file in the project.
         arguments: For the job file, of each run.
@@ -88,8 +87,7 @@ class Submission:
     def submit(self) -> list[str]:
         """Makes the folder, freezes the code, hands the job over; returns the id of each run's job.
 
-        Raises:
-            ConfigError: The scheduler does not take it.
+        Raises ConfigError if the scheduler does not take it.
         """
         import submitit
 
@@ -190,9 +188,8 @@ class Submission:
         private_folder(self.folder.parent)
         self.folder.mkdir(mode=0o700)
         for package in PACKAGES:
-            if (ROOT / package).exists():
-                ignore = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / package, f"{self._code}/{package}", ignore=ignore)
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / package, f"{self._code}/{package}", ignore=ignore)
 
     def _write_description(self, job_ids: list[str]) -> None:
         description = {
@@ -229,11 +226,7 @@ def quiet() -> Iterator[None]:
 
 
 def private_folder(folder: Path) -> None:
-    """Makes a folder that only this user can write; what lies in it is run.
-
-    Raises:
-        ConfigError: It exists, and others can write in it.
-    """
+    """Makes a folder; what lies in it is run, so raises ConfigError for one in which others can write."""
     folder.mkdir(parents=True, mode=0o700, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
@@ -242,10 +235,8 @@ def private_folder(folder: Path) -> None:
 
 def next_folder(parent: Path, name: str) -> Path:
     """The first of `name-1`, `name-2`, … that does not exist."""
-    number = 1
-    while (parent / f"{name}-{number}").exists():
-        number += 1
-    return parent / f"{name}-{number}"
+    folders = (parent / f"{name}-{number}" for number in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists())
 
 
 @outside_of_allocations()
@@ -259,24 +250,10 @@ def ask_slurm(script: str) -> str:
     with tempfile.TemporaryFile("w+") as file:  # a pipe would end this process, too, if sbatch did not read it
         file.write(script)
         file.seek(0)
-        command = ("sbatch", "--test-only")
-        try:
-            answer = subprocess.run(
-                command, stdin=file, capture_output=True, text=True, errors="replace", timeout=TEST_ONLY_S
-            )
-        except subprocess.TimeoutExpired:
-            raise SlurmSilent(f"sbatch has said nothing for {TEST_ONLY_S:g} s") from None
+        answer = run_command("sbatch", "--test-only", stdin=file, limit_s=TEST_ONLY_S)
     said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
     if answer.returncode and any(words in said.lower() for words in AWAY):
         raise SlurmSilent(said.splitlines()[-1].removeprefix("sbatch: ").removeprefix("error: "))
     if answer.returncode:
         raise ConfigError(f"SLURM would not take this job: {said}")
     return re.sub(r"^Job \d+ ", "", said)  # the number is that of this question
-
-
-def description(folder: Path) -> dict[str, Any] | None:
-    """What `submit` wrote of a job into its folder."""
-    try:
-        return cast(dict[str, Any], json.loads(JobFolder(folder).description.read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        return None

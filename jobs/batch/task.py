@@ -16,8 +16,6 @@ class Task:
     """A job's part on a node, for submitit to pickle.
 
     Attributes:
-        folder: Of the submission.
-        job: What runs.
         profile: Of the cluster, as JSON: its file may change while the job waits.
     """
 

@@ -37,11 +37,7 @@ def check_request(run: Run, use_ray: bool) -> None:
 
 
 def check_gpus(gpus_per_worker: float) -> None:
-    """Refuses GPUs that this machine does not have; on a cluster Ray knows them.
-
-    Raises:
-        ConfigError: There are too few, or a share of one was asked for.
-    """
+    """Refuses GPUs that this machine does not have, or a share of one; on a cluster Ray knows. Raises ConfigError."""
     import torch
 
     processes = torchrun("LOCAL_WORLD_SIZE") or 1

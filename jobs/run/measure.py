@@ -5,43 +5,42 @@ from collections.abc import Callable
 
 import torch
 
+from pirl import dist
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.evaluate.evaluate import evaluate, evaluate_res5
 from pirl.evaluate.splits import why_not
 from pirl.methods.pirl import PIRL
 from pirl.runs.run_files import RunFile
-from pirl.runs.run_log import RunLog
 from pirl.storage.folder import Folder
 from pirl.train import Measure
 
-NO_EVALUATION = "no evaluation: {}; evaluation.enabled false leaves this line out"
+
+def labelled_test_split(known: Dataset, say: Callable[[str], None]) -> Dataset | None:
+    """What a data set holds out for tests; None where it cannot be used, and says why."""
+    asked = known.held_out()
+    if reason := why_not(known, asked):
+        say(f"no evaluation: {reason}; evaluation.enabled false leaves this line out")
+        return None
+    return asked
 
 
 def probe(config: Config, known: Dataset, device: torch.device, say: Callable[[str], None]) -> Measure | None:
     """What is measured during training; None on data without labels."""
-    asked = known.held_out()
-    if reason := why_not(known, asked):
-        say(NO_EVALUATION.format(reason))
-        return None
-    assert asked is not None
-    return lambda network: dict(evaluate_res5(network.trunk, known, asked, config, device))
+    asked = labelled_test_split(known, say)
+    return None if asked is None else lambda network: dict(evaluate_res5(network.trunk, known, asked, config, device))
 
 
 def measure(
-    config: Config, known: Dataset, folder: Folder, network: PIRL, device: torch.device, log: RunLog | None
+    config: Config, known: Dataset, folder: Folder, network: PIRL, device: torch.device, say: Callable[[str], None]
 ) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
-    asked = known.held_out()
-    if reason := why_not(known, asked):
-        if log:
-            log.line(NO_EVALUATION.format(reason))
+    asked = labelled_test_split(known, say)
+    if asked is None:
         return
-    assert asked is not None
-    if log:
-        log.line("evaluating")
+    say("evaluating")
     torch.manual_seed(config.seed)  # the weights that training began with
     untrained = PIRL(config).trunk.to(device)
     report = evaluate(network.trunk, untrained, known, asked, config, device)
-    if log:
+    if dist.rank() == 0:
         folder.write(RunFile.EVALUATION, json.dumps(report, indent=2) + "\n")

@@ -45,15 +45,14 @@ LOCAL = {
 def run_on_ray(run: Run) -> int:
     """Trains on the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code.
 
-    Raises:
-        ConfigError: There is no such cluster, or it cannot carry the run.
+    Raises ConfigError if there is no such cluster, or it cannot carry the run.
     """
-    connect(
-        meanwhile="jobs.run.ray_internals"
-    )  # `fit` needs it; it takes as long as starting Ray, which is mostly waiting
-    from clusters.preflight import check_cluster
+    connect(meanwhile="jobs.run.ray_internals")  # `fit` needs it; it takes as long as Ray's start, which mostly waits
+    from clusters.preflight import check_nodes, check_resources, nodes_alive
 
-    check_cluster(run.config, run.folder.parent)
+    nodes = nodes_alive()
+    check_resources(run.config, nodes)
+    check_nodes(run.config, run.folder.parent, nodes)
     began = time.time()
     with following(run.folder, RunFile.LOG), preemption_for_workers(), interruption() as ended:
         fit(run, alone=starts_ray() or MARK in os.environ)
@@ -128,11 +127,10 @@ def connect(meanwhile: str | None = None) -> None:
     if starts_ray():
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= OWN_RAY | LOCAL | os.environ  # what the user has set stays
-    if meanwhile:
-        threading.Thread(target=import_quietly, args=[meanwhile], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
-    dashboard = False if starts_ray() else None
+    if meanwhile:  # not beside `import ray`: two threads that import its modules were seen to wait for each other
+        threading.Thread(target=import_quietly, args=[meanwhile], daemon=True).start()
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
     here = {name: os.environ[name] for name in STORE_ENVIRONMENT if name in os.environ and name not in given}
     try:
@@ -142,7 +140,7 @@ def connect(meanwhile: str | None = None) -> None:
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                include_dashboard=dashboard,
+                include_dashboard=False if starts_ray() else None,
                 runtime_env={"env_vars": here} if here else None,
             )
     except Exception as error:  # a plain one, too, when a machine is so busy that Ray gives up waiting
@@ -162,11 +160,7 @@ def connect(meanwhile: str | None = None) -> None:
 
 
 def refuse_silent(address: str) -> None:
-    """Refuses an address at which nobody listens, for which Ray would wait for minutes.
-
-    Raises:
-        ConfigError: It is none, or nobody answers within some seconds.
-    """
+    """Raises ConfigError for no address, or one at which nobody listens, for which Ray would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()

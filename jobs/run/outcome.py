@@ -34,7 +34,6 @@ def settle(run: Run, began: float, failure: str | None) -> dict[str, Any]:
     """Writes `result.json` of a run that is done, and returns what it holds.
 
     Args:
-        run: The run that was started.
         began: When, as `time.time()` tells it.
         failure: What `interruption` told.
 

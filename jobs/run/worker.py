@@ -75,11 +75,8 @@ def work(
     """What every worker does: go on from the newest checkpoint, train, evaluate, and let rank 0 write the numbers.
 
     Args:
-        config: The run.
-        folder: Its folder.
         scratch: Where this rank writes checkpoints before they are published.
         publish: Takes each checkpoint.
-        device: Of this worker.
         show: Takes lines of progress, beside the run's `train.log`.
         stop: Whether to save a checkpoint and stop; enough if one rank says so.
 
@@ -122,7 +119,7 @@ def work(
                 measure=probe(config, dataset, device, say) if config.evaluation.every_epochs else None,
             )
             if config.evaluation.enabled:
-                measure(config, dataset, folder, network, device, log)
+                measure(config, dataset, folder, network, device, say)
         except TrainingStopped as error:
             say(str(error))
         except TrainingDiverged as error:
@@ -140,7 +137,6 @@ class Checkpoints:
     """What this rank publishes, one at a time: uploads that are slower than training must not pile up on the disk.
 
     Args:
-        folder: The run's.
         publish: Has one sent, now or in a thread.
         log: Whose numbers are sent first, on the rank that has it.
     """
@@ -165,11 +161,7 @@ class Checkpoints:
             raise
 
     def send(self, checkpoint: Path) -> None:
-        """Copies the files of a checkpoint into the run folder.
-
-        Raises:
-            OSError: The run folder cannot be written.
-        """
+        """Copies the files of a checkpoint into the run folder; raises OSError if that cannot be written."""
         try:
             if self.log:
                 self.log.send()  # first: who goes on from this checkpoint has the numbers of all steps before it

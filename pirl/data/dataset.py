@@ -51,11 +51,11 @@ class Dataset:
     """A data set: what its manifest says. It pickles small, and opens nothing before it is read.
 
     Attributes:
-        folder: Where it is.
         rows: Number of images; their ids are 0 to rows - 1.
         starts: int64 (G+1,), the first row of each row group, then `rows`.
         labels: Names of the classes 0, 1, ..., or None if the images have no labels.
         class_rows: Images of each class, or None where an older manifest does not say.
+        largest: Pixels of the largest width and of the largest height, or None where the manifest does not say.
         shards: Names of the S files.
         shard_bytes: int64 (S,), their sizes.
         first_groups: int64 (S+1,), the first row group of each shard, then G.
@@ -70,6 +70,7 @@ class Dataset:
     starts: Ints
     labels: list[str] | None
     class_rows: list[int] | None
+    largest: tuple[int, int] | None
     shards: list[str]
     shard_bytes: Ints
     first_groups: Ints
@@ -250,6 +251,7 @@ def _from_manifest(folder: Folder, manifest: dict[str, Any], text: bytes, cache:
         starts=np.concatenate([[0], np.cumsum(groups[:, 2])]),
         labels=manifest["classes"],
         class_rows=manifest.get("class_rows"),
+        largest=(manifest["width"][1], manifest["height"][1]) if manifest.get("width") else None,
         shards=[shard["path"] for shard in shards],
         shard_bytes=np.array([shard["bytes"] for shard in shards], np.int64),
         first_groups=np.array([0, *accumulate(len(shard["groups"]) for shard in shards)]),

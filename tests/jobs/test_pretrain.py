@@ -267,7 +267,7 @@ def test_help_lists_recipes_and_options(capsys):
     assert len(examples) >= 3
     for example in examples:
         words = example.partition("   ")[0].split()
-        if "--help" not in words:
+        if not {"--help", "photos"} & {*words}:  # photos looks at its data: tests/jobs/test_documented_commands.py
             parse(words)
 
 

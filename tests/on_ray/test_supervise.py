@@ -1,4 +1,4 @@
-"""The first node's work when something is lost, with a real Ray of one node; as a whole: on_slurm/test_slurm.py."""
+"""The first node's work when something is lost, with a real Ray of one node. As a whole: tests/on_slurm."""
 
 import secrets
 import shutil

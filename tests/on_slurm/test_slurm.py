@@ -276,7 +276,7 @@ def test_preempted_limited_and_requeued_by_hand(user: User, undisturbed: Submitt
     The other's ends: preemption, SIGTERM to its tasks alone as preemption with a grace time begins, a requeue by hand.
     """
     checkout = user.folder / "checkout"
-    for package in ("pirl", "jobs", "clusters"):
+    for package in ("pirl", "jobs", "clusters", "tune"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
     warned = replace(user, root=checkout).submit("warned", partition="low", warning_s=20)
     for file in ("pirl/train.py", "clusters/node/main.py", "jobs/batch/task.py"):  # what was submitted is what runs

@@ -68,12 +68,7 @@ class Follower(tune.Callback):
 
 
 class EndAfterPreemption(tune.Stopper):
-    """Ends the sweep on preemption, as soon as the trials that were running have saved their checkpoints.
-
-    Args:
-        rows: As the follower keeps them.
-        preempted: Set on preemption.
-    """
+    """Ends the sweep on preemption, as soon as the trials that were running have saved their checkpoints."""
 
     def __init__(self, rows: Sequence[Row], preempted: threading.Event) -> None:
         self.rows = rows

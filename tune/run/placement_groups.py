@@ -26,11 +26,7 @@ LOOK_FOR_S = 60
 
 @contextmanager
 def giving_back(rows: Sequence[Row]) -> Iterator[None]:
-    """Removes the groups whose actors have ended, while the block runs and after it; of trials cut off then, all.
-
-    Args:
-        rows: The trials.
-    """
+    """Removes the groups whose actors have ended, while the block runs and after it; of trials cut off then, all."""
     done = threading.Event()
     thread = threading.Thread(target=give_back, args=[done], daemon=True)
     thread.start()

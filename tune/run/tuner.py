@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from clusters.preflight import check_nodes, check_resources, room_for
+from clusters.preflight import check_nodes, check_resources, nodes_alive, room_for
 from pirl.storage.folder import Folder
 from pirl.storage.temporary import temporary_folder
 from tune.curve import curve_of
@@ -43,7 +43,6 @@ def run_trials(
     """Trains what waits; returns when nothing does, at Ctrl-C, or when all that runs has stopped on preemption.
 
     Args:
-        request: Of the sweep.
         rows: All trials. Their states, curves and errors are kept up to date.
         at_once: Trials at once, by their processes. Where that is one more than there is room for, it starts while
             the others train, and Ray gives it its workers, all together, when one of them has ended.
@@ -135,14 +134,10 @@ def concurrency(storage: Folder, rows: Sequence[Row]) -> int:
     Raises:
         ConfigError: One does not fit alone, or a node cannot read the data or write the storage.
     """
-    import ray
-
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in alive]
-    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in alive}
+    nodes = nodes_alive()
     configs = [row.trial.config for row in rows if row.state == "waiting"]
     for config in configs:
         check_resources(config, nodes)
     for config in {config.data.model_dump_json(): config for config in configs}.values():
-        check_nodes(config, storage, addresses)
+        check_nodes(config, storage, nodes)
     return min(room_for(config, nodes) // config.cluster.workers for config in configs)

@@ -71,10 +71,7 @@ def live_view(rows: list[Row], metric: Metric, height: int) -> Lines:
 def trials_table(rows: list[Row], metric: Metric, wrap: bool = True) -> Table:
     """Trial by trial: parameters, epoch, metric, time of training, state, and errors if there are any.
 
-    Args:
-        rows: The trials.
-        metric: What is measured.
-        wrap: Whether a trial may take several lines; else its texts are cut.
+    A trial may take several lines (`wrap`), or its texts are cut.
     """
 
     def cell(text: str) -> Text:
@@ -111,12 +108,9 @@ def counts(rows: list[Row]) -> str:
 def groups_table(rows: list[Row], metric: Metric) -> Table:
     """Mean and deviation over seeds for each point of the grid."""
     groups = groups_of(rows)
-    short = short_names([*groups[0].values])
     table = Table(title=f"{label(metric)}, mean ± standard deviation over seeds", title_justify="left", **FRAME)
-    for name in short.values():
+    for name in [*short_names([*groups[0].values]).values(), label(metric), "trials"]:
         table.add_column(name, justify="right")
-    table.add_column(label(metric), justify="right")
-    table.add_column("trials", justify="right")
     for group in groups:
         mean = "" if group.mean is None else shown(group.mean, metric)
         spread = "" if group.deviation is None else f" ± {shown(group.deviation, metric)}"
