@@ -47,7 +47,7 @@ COUNTS = {
     "docs/architecture.md": 1,
     "docs/devcluster.md": 8,
     "docs/how-it-works.md": 0,
-    "docs/measurements.md": 13,
+    "docs/measurements.md": 14,
     "docs/preemption.md": 0,
     "docs/slurm.md": 9,
     "docs/sweeps.md": 10,
