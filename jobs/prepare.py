@@ -25,7 +25,6 @@ from pirl.storage.checks import check_place
 
 OWN = ("check", "inspect", "sheet")
 """Options that are not part of a request."""
-
 KINDS = "\n".join(f"  {f'a {kind.name}':<20}{kind.help}" for kind in (FOLDER, *FILE_KINDS))
 EXAMPLES = f"""
 sources:
@@ -51,11 +50,7 @@ examples:
 
 
 def main() -> int:
-    """Runs the job.
-
-    Returns:
-        The exit code: 0 done, 1 failed while running, 2 the request is wrong and nothing was written.
-    """
+    """Runs the job; returns 0: done, 1: failed while running, or 2: the request is wrong and nothing was written."""
     words = parse(sys.argv[1:])
     if words.inspect is not None:
         return show(words.inspect, words.sheet)
@@ -93,34 +88,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SOURCE", nargs="?", help="where the images are: see below")
-    parser.add_argument("destination", metavar="DESTINATION", nargs="?", help="a new folder for the data set, or a URL")
-    held_out = parser.add_mutually_exclusive_group()
-    held_out.add_argument("--test", metavar="SOURCE", help="images to hold out for evaluation")
-    held_out.add_argument(
-        "--test-fraction", metavar="F", type=float, help="share of SOURCE to hold out for evaluation, as 0.1"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default: 0)")
-    parser.add_argument(
-        "--resize", metavar="N", type=int, help="make the short side of larger images N pixels long, as 256"
-    )
-    parser.add_argument(
-        "--shard-mb", metavar="MB", type=int, default=32, help="size of the files that are written (default: 32)"
-    )
-    parser.add_argument("--strict", action="store_true", help="stop at an image that cannot be used, not leave it out")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set in DESTINATION")
-    parser.add_argument("--image-column", metavar="NAME", default="image", help="of Parquet files (default: image)")
-    parser.add_argument(
-        "--label-column", metavar="NAME", help="of Parquet or of WebDataset's .json (default: label, if there is one)"
-    )
-    parser.add_argument(
-        "--scratch", metavar="FOLDER", help="for images that cannot be read one by one where they are, meanwhile"
-    )
-    parser.add_argument("--check", action="store_true", help="check the request, print DESTINATION, start nothing")
-    parser.add_argument("--inspect", metavar="URI", help="say what the data set in URI holds, and draw some images")
-    parser.add_argument(
-        "--sheet", metavar="PATH", default="contact_sheet.png", help="the drawing (default: contact_sheet.png)"
-    )
+    add, either = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    add("source", metavar="SOURCE", nargs="?", help="where the images are: see below")
+    add("destination", metavar="DESTINATION", nargs="?", help="a new folder for the data set, or a URL")
+    either("--test", metavar="SOURCE", help="images to hold out for evaluation")
+    either("--test-fraction", metavar="F", type=float, help="share of SOURCE to hold out for evaluation, as 0.1")
+    add("--seed", type=int, default=0, help="of the shuffle (default: 0)")
+    add("--resize", metavar="N", type=int, help="make the short side of larger images N pixels long, as 256")
+    add("--shard-mb", metavar="MB", type=int, default=32, help="size of the files that are written (default: 32)")
+    add("--strict", action="store_true", help="stop at an image that cannot be used, not leave it out")
+    add("--overwrite", action="store_true", help="replace a data set in DESTINATION")
+    add("--image-column", metavar="NAME", default="image", help="of Parquet files (default: image)")
+    add("--label-column", metavar="NAME", help="of Parquet or of WebDataset's .json (default: label, if there is one)")
+    add("--scratch", metavar="FOLDER", help="for images that cannot be read one by one where they are, meanwhile")
+    add("--check", action="store_true", help="check the request, print DESTINATION, start nothing")
+    add("--inspect", metavar="URI", help="say what the data set in URI holds, and draw some images")
+    add("--sheet", metavar="PATH", default="contact_sheet.png", help="the drawing (default: contact_sheet.png)")
     words = parser.parse_args(argv)
     if words.inspect is None and words.destination is None:
         parser.error("SOURCE and DESTINATION are needed, or --inspect URI")

@@ -69,15 +69,19 @@ def main() -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
 
-    from jobs.run.here import run_here
-    from jobs.run.on_ray import run_on_ray
     from jobs.run.outcome import end, show_result
 
     signal.signal(signal.SIGTERM, end)
     if run.result is not None:
         return show_result(run.folder, run.result, "was done before; --run NAME trains another one")
     try:
-        return run_on_ray(run) if request.use_ray else run_here(run)
+        if request.use_ray:  # which imports nothing of what workers need: Ray is started meanwhile
+            from jobs.run.on_ray import run_on_ray
+
+            return run_on_ray(run)
+        from jobs.run.here import run_here
+
+        return run_here(run)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

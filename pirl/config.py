@@ -6,6 +6,7 @@ A config that exists is valid. Nothing rewrites it later; derived numbers are pr
 import json
 from collections.abc import Iterator, Mapping
 from functools import reduce
+from operator import getitem
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -241,7 +242,6 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """Returns `config` with some fields changed, checked as a whole again.
 
     Args:
-        config: The config to start from; it stays as it is.
         changes: Values by dotted name, e.g. `{"loss.num_negatives": 4096}`. Hyphens count as underscores.
 
     Raises:
@@ -253,11 +253,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         name = given.replace("-", "_")
         if name not in names:
             raise ConfigError(unknown_name(given, name, names))
-        *parents, leaf = name.split(".")
-        section = tree
-        for parent in parents:
-            section = section[parent]
-        section[leaf] = value
+        *sections, leaf = name.split(".")
+        reduce(getitem, sections, tree)[leaf] = value
     return from_dict(tree)
 
 
@@ -282,10 +279,9 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 def from_json(text: str) -> Config:
     """Reads a config back from `config.json`; raises ConfigError as `from_dict` does."""
     try:
-        tree = json.loads(text)
+        return from_dict(json.loads(text))
     except json.JSONDecodeError as error:
         raise ConfigError(f"not a config in JSON: {error}") from None
-    return from_dict(tree)
 
 
 def _leaf_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

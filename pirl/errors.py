@@ -34,12 +34,7 @@ class TrainingStopped(Exception):  # noqa: N818 - it was asked for
 
 
 class NameTakenError(ConfigError):
-    """The name of a run stands for something else.
-
-    Args:
-        what: For what.
-        remedy: What to type for a run; a sweep, which names its runs itself, says something else.
-    """
+    """The name of a run stands for `what` instead; the remedy of a sweep, which names its runs itself, is another."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what, remedy)  # both: so it can be pickled

@@ -79,8 +79,8 @@ def photos(rows: int = 10_000, side: int = 224, *, gpus: bool = False) -> Config
     """Your own photographs, some hundred to some 100,000: its numbers follow from their number.
 
     Not in the paper. For N images on CPUs, and in brackets on GPUs; they go into the run's config.json as numbers:
-      batch        N / 16, down to a power of two, from 32 [128] to 256, at most N; rate 0.03 * sqrt(batch / 64)
-      streams      a fourth of the batch, at most 32: that many workers may share it; windows of 4,096 images in all
+      batch        N / 16, down to a power of two, from 32 [128] to 256, at most N; its rate is 0.03 * sqrt(batch / 64)
+      streams      a fourth of the batch, at most 32: that many workers can share it; windows of 4,096 images in all
       epochs       45,000 / N, from 10 to 200 [60,000,000 / N, from 200 to 800]
       negatives    N / 2, at most 4,096 [16,384]
       views        112 px [224], less where the images are smaller, 32 at least; of a fifth of the image or more

@@ -52,8 +52,6 @@ def train(
     """Trains until `config.optim.epochs` are done.
 
     Args:
-        config: The run.
-        dataset: Its images.
         report: Takes the metrics, and each checkpoint as it is written.
         scratch: Folder for checkpoints before `report` takes them; one for all ranks or one for each.
         resume: A checkpoint to go on from.
@@ -145,7 +143,8 @@ class Saving:
             return
         metrics = meter.metrics(self.state.bank.local.device)
         if save or measure:
-            broadcast_buffers(network)
+            for buffer in network.buffers():  # batch norm's statistics: training does not use them, what follows does
+                broadcast_from_zero(buffer)
         if measure:
             metrics |= measure(network)
             meter.restart()
@@ -207,12 +206,6 @@ def distributed(network: nn.Module, *, compiled: bool) -> nn.Module:
     if compiled:
         network = torch.compile(network)  # type: ignore[assignment]
     return network if world_size() == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
-
-
-def broadcast_buffers(network: nn.Module) -> None:
-    """Gives every rank rank 0's batch norm statistics: training does not use them, what follows it does."""
-    for buffer in network.buffers():
-        broadcast_from_zero(buffer)
 
 
 def set_lr(optimizer: Optimizer, config: Config, epoch: float) -> None:

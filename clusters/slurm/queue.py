@@ -202,7 +202,7 @@ def _parse_rows(text: str, names: str) -> list[SlurmJob]:
 
 
 def run_command(
-    *command: str, limit_s: float = LIMIT_S, env: Mapping[str, str] | None = None, stdin: IO[str] | None = None
+    *command: str, limit_s: float, env: Mapping[str, str] | None = None, stdin: IO[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command of SLURM; raises SlurmSilent where it takes too long, and OSError where it cannot be run."""
     given = subprocess.DEVNULL if stdin is None else stdin
@@ -220,7 +220,7 @@ def _ask(*command: str) -> str | None:
     own = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     try:
-        answer = run_command(*command, env=env)
+        answer = run_command(*command, limit_s=LIMIT_S, env=env)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

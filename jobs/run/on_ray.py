@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,13 +41,17 @@ LOCAL = {
 }
 """More settings of a Ray that a command has started on this machine."""
 
+AHEAD = ("torch", "pandas")
+"""What Ray Train imports that takes long and is no part of Ray: two threads that import parts of it wait for each
+other until Python gives up (_DeadlockError)."""
+
 
 def run_on_ray(run: Run) -> int:
     """Trains on the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code.
 
     Raises ConfigError if there is no such cluster, or it cannot carry the run.
     """
-    connect(meanwhile="jobs.run.ray_internals")  # `fit` needs it; it takes as long as Ray's start, which mostly waits
+    connect(meanwhile=AHEAD)
     from clusters.preflight import check_nodes, check_resources, nodes_alive
 
     nodes = nodes_alive()
@@ -110,11 +114,11 @@ def starts_ray() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
-def connect(meanwhile: str | None = None) -> None:
+def connect(meanwhile: Sequence[str] = ()) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach.
 
     Args:
-        meanwhile: A module that is imported while Ray starts.
+        meanwhile: Modules that are imported while Ray starts, which is mostly waiting.
 
     Raises:
         ConfigError: There is none at that address.
@@ -127,10 +131,9 @@ def connect(meanwhile: str | None = None) -> None:
     if starts_ray():
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= OWN_RAY | LOCAL | os.environ  # what the user has set stays
+    threading.Thread(target=import_quietly, args=[meanwhile], daemon=True).start()
     import ray  # only now: it reads the environment when it is imported
 
-    if meanwhile:  # not beside `import ray`: two threads that import its modules were seen to wait for each other
-        threading.Thread(target=import_quietly, args=[meanwhile], daemon=True).start()
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
     here = {name: os.environ[name] for name in STORE_ENVIRONMENT if name in os.environ and name not in given}
     try:
@@ -168,10 +171,11 @@ def refuse_silent(address: str) -> None:
         raise ConfigError(f"no Ray at RAY_ADDRESS {address}: {error}. Use host:port, as ray start prints it") from None
 
 
-def import_quietly(module: str) -> None:
-    """Imports a module in a thread; what goes wrong is told to who imports it next, and nobody if this process ends."""
+def import_quietly(modules: Sequence[str]) -> None:
+    """Imports modules in a thread; what goes wrong is told to who imports it next, and nobody if this process ends."""
     with suppress(Exception):
-        importlib.import_module(module)
+        for module in modules:
+            importlib.import_module(module)
 
 
 def in_worker(arguments: dict[str, Any]) -> None:

@@ -51,7 +51,6 @@ class Dataset:
     """A data set: what its manifest says. It pickles small, and opens nothing before it is read.
 
     Attributes:
-        folder: Where it is.
         rows: Number of images; their ids are 0 to rows - 1.
         starts: int64 (G+1,), the first row of each row group, then `rows`.
         labels: Names of the classes 0, 1, ..., or None if the images have no labels.

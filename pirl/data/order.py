@@ -65,10 +65,6 @@ class Order:
         served = (streams_of(rank, world, self.streams) for rank in range(world))
         return [sum(sizes[stream] for stream in streams) for streams in served]
 
-    def reader(self) -> "OrderReader":
-        """Who reads the batches, of which one after the other is cheap."""
-        return OrderReader(self)
-
     def slice_of(self, stream: int) -> tuple[int, int]:
         """Where a stream begins and ends in the permuted rows of an epoch."""
         return self.rows * stream // self.streams, self.rows * (stream + 1) // self.streams
@@ -81,15 +77,19 @@ class Order:
 
 
 class OrderReader:
-    """Reads the batches of an order; remembers the layout of the epoch that it was asked for last.
+    """Reads the batches of an order; one after the other is cheap, since it remembers the layout of the last epoch.
 
-    Args:
-        order: What to read.
+    Attributes:
+        groups: int64 (G,), the row groups of that epoch in their order.
+        bounds: int64 (G+1,), the positions where they begin, then the number of rows.
+        windows: Of each stream the latest: the position where it begins, and its ids, shuffled.
     """
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        self._latest: dict[int, _Epoch] = {}
+        self.epoch: int | None = None
+        self.groups = self.bounds = np.empty(0, np.int64)
+        self.windows: dict[int, tuple[int, Ids]] = {}
 
     def batch_ids(self, step: int, streams: range | None = None) -> Ids:
         """The ids of one batch, stream after stream.
@@ -108,57 +108,33 @@ class OrderReader:
 
     def _parts(self, epoch: int, stream: int, begin: int, end: int) -> Iterator[Ids]:
         """The ids at positions `begin` to `end`, which lie in one stream, window by window."""
-        layout = self._epoch(epoch)
+        if epoch != self.epoch:
+            self.epoch, self.windows = epoch, {}
+            self.groups = _permutation(len(self.order.starts) - 1, self.order.seed, [0, 0, epoch + 1])
+            self.bounds = np.concatenate([[0], np.cumsum(np.diff(self.order.starts)[self.groups])])
         while begin < end:
-            window = self._window_at(layout, epoch, stream, begin)
-            part = window.ids[begin - window.begin : end - window.begin]
+            first, ids = self._window_at(epoch, stream, begin)
+            part = ids[begin - first : end - first]
             yield part
             begin += len(part)
 
-    def _epoch(self, epoch: int) -> "_Epoch":
-        layout = self._latest.get(epoch)
-        if layout is None:
-            groups = _permutation(len(self.order.starts) - 1, self.order.seed, [0, 0, epoch + 1])
-            sizes = np.diff(self.order.starts)[groups]
-            layout = _Epoch(groups, np.concatenate([[0], np.cumsum(sizes)]), {})
-            self._latest.clear()
-            self._latest[epoch] = layout
-        return layout
-
-    def _window_at(self, layout: "_Epoch", epoch: int, stream: int, position: int) -> "_Window":
-        """The window of a stream that holds a position."""
-        known = layout.windows.get(stream)
-        if known is not None and known.begin <= position < known.begin + len(known.ids):
-            return known
+    def _window_at(self, epoch: int, stream: int, position: int) -> tuple[int, Ids]:
+        """The window of a stream that holds a position: the position where it begins, and its ids."""
+        begin, ids = self.windows.get(stream, (0, np.empty(0, np.int64)))
+        if begin <= position < begin + len(ids):
+            return begin, ids
         low, high = self.order.slice_of(stream)
-        bounds = layout.bounds
+        bounds = self.bounds
         first, at = np.searchsorted(bounds, [low, position], side="right") - 1
         number = int(at - first) // self.order.window_groups
         left = int(first) + number * self.order.window_groups
         right = min(left + self.order.window_groups, len(bounds) - 1)
         positions = np.arange(max(low, bounds[left]), min(high, bounds[right]))
         group = np.searchsorted(bounds, positions, side="right") - 1
-        ids = self.order.starts[layout.groups[group]] + positions - bounds[group]
-        shuffled = ids[_permutation(len(ids), self.order.seed, [number + 1, stream, epoch + 1])]
-        window = layout.windows[stream] = _Window(int(positions[0]), shuffled)
-        return window
-
-
-@dataclass(frozen=True, eq=False)
-class _Window:
-    """Rows that are shuffled together: the ids at positions `begin`, `begin` + 1, ... of an epoch."""
-
-    begin: int
-    ids: Ids
-
-
-@dataclass(frozen=True, eq=False)
-class _Epoch:
-    """The row groups of an epoch in their order, the positions where they begin, and each stream's window."""
-
-    groups: Ids
-    bounds: Ids
-    windows: dict[int, _Window]
+        ids = self.order.starts[self.groups[group]] + positions - bounds[group]
+        ids = ids[_permutation(len(ids), self.order.seed, [number + 1, stream, epoch + 1])]
+        self.windows[stream] = int(positions[0]), ids
+        return self.windows[stream]
 
 
 def _permutation(n: int, seed: int, words: list[int]) -> Ids:

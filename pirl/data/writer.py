@@ -39,14 +39,7 @@ RECORD = b"pirl"
 GROUPS = b"pirl.groups"
 """Keys in the footer of a shard: the writer's record so far, and the shard's row groups as the manifest has them."""
 
-SCHEMA = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("image", pa.binary()),
-        ("label", pa.int64()),
-        ("crc32", pa.uint32()),
-    ]
-)
+SCHEMA = pa.schema([("index", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("crc32", pa.uint32())])
 """`index` is the row's id in the whole data set, 0 to rows - 1 in file order; `crc32` is that of `image`."""
 
 LAYOUT = {"compression": "none", "use_dictionary": False, "write_statistics": ["index"], "data_page_size": 2**30}
@@ -85,11 +78,7 @@ class ShardWriter:
         self.folder, self.shard_bytes = folder, shard_bytes
         self.rows = 0
         self.record: dict[str, Any] = {}
-        self._about: dict[str, Any] = {
-            "classes": None if classes is None else list(classes),
-            "seed": seed,
-            "source": source,
-        }
+        self._about: dict[str, Any] = {"classes": classes and list(classes), "seed": seed, "source": source}
         self._shards: list[dict[str, Any]] = []
         self._class_rows: Counter[int] = Counter()
         self._images: list[bytes] = []
@@ -126,15 +115,8 @@ class ShardWriter:
         self._wait()
         self._thread.shutdown()
         self._end_shard(json.dumps(self._record_so_far()))
-        manifest = {
-            "version": VERSION,
-            "rows": self.rows,
-            "rows_per_group": ROWS_PER_GROUP,
-            **self._about,
-            **self._record_so_far(),
-            "shards": self._shards,
-        }
-        self.folder.write(MANIFEST, sealed(manifest))
+        about = {"version": VERSION, "rows": self.rows, "rows_per_group": ROWS_PER_GROUP, **self._about}
+        self.folder.write(MANIFEST, sealed({**about, **self._record_so_far(), "shards": self._shards}))
 
     def _resume(self) -> None:
         """Takes over the shards that are there, up to the first that is gone or damaged; removes those behind it."""
@@ -164,14 +146,12 @@ class ShardWriter:
                 groups = np.frombuffer(footer.metadata[GROUPS], np.int64).reshape(-1, 4).tolist()
                 entry = {"path": name, "bytes": file.seek(0, 2), "rows": footer.num_rows, "groups": groups}
                 return entry, json.loads(footer.metadata[RECORD])
-        except FileNotFoundError:
+        except (FileNotFoundError, pa.ArrowException, ValueError, KeyError, TypeError):
             return None
         except OSError as error:
             if isinstance(error, StorageError) or error.errno is not None:
                 raise
-            return None  # of Arrow, as the next ones
-        except (pa.ArrowException, ValueError, KeyError, TypeError):
-            return None
+            return None  # of Arrow, as those above
 
     def _write_group(self) -> None:
         """Starts to write a row group, once the one before it is written."""
@@ -189,8 +169,7 @@ class ShardWriter:
     def _write(self, ids: range, images: list[bytes], labels: list[int | None], record: str) -> None:
         # In the thread: an upload takes its time, and the rows of the next group are made meanwhile.
         if self._open is None:
-            name = _shard_name(len(self._shards))
-            self._open = _Shard(self.folder / name)
+            self._open = _Shard(self.folder / _shard_name(len(self._shards)))
         crcs = [zlib.crc32(image) for image in images]
         self._open.write_group(pa.table([ids, images, labels, crcs], schema=SCHEMA))
         if self._open.file.tell() >= self.shard_bytes:

@@ -51,13 +51,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures a trained trunk and one with random weights by all protocols; called by every rank.
 
-    Args:
-        trunk: The trained trunk, on `device`; its mode is left as it was.
-        random_trunk: The same architecture with fresh weights, on `device`.
-        train: Labelled images that vote and fit.
-        test: Labelled images that are counted.
-        config: Gives `data.image_size` and `evaluation`.
-        device: Where to compute.
+    Both trunks are on `device`, and their modes are left as they were. The images of `train` vote and fit, those of
+    `test` are counted.
 
     Returns:
         What `result.json` holds, the same on every rank: `{"train_images", "test_images", name of a protocol: its
@@ -109,9 +104,8 @@ def _measure(
     shares = torch.zeros(len(probes), dtype=torch.float64, device=device)
     for number in range(dist.rank(), len(probes), dist.world_size()):
         name, tap = probes[number]
-        settings = _settings(name, config)
         rows = known.taps[tap], known.labels, asked.taps[tap], asked.labels
-        shares[number] = PROTOCOLS[name].accuracy(*rows, **settings)
+        shares[number] = PROTOCOLS[name].accuracy(*rows, **_settings(name, config))
     images = {"train_images": len(known.labels), "test_images": len(asked.labels)}
     return images, dict(zip(probes, dist.all_reduce_sum(shares).tolist(), strict=True))
 

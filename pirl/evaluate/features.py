@@ -50,8 +50,7 @@ def extract(
 
     Args:
         trunk: On `device`. Its mode is as before afterwards.
-        dataset: Its images become `transforms.plain_view`.
-        image_size: Side of the view, in pixels.
+        image_size: Side of `crops.plain_view`, in pixels.
         device: Where to compute, and where the features stay.
         limit: Stop after the row group that brings the number of images to this. The images of a data set
             lie in random order, so its first ones are a fair sample.
@@ -60,46 +59,23 @@ def extract(
     Raises:
         CorruptImage: An image cannot be used, and `skip` is off; says shard, row and id.
     """
-    groups = len(dataset.starts) - 1
+    starts, groups = dataset.starts, len(dataset.starts) - 1
     if limit is not None:
-        groups = min(groups, int(np.searchsorted(dataset.starts, limit)))
+        groups = min(groups, int(np.searchsorted(starts, limit)))
     blocks = [range(first, min(first + BLOCK, groups)) for first in range(0, groups, BLOCK)]
     shares = [blocks[rank :: dist.world_size()] for rank in range(dist.world_size())]
-    ids = [np.concatenate([_ids(dataset, block) for block in share] or [np.arange(0)]) for share in shares]
+    ids = [np.concatenate([np.arange(0), *(np.arange(*starts[[b.start, b.stop]]) for b in share)]) for share in shares]
     sizes = [len(of_rank) for of_rank in ids]
+    rows = sizes[dist.rank()]
     mode = trunk.training
     trunk.eval()
-    part = _extract_blocks(trunk, dataset, image_size, device, shares[dist.rank()], sizes[dist.rank()], skip)
-    trunk.train(mode)
-    order = torch.from_numpy(np.concatenate(ids)).argsort().to(device)
-    taps = {name: dist.gather_parts(rows, sizes)[order] for name, rows in part.taps.items()}
-    return Features(taps, dist.gather_parts(part.labels, sizes)[order])
-
-
-def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Averages the taps' maps (B, C_tap, H_tap, W_tap) over grids, as `extract` says, to (B, D_tap)."""
-    channels = maps["res5"].shape[1]
-    sides = {name: isqrt(channels // value.shape[1]) for name, value in maps.items()}
-    return {name: F.adaptive_avg_pool2d(value, sides[name]).flatten(1) for name, value in maps.items()}
-
-
-def _extract_blocks(
-    trunk: Trunk,
-    dataset: Dataset,
-    image_size: int,
-    device: torch.device,
-    blocks: list[range],
-    rows: int,
-    skip: bool,
-) -> Features:
-    """Features of some blocks' `rows` images, in the order of the blocks."""
     with torch.inference_mode():
         widths = pool(trunk.taps(torch.zeros(1, 3, image_size, image_size, device=device)))
     # Allocated outside of inference mode, because the linear probe differentiates with them.
     taps = {name: torch.empty(rows, one.shape[1], device=device) for name, one in widths.items()}
     labels = torch.full((rows,), -1, device=device)
     start = 0
-    for block in blocks:
+    for block in shares[dist.rank()]:
         read = [dataset.load_group(number) for number in block]
         places = [(group, row) for group in read for row in range(len(group.ids))]
         found = [_view(dataset, group, row, image_size, skip) for group, row in places]
@@ -114,7 +90,17 @@ def _extract_blocks(
             for name, value in pool(trunk.taps(normalize(views.to(device)))).items():
                 taps[name][here] = value
         start = here.stop
-    return Features(taps, labels)
+    trunk.train(mode)
+    order = torch.from_numpy(np.concatenate(ids)).argsort().to(device)
+    whole = {name: dist.gather_parts(values, sizes)[order] for name, values in taps.items()}
+    return Features(whole, dist.gather_parts(labels, sizes)[order])
+
+
+def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Averages the taps' maps (B, C_tap, H_tap, W_tap) over grids, as `extract` says, to (B, D_tap)."""
+    channels = maps["res5"].shape[1]
+    sides = {name: isqrt(channels // value.shape[1]) for name, value in maps.items()}
+    return {name: F.adaptive_avg_pool2d(value, sides[name]).flatten(1) for name, value in maps.items()}
 
 
 def _view(dataset: Dataset, group: RowGroup, row: int, image_size: int, skip: bool) -> Tensor | None:
@@ -124,7 +110,3 @@ def _view(dataset: Dataset, group: RowGroup, row: int, image_size: int, skip: bo
         if skip:
             return None
         raise
-
-
-def _ids(dataset: Dataset, block: range) -> np.ndarray:
-    return np.arange(dataset.starts[block.start], dataset.starts[block.stop])

@@ -7,10 +7,9 @@ epochs.
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -75,51 +74,42 @@ class Batch:
         return views
 
 
+@dataclass(eq=False)
 class Loader:
     """Iterates over the batches of steps `first_step` to `last_step` (exclusive) for one rank.
 
     Steps below 0 belong to epoch -1, the pass that fills the bank, and have the image view alone.
 
     Args:
-        dataset: What to read.
-        order: Which ids make up each step.
-        views: What to make of each image.
         seed: A sample's views are a function of (seed, epoch, id), whoever makes them.
-        rank: This worker.
-        world_size: All workers.
         first_step: Where to begin; resuming is just another number here.
-        last_step: Where to end.
-        processes: Loader processes of this worker; 0 reads in this process.
+        processes: Loader processes of this worker, one for each stream at the most; 0 reads in this process.
         pin_memory: Whether batches go to a GPU.
         skip: Whether another image takes the place of one that cannot be read; else it raises CorruptImage.
         ahead_bytes: What each process reads ahead of need.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        order: Order,
-        views: Views,
-        *,
-        seed: int,
-        rank: int,
-        world_size: int,
-        first_step: int,
-        last_step: int,
-        processes: int,
-        pin_memory: bool = False,
-        skip: bool = False,
-        ahead_bytes: float = 128e6,
-    ) -> None:
-        self.order, self.rank, self.world_size = order, rank, world_size
-        self.steps = range(first_step, last_step)
-        streams = streams_of(rank, world_size, order.streams)
-        self.processes = min(processes, len(streams))
-        self.pin_memory = pin_memory
-        self.parts = _PartialBatches(dataset, order, views, seed, streams, self.steps, skip, ahead_bytes)
+    dataset: Dataset
+    order: Order
+    views: Views
+    _: KW_ONLY
+    seed: int
+    rank: int
+    world_size: int
+    first_step: int
+    last_step: int
+    processes: int
+    pin_memory: bool = False
+    skip: bool = False
+    ahead_bytes: float = 128e6
+
+    def __post_init__(self) -> None:
+        self.steps = range(self.first_step, self.last_step)
+        self.streams = streams_of(self.rank, self.world_size, self.order.streams)
+        self.processes = min(self.processes, len(self.streams))
 
     def __iter__(self) -> Iterator[Batch]:
-        parts, reader = iter(self._data_loader()), self.order.reader()
+        parts, reader = iter(self._data_loader()), OrderReader(self.order)
         for step in self.steps:
             began = time.perf_counter()
             pieces = [_next(parts) for _ in range(max(1, self.processes))]
@@ -135,13 +125,13 @@ class Loader:
 
     def _data_loader(self) -> "DataLoader[PartialBatch]":
         if self.processes == 0:
-            return DataLoader(self.parts, batch_size=None, collate_fn=_as_it_is)
+            return DataLoader(_PartialBatches(self), batch_size=None, collate_fn=_as_it_is)
         # Forking a process that has threads (Ray, gloo, an event loop) can hang; a fork server has none. It
         # imports torch once for all loader processes of this worker.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         return DataLoader(
-            self.parts,
+            _PartialBatches(self),
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=self.processes,
@@ -179,43 +169,28 @@ def _next(parts: Iterator[PartialBatch]) -> PartialBatch:
 class _PartialBatches(IterableDataset[PartialBatch]):
     """What one loader process yields: its streams' part of every step, with the ids of its images and its retries."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        order: Order,
-        views: Views,
-        seed: int,
-        streams: range,
-        steps: range,
-        skip: bool,
-        ahead_bytes: float,
-    ) -> None:
-        self.dataset, self.order, self.views, self.seed = dataset, order, views, seed
-        self.streams, self.steps, self.skip, self.ahead_bytes = streams, steps, skip, ahead_bytes
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.dataset, self.order = loader, loader.dataset, loader.order
 
     def __iter__(self) -> Iterator[PartialBatch]:
-        info = get_worker_info()
-        streams = self.streams
+        loader, streams, info = self.loader, self.loader.streams, get_worker_info()
         if info is not None:
             mine = streams_of(info.id, info.num_workers, len(streams))
             streams = streams[mine.start : mine.stop]
-        reader = self.order.reader()
-        with Prefetcher(self.dataset, self.order, streams, self.steps, self.ahead_bytes) as groups:
-            for step in self.steps:
+        reader = OrderReader(self.order)
+        with Prefetcher(self.dataset, self.order, streams, loader.steps, loader.ahead_bytes) as groups:
+            for step in loader.steps:
                 epoch = step // self.order.steps_per_epoch
                 samples, served = [], []
                 ids = reader.batch_ids(step, streams)
                 for id, number, row in zip(ids.tolist(), *self.dataset.groups_of(ids), strict=True):
-                    image, actual = self._image(
-                        groups, id, number, row, partial(self._others, reader, step, streams, id)
-                    )
-                    samples.append(self.views(image, sample_rng(self.seed, epoch, id), image_only=epoch < 0))
+                    others = self._others(reader, step, streams, id)
+                    image, actual = self._image(groups, id, number, row, others)
+                    samples.append(loader.views(image, sample_rng(loader.seed, epoch, id), image_only=epoch < 0))
                     served.append(actual)
                 yield collate(samples, served, take_count())
 
-    def _image(
-        self, groups: Prefetcher, id: int, number: int, row: int, others: Callable[[], Iterator[int]]
-    ) -> tuple[Tensor, int]:
+    def _image(self, groups: Prefetcher, id: int, number: int, row: int, others: Iterator[int]) -> tuple[Tensor, int]:
         """An image as uint8 (3, H, W), or the first of others in its place that can be used; and its id.
 
         Raises:
@@ -224,9 +199,9 @@ class _PartialBatches(IterableDataset[PartialBatch]):
         try:
             return decoded(self.dataset, groups[number], id, row), id
         except CorruptImage:
-            if not self.skip:
+            if not self.loader.skip:
                 raise
-        for other in others():
+        for other in others:
             number, row = self.dataset.group_of(other)
             with suppress(CorruptImage):
                 return decoded(self.dataset, groups.aside(number), other, row), other
@@ -240,9 +215,8 @@ class _PartialBatches(IterableDataset[PartialBatch]):
         a_batch = {stream: reader.batch_ids(step, range(stream, stream + 1)).tolist() for stream in streams}
         stream, ids = next(item for item in a_batch.items() if id in item[1])
         yield from ids[ids.index(id) + 1 :]
-        epoch, now = divmod(step, self.order.steps_per_epoch)
-        for later in range(1, self.order.steps_per_epoch + 1):
-            t = (now + later) % self.order.steps_per_epoch
-            later_step = epoch * self.order.steps_per_epoch + t
-            others = reader.batch_ids(later_step, range(stream, stream + 1)).tolist()
+        steps = self.order.steps_per_epoch
+        begin = step - step % steps
+        for later in range(step + 1, step + steps + 1):
+            others = reader.batch_ids(begin + later % steps, range(stream, stream + 1)).tolist()
             yield from (other for other in others if other != id)

@@ -6,11 +6,10 @@ The order of the data is a function of integers, so what comes next is known, an
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Self
 
 from pirl.data.dataset import Dataset, RowGroup
-from pirl.data.order import Order
+from pirl.data.order import Order, OrderReader
 
 READERS = 8
 """Requests of a loader process at a time: a store answers after 0.1 s or more, and its own best is many at once."""
@@ -22,14 +21,7 @@ LOOK_STEPS = 64
 class Prefetcher:
     """The row groups that the images of some streams are in; a context manager, since it has threads.
 
-    Ask for groups in the order in which the images of the steps need them.
-
-    Args:
-        dataset: What to read.
-        order: Which ids make up each step.
-        streams: Those that are read here.
-        steps: Steps that will be asked for.
-        ahead_bytes: What may be read before it is asked for.
+    Ask for groups in the order in which the images of the steps need them; `ahead_bytes` may be read before that.
     """
 
     def __init__(self, dataset: Dataset, order: Order, streams: range, steps: range, ahead_bytes: float) -> None:
@@ -47,9 +39,7 @@ class Prefetcher:
         self._read_ahead()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for pool in (self.pool, self.disk):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -91,7 +81,7 @@ class Prefetcher:
 
 def misses(dataset: Dataset, order: Order, streams: range, steps: range, capacity: int) -> Iterator[int | None]:
     """The row groups that a cache of `capacity`, least recently used out first, has to read; None after each step."""
-    reader = order.reader()
+    reader = OrderReader(order)
     held: OrderedDict[int, None] = OrderedDict()
     for step in steps:
         ids = reader.batch_ids(step, streams)

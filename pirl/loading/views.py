@@ -29,8 +29,8 @@ class Sample:
 
     image: Tensor
     image_color: Tensor
-    pretext: Tensor | None
-    pretext_color: Tensor | None
+    pretext: Tensor | None = None
+    pretext_color: Tensor | None = None
 
 
 def sample_rng(seed: int, epoch: int, id: int) -> np.random.Generator:
@@ -42,21 +42,19 @@ def sample_rng(seed: int, epoch: int, id: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed << 96 | (epoch + 1) << 64 | id))
 
 
+@dataclass(frozen=True)
 class Views:
     """Draws the two views of a sample (paper, section 3.2 and appendix A).
 
     Args:
         image_size: S; the sides of the pretext view follow it.
-        augment: Ranges and probabilities.
-        task: Makes the pretext view.
         pretext_crop_min: Smallest area of the pretext view's crop, as a share of the image.
     """
 
-    def __init__(self, image_size: int, augment: Augment, task: PretextTask, pretext_crop_min: float) -> None:
-        self.image_size = image_size
-        self.augment = augment
-        self.task = task
-        self.pretext_crop_min = pretext_crop_min
+    image_size: int
+    augment: Augment
+    task: PretextTask
+    pretext_crop_min: float
 
     def __call__(self, image: Tensor, rng: np.random.Generator, *, image_only: bool = False) -> Sample:
         """Makes both views of a uint8 (3, H, W) image, or the image view alone."""
@@ -64,11 +62,9 @@ class Views:
         view = random_resized_crop(image, self.image_size, self.augment.crop_min, rng)
         if rng.random() < self.augment.flip:
             view = view.flip(-1)
-        pretext = self._pretext(image, rng) if parts else None
-        color = draw_color(1 + parts, self.augment, rng)
-        return Sample(view, color[0], pretext, color[1:] if parts else None)
-
-    def _pretext(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """uint8 (V, 3, h, w)."""
+        if not parts:
+            return Sample(view, draw_color(1, self.augment, rng)[0])
         crop = random_resized_crop(image, self.task.crop(self.image_size), self.pretext_crop_min, rng)
-        return to_tensor(self.task.draw(to_pixels(crop), self.image_size, self.augment.flip, rng))
+        pretext = to_tensor(self.task.draw(to_pixels(crop), self.image_size, self.augment.flip, rng))
+        color = draw_color(1 + parts, self.augment, rng)
+        return Sample(view, color[0], pretext, color[1:])

@@ -6,7 +6,7 @@ do not depend on how many ranks there are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from pirl import dist
 from pirl.config import ROW_DIM
 from pirl.errors import ConfigError
-from pirl.methods.nce import Negatives
 
 _BLOCK = 1024
 """Initial rows are drawn in blocks of this many ids, whatever the ranks own."""
@@ -28,16 +27,13 @@ _INITIAL_ROWS, _NEGATIVES = range(2)
 """What a random stream is for; keeps streams of the same seed and number apart."""
 
 
-@dataclass(frozen=True)
-class PendingNegatives:
-    """Negatives on their way; `wait` for them where they are needed."""
+class Negatives(NamedTuple):
+    """Rows of the bank that a step compares with, on their way from all ranks."""
 
     ids: Tensor
-    _rows: Callable[[], Tensor]
-
-    def wait(self) -> Negatives:
-        """Blocks until the rows of all ranks are here."""
-        return Negatives(self.ids, self._rows())
+    """`(K,)` int64."""
+    wait: Callable[[], Tensor]
+    """Gives the rows when all are here: `(K, D)` float32 or bfloat16."""
 
 
 class MemoryBank:
@@ -53,12 +49,9 @@ class MemoryBank:
         local: This rank's rows, `(len(owned), dim)` float32.
 
     Args:
-        rows: One for each image of the data set.
-        dim: Length of a row.
         seed: Of the initial rows, which are a function of (seed, id), and of the negatives' ids.
         keep: Weight of the old row in an update.
         wire_dtype: Number format of the negatives when they are gathered, also on one rank.
-        device: Where the rows lie.
 
     Raises:
         ConfigError: There are fewer rows than ranks.
@@ -97,7 +90,7 @@ class MemoryBank:
         return dist.all_reduce_sum(found)  # exact: one owner adds to zeros
 
     @torch.no_grad()
-    def sample(self, step: int, num: int) -> PendingNegatives:
+    def sample(self, step: int, num: int) -> Negatives:
         """Starts to gather `num` different rows, as they are now; collective, and the same on every rank.
 
         The ids are uniform over all rows, sorted, and a function of (seed, step) alone.
@@ -115,8 +108,7 @@ class MemoryBank:
         mine = ids[slice(*cuts[dist.rank() :][:2])] - self.owned.start
         device = self.local.device
         part = self.local.index_select(0, torch.from_numpy(mine).to(device)).to(self._wire_dtype)
-        rows = dist.start_gather_parts(part, np.diff(cuts).tolist())
-        return PendingNegatives(torch.from_numpy(ids).to(device), rows)
+        return Negatives(torch.from_numpy(ids).to(device), dist.start_gather_parts(part, np.diff(cuts).tolist()))
 
     @torch.no_grad()
     def update(self, ids: Tensor, values: Tensor) -> None:

@@ -19,7 +19,9 @@ HeadKind = Literal["linear", "mlp"]
 TAPS = ("conv1", "res2", "res3", "res4", "res5")
 """The layers whose features are measured (paper, Fig. 5 and Table 7)."""
 
-_BLOCKS: dict[Arch, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+ResidualBlock = type[BasicBlock | Bottleneck]
+
+_BLOCKS: dict[Arch, tuple[ResidualBlock, tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
@@ -41,7 +43,6 @@ class Trunk(nn.Module):
     """A ResNet without its classifier; parameters are named as torchvision names them.
 
     Args:
-        arch: Depth and kind of block.
         width: Channels of the first layer. 64 is torchvision's network; 128 doubles the channels of all
             layers (the paper's c2x), where torchvision's wide_resnet50_2 widens only the 3x3 layers.
         stem: `imagenet` is 7x7 stride 2 and max-pool; `small` is 3x3 stride 1 without pooling.
@@ -159,20 +160,14 @@ def _projection(in_channels: int, kind: HeadKind) -> nn.Module:
 
 
 def _stage(
-    block: type[BasicBlock | Bottleneck],
-    count: int,
-    in_channels: int,
-    planes: int,
-    stride: int,
-    norm_layer: type[nn.BatchNorm2d],
+    block: ResidualBlock, count: int, in_channels: int, planes: int, stride: int, norm_layer: type[nn.BatchNorm2d]
 ) -> nn.Sequential:
     """`count` blocks; the first one changes size and channels, where they change."""
     out_channels = planes * block.expansion
     downsample = None
     if stride != 1 or in_channels != out_channels:
         downsample = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
-            norm_layer(out_channels),
+            nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False), norm_layer(out_channels)
         )
     first = block(in_channels, planes, stride, downsample, norm_layer=norm_layer)
     rest = (block(out_channels, planes, norm_layer=norm_layer) for _ in range(count - 1))

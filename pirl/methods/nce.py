@@ -6,7 +6,7 @@ temporary.
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,15 +16,6 @@ from torch.nn import functional as F
 from pirl import dist
 
 Kind = Literal["paper", "npid", "infonce"]
-
-
-class Negatives(NamedTuple):
-    """Rows of the memory bank that a step compares with."""
-
-    ids: Tensor
-    """`(K,)` int64."""
-    rows: Tensor
-    """`(K, D)` float32 or bfloat16."""
 
 
 def losses(
@@ -68,26 +59,14 @@ def losses(
     needs_gradient = torch.is_grad_enabled() and queries.requires_grad
     with torch.autocast(queries.device.type, enabled=False):
         result: Tensor = _Losses.apply(
-            queries.float(),
-            positives.float(),
-            negatives.float(),
-            own,
-            temperature,
-            kind,
-            noise,
-            needs_gradient,
+            queries.float(), positives.float(), negatives.float(), own, temperature, kind, noise, needs_gradient
         )
     return result
 
 
 @torch.no_grad()
 def estimate_log_z(
-    queries: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    own: Tensor | None,
-    temperature: float,
-    num_rows: int,
+    queries: Tensor, positives: Tensor, negatives: Tensor, own: Tensor | None, temperature: float, num_rows: int
 ) -> Tensor:
     """Log of npid's Z = N · mean of exp(s), over the positives and negatives of all heads and ranks.
 

@@ -54,7 +54,6 @@ class PIRLStep:
     """What PIRL does with a batch: views, queries, losses, and the rows of the bank.
 
     Args:
-        config: The run.
         network: Trunk and heads, as they are saved.
         model: The same as it is called: compiled, or in DDP.
         bank: This rank's rows.
@@ -73,20 +72,18 @@ class PIRLStep:
     def losses(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds this rank's images and compares them with the bank; a collective.
 
-        Args:
-            batch: This rank's views.
-            ids: The images of the global batch, as they were served.
+        `ids` are those of the global batch, as they were served.
 
         Returns:
             Queries (1 or 2, B, D) of both heads, and their losses (1 or 2, B).
         """
         loss, bank = self.config.loss, self.bank
-        pending = bank.sample(batch.step, loss.num_negatives)  # on its way while the trunk works
+        negatives = bank.sample(batch.step, loss.num_negatives)  # on their way while the trunk works
         positives = bank.lookup(ids)[batch.mine]
         queries = self._embed(self.model, batch)
-        negatives = pending.wait()
+        rows = negatives.wait()
         own = bank.own(ids[batch.mine].to(self.device), negatives.ids)
-        compared = queries, positives, negatives.rows, own, loss.temperature
+        compared = queries, positives, rows, own, loss.temperature
         if self.estimates_log_z:
             self.estimates_log_z = False
             self.log_z.copy_(nce.estimate_log_z(*compared, bank.rows))

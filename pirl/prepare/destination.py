@@ -20,23 +20,16 @@ def check_apart(destination: str, source: str) -> None:
 
 
 def check_destination(folder: Folder, request: dict[str, Any], overwrite: bool) -> None:
-    """Refuses a destination that is in use.
+    """Refuses a destination with other files or another data set in it: raises ConfigError, which says what to type.
 
-    Args:
-        folder: It need not exist.
-        request: What decides the data set; a part of what `start` is given.
-        overwrite: Whether a data set that is there is to be replaced.
-
-    Raises:
-        ConfigError: There are other files, or another data set; says what to type.
+    The request, which decides the data set, is a part of what `start` is given.
     """
     if not folder.exists():
         return
     if not folder.is_folder():
         raise ConfigError(f"DESTINATION {folder} is a file: name a new folder")
     files = sorted(folder.sizes())
-    foreign = [name for name in files if not OUR_FILES.fullmatch(name)]
-    if foreign:
+    if foreign := [name for name in files if not OUR_FILES.fullmatch(name)]:
         raise ConfigError(f"DESTINATION {folder} holds other files ({foreign[0]}): name a new or empty folder")
     if not files or overwrite:
         return
@@ -56,9 +49,7 @@ def check_destination(folder: Folder, request: dict[str, Any], overwrite: bool) 
 def start(folder: Folder, request: dict[str, Any], overwrite: bool) -> None:
     """Makes the folder ready: as it is, if the same request has begun in it, and else empty.
 
-    Raises:
-        ConfigError: Another request has begun in it.
-        OSError: It cannot be written.
+    Raises as `check_destination`, and OSError where it cannot be written.
     """
     files = sorted(folder.sizes())
     if _begun(folder, files) == request:

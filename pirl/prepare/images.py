@@ -43,9 +43,7 @@ class Checked:
 def check_image(data: bytes, short_side: int | None = None) -> Checked:
     """Decodes an image, and encodes it anew if it has to be.
 
-    Args:
-        data: The encoded image.
-        short_side: Pixels; an image whose short side is longer is resized to it (Lanczos).
+    One whose short side is longer than `short_side` pixels is resized to it (Lanczos).
     """
     if not data:
         return Checked(None, note="no image")
@@ -94,11 +92,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """As 8-bit gray or colour; of an animation the first frame.
-
-    Raises:
-        ValueError: The pixels are numbers without a known white.
-    """
+    """As 8-bit gray or colour, of an animation the first frame; raises ValueError for numbers without a known white."""
     if image.mode.startswith("F"):
         raise ValueError(f"pixels of floating point (mode {image.mode}): convert it to 8 bits first")
     if image.mode.startswith("I"):
@@ -112,10 +106,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _check_png(data: bytes) -> None:
     """Refuses what Pillow has read as a PNG and is not whole: at some, libpng, which training has, ends the process.
 
-    It looks at checksums and lengths, as far as the pixels go: nothing reads on behind them.
-
-    Raises:
-        ValueError: It is cut off or damaged.
+    It looks at checksums and lengths, as far as the pixels go: nothing reads on behind them. Raises ValueError.
     """
     width, height, depth, color, *methods = struct.unpack_from(">IIBBBBB", data, 16)
     if methods[:2] != [0, 0]:

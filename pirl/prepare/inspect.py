@@ -29,19 +29,14 @@ LISTED = 20
 
 
 def describe(uri: str) -> list[str]:
-    """What the manifest of a data set says, in lines for people.
-
-    Raises:
-        ConfigError: There is no data set.
-    """
+    """What the manifest of a data set says, in lines for people; raises ConfigError where there is none."""
     dataset = open_dataset(uri)
     manifest = json.loads(dataset.folder.read(MANIFEST))
     classes = f" of {len(dataset.labels)} classes" if dataset.labels else ", no labels"
     size = f"{dataset.spans[:, 1].sum() / 1e6:,.1f} MB in {len(dataset.shards)} files"
     lines = [f"{uri}: {dataset.rows:,} images{classes}, {size}", *_classes(dataset, manifest)]
     if manifest.get("width"):
-        (least_w, most_w), (least_h, most_h) = manifest["width"], manifest["height"]
-        lines.append(f"  width {least_w:,} to {most_w:,} pixels, height {least_h:,} to {most_h:,}")
+        lines.append("  width {:,} to {:,} pixels, height {:,} to {:,}".format(*manifest["width"], *manifest["height"]))
     for note, count in sorted(manifest.get("encoded", {}).items(), key=lambda item: -item[1]):
         lines.append(f"  encoded anew: {count:,} images ({note})")
     left_out = manifest.get("left_out", {"count": 0})
@@ -60,15 +55,10 @@ def check_sheet(path: str) -> None:
 
 
 def look(uri: str) -> tuple[list[str], Image.Image]:
-    """Decodes some images of a data set.
-
-    Returns:
-        What they are like, in lines for people; and a contact sheet.
-    """
+    """Decodes some images of a data set: what they are like, in lines for people, and a contact sheet."""
     dataset = open_dataset(uri)
     sheet = Image.new("RGB", (COLUMNS * SIDE, ROWS * (SIDE + CAPTION)), "white")
-    colors = np.zeros((3, 256))
-    sizes = []
+    colors, sizes = np.zeros((3, 256)), []
     for at, (image, label) in enumerate(islice(_images(dataset), SAMPLE)):
         sizes.append(image.size)
         colors += np.array(image.histogram()).reshape(3, 256) / (image.width * image.height)

@@ -9,6 +9,7 @@ from pirl.errors import ConfigError
 
 MOST_UNUSED = 100_000
 """More numbers of classes than there are images: each of them is a name, and a count in each shard."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TEST_NAMES = ("test", "val", "valid", "validation")
 
 
@@ -23,9 +24,7 @@ def number_names(names: pa.Array | pa.ChunkedArray) -> tuple[list[str] | None, I
 def number_labels(columns: list[pa.ChunkedArray], names: list[str] | None = None) -> tuple[list[str] | None, Ints]:
     """Numbers labels: numbers stay as they are, below 0 there is no label; words become classes.
 
-    Args:
-        columns: The labels of each file.
-        names: Of the classes 0, 1, ..., where they are known.
+    There is a column of each file. The names are those of the classes 0, 1, ..., where they are known.
 
     Raises:
         ConfigError: They are neither whole numbers nor words, or are numbers but not those of classes.
@@ -79,8 +78,10 @@ def first_folders(names: pa.Array) -> pa.Array:
     return pc.if_else(pc.greater(pc.list_value_length(parts), 1), folders, pa.scalar(None, folders.type))
 
 
-def below(names: pa.Array, folder: str) -> tuple[Ints, pa.Array]:
-    """The rows of the paths that lie in a folder, and their paths in it."""
+def below(names: pa.Array, folder: str | None) -> tuple[Ints, pa.Array]:
+    """The rows of the paths that lie in a folder, and their paths in it; all of them where none is named."""
+    if not folder:
+        return np.arange(len(names)), names
     rows = np.flatnonzero(pc.starts_with(names, f"{folder}/").to_numpy(zero_copy_only=False))
     return rows, pc.list_element(pc.split_pattern(names.take(pa.array(rows)), "/", max_splits=1), 1)
 
@@ -102,6 +103,3 @@ def split_words(words: set[str]) -> tuple[str | None, str | None]:
 def split_folders(names: pa.Array) -> tuple[str | None, str | None]:
     """Which of the first folders stand for the training and for the held-out split."""
     return split_words(set(pc.unique(first_folders(names)).drop_null().to_pylist()))
-
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

@@ -37,11 +37,8 @@ class Span(NamedTuple):
 class Scratch:
     """A temporary file without a name: it is gone with the last process that has it, however that ends.
 
-    A context manager that closes it.
+    A context manager that closes it. It lies in `folder`, by default the system's for temporary files.
     It goes to other processes when they are started, as an argument; they read it by `os.pread`.
-
-    Args:
-        folder: Where it lies; by default the system's folder for temporary files.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -62,11 +59,7 @@ class Scratch:
         return at
 
     def make_room(self, size: int, what: str) -> None:
-        """Makes sure that the disk has room.
-
-        Raises:
-            ConfigError: It has less than `size` bytes.
-        """
+        """Makes sure that the disk has room for so many bytes; else raises ConfigError."""
         disk = os.fstatvfs(self._file.fileno())
         if disk.f_bavail * disk.f_frsize < size:
             raise ConfigError(
@@ -85,10 +78,9 @@ class Scratch:
         file = Folder(uri)
         size, at = file.size(), self.size
         self.make_room(size, uri)
-        ranges = range(0, size, COPY_BYTES)
         progress(f"reading {uri}", 0, size >> 20, "MB")
         with ThreadPoolExecutor(COPY_THREADS) as pool:
-            reads = (partial(file.read_bytes, offset=offset, length=COPY_BYTES) for offset in ranges)
+            reads = (partial(file.read_bytes, offset=start, length=COPY_BYTES) for start in range(0, size, COPY_BYTES))
             for data in bounded_map(pool, reads, COPY_THREADS):
                 self.append(data)
                 progress(f"reading {uri}", (self.size - at) >> 20, size >> 20, "MB")

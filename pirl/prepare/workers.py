@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from types import TracebackType
 from typing import Self
 
 from pirl.data.dataset import Ints
@@ -27,17 +26,13 @@ READ_THREADS = 8
 
 
 class Workers:
-    """As many processes as there are cores; a context manager that ends them.
-
-    Args:
-        scratch: Where images may lie.
-        short_side: See `check_image`.
-        count: Number of processes; by default one for each core.
-    """
+    """Processes, by default one for each core; a context manager that ends them."""
 
     def __init__(self, scratch: Scratch, short_side: int | None = None, count: int | None = None) -> None:
         self.scratch = scratch
-        self.count = count or _cores()
+        # The cores that this process may use: in a job of a cluster fewer than the machine has.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.count = count or cores
         # Forked from a server without threads; it has imported the program once for all.
         context = get_context("forkserver")
         context.set_forkserver_preload(["__main__", "pirl.prepare.workers"])
@@ -66,15 +61,8 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores that this process may use: in a job of a cluster fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _scratch: Scratch
@@ -93,5 +81,4 @@ def _start(scratch: Scratch, short_side: int | None) -> None:
 
 
 def _check(spans: list[Span]) -> list[Checked]:
-    reads = _readers.map(_scratch.read, spans)
-    return [check_image(data, _short_side) for data in reads]
+    return [check_image(data, _short_side) for data in _readers.map(_scratch.read, spans)]

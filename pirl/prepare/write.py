@@ -59,6 +59,11 @@ class PrepareRequest:
         """What images and labels are called."""
         return Columns(self.image_column, self.label_column)
 
+    @property
+    def sources(self) -> list[str]:
+        """What is read: all of SOURCE and --test but digits, which are built in."""
+        return [uri for uri in (self.source, self.test) if uri is not None and uri != "digits"]
+
     def decides(self) -> dict[str, Any]:
         """What decides the bytes that are written."""
         words = ("source", "test", "test_fraction", "seed", "resize", "shard_mb", "image_column", "label_column")
@@ -90,38 +95,28 @@ def prepare(request: PrepareRequest, progress: Progress) -> None:
 
 
 def check(request: PrepareRequest) -> None:
-    """Refuses what can be seen to be wrong before the source is looked through; writes nothing.
-
-    Raises:
-        ConfigError: What is wrong.
-    """
+    """Refuses with a ConfigError what can be seen to be wrong before the source is looked through; writes nothing."""
     _check_words(request)
     with _refusals_are_wrong_requests():
         check_destination(request.folder, request.decides(), request.overwrite)
-        for uri in (request.source, request.test):
-            if uri is not None and uri != "digits":
-                check_apart(request.destination, uri)
+        for uri in request.sources:
+            check_apart(request.destination, uri)
         check_can_write("DESTINATION", request.folder)
 
 
 def check_sources(request: PrepareRequest) -> None:
-    """Refuses, beside what `check` does, sources that cannot be used, as far as that is seen without reading them.
-
-    Raises:
-        ConfigError: What is wrong.
-    """
+    """Refuses, beside what `check` does, sources that cannot be used, as far as that is seen without reading them."""
     with Scratch(request.scratch), _refusals_are_wrong_requests():
-        for uri in (request.source, request.test):
-            if uri is not None and uri != "digits":
-                check_source(uri, request.columns)
+        for uri in request.sources:
+            check_source(uri, request.columns)
 
 
 def _check_words(request: PrepareRequest) -> None:
     """Refuses what is wrong whatever lies on disks and in stores."""
     check_place("DESTINATION", request.destination, "photos")
-    for word, uri in (("SOURCE", request.source), ("--test", request.test)):
-        if uri is not None:
-            check_place(word, uri, "photos")
+    check_place("SOURCE", request.source, "photos")
+    if request.test is not None:
+        check_place("--test", request.test, "photos")
     if request.scratch == "":
         raise ConfigError("--scratch is empty: name a folder on a local disk")
     if request.seed < 0:
@@ -149,31 +144,22 @@ def _refusals_are_wrong_requests() -> Iterator[None]:
 
 def _find_splits(request: PrepareRequest, scratch: Scratch, progress: Progress) -> list[Split]:
     """What is to be written, in this order: the held-out split comes first, for the other one completes the whole."""
-    test = None
-    if request.test:
-        test, _ = find_source(request.test, request.columns, scratch, progress)
+    test = find_source(request.test, request.columns, scratch, progress)[0] if request.test else None
     train, inside = find_source(request.source, request.columns, scratch, progress)
     test = test or inside
     if test is not None and train.classes is not None:
         test = test.with_classes(train.classes)
     rng = np.random.default_rng(request.seed)
-    order = rng.permutation(len(train.labels))
-    below = request.folder / "test"
-    if request.test_fraction is not None:
-        held_out = _count_held_out(request.test_fraction, len(order), test)
-        return [(below, train, order[:held_out]), (request.folder, train, order[held_out:])]
-    held_out_split = [] if test is None else [(below, test, rng.permutation(len(test.labels)))]
-    return [*held_out_split, (request.folder, train, order)]
-
-
-def _count_held_out(fraction: float, rows: int, test: Source | None) -> int:
-    """How many of the rows `--test-fraction` holds out."""
+    order, below = rng.permutation(len(train.labels)), request.folder / "test"
+    if (fraction := request.test_fraction) is None:
+        held_out_split = [] if test is None else [(below, test, rng.permutation(len(test.labels)))]
+        return [*held_out_split, (request.folder, train, order)]
     if test is not None:
         raise ConfigError("SOURCE has a test split (test/ or val/): leave out --test-fraction")
-    held_out = round(fraction * rows)
-    if not 0 < held_out < rows:
-        raise ConfigError(f"--test-fraction {fraction} holds out {held_out} of {rows} images: use 0.1, say")
-    return held_out
+    held_out = round(fraction * len(order))
+    if not 0 < held_out < len(order):
+        raise ConfigError(f"--test-fraction {fraction} holds out {held_out} of {len(order)} images: use 0.1, say")
+    return [(below, train, order[:held_out]), (request.folder, train, order[held_out:])]
 
 
 def _write_split(split: Split, request: PrepareRequest, workers: Workers, progress: Progress) -> None:
@@ -200,8 +186,7 @@ def _write_split(split: Split, request: PrepareRequest, workers: Workers, progre
             progress(f"writing {folder}", record["taken"], len(order), "images")
         if writer.rows == 0:
             clear(request.folder)
-            first = record["left_out"]["first"][0]
-            raise ConfigError(f"none of the {len(order)} images can be used: {first}")
+            raise ConfigError(f"none of the {len(order)} images can be used: {record['left_out']['first'][0]}")
 
 
 def _new_record(short_side: int | None) -> dict[str, Any]:

@@ -44,14 +44,7 @@ LONGEST_PAUSE_S = 1.0
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that training changes.
-
-    Attributes:
-        network: Trunk and heads.
-        optimizer: Momentum and learning rate.
-        bank: This rank's rows.
-        log_z: Normalising constant of the `npid` loss, NaN until it is estimated.
-    """
+    """Everything that training changes; `bank` has this rank's rows, `log_z` of `npid` is NaN until it is estimated."""
 
     network: PIRL
     optimizer: Optimizer
@@ -66,7 +59,7 @@ def save(folder: Path, config: Config, state: TrainingState, step: int, data: in
     a folder each, whose files together are the checkpoint.
 
     Args:
-        folder: Where to write; made if missing.
+        folder: Made if missing.
         config: Goes along as `config.json`.
         state: What to save; the trunk is also exported to `trunk.safetensors`, named as torchvision names it.
         step: Steps done.
@@ -115,10 +108,7 @@ def load(folder: Folder, state: TrainingState) -> int:
     with _plainly():
         dcp_load(tensors, storage_reader=_Reader(folder), no_dist=not td.is_initialized())
     set_state_dict(
-        state.network,
-        state.optimizer,
-        model_state_dict=tensors["network"],
-        optim_state_dict=tensors["optimizer"],
+        state.network, state.optimizer, model_state_dict=tensors["network"], optim_state_dict=tensors["optimizer"]
     )
     for group, own in zip(state.optimizer.param_groups, settings, strict=True):
         group.update(own)

@@ -38,14 +38,14 @@ def upload(checkpoint: Path, folder: Folder) -> None:
 def newest_checkpoint(folder: Folder) -> Folder | None:
     """The last complete checkpoint of a run folder."""
     found = _checkpoints(folder)
-    newest = next((name for name in reversed(found) if _is_complete(folder / name, found[name])), None)
+    newest = next((name for name in reversed(found) if is_complete(folder / name, found[name])), None)
     return folder / newest if newest else None
 
 
 def prune_checkpoints(folder: Folder, keep: int) -> None:
     """Removes all checkpoints but the newest `keep` complete ones."""
     found = _checkpoints(folder)
-    complete = [name for name in found if _is_complete(folder / name, found[name])]
+    complete = [name for name in found if is_complete(folder / name, found[name])]
     for name in found:
         newer = name > max(complete, default="")
         # What a run would go on from is looked at again: one listing may be wrong or old.
@@ -63,9 +63,17 @@ def remove_checkpoint(checkpoint: Folder) -> None:
     checkpoint.clear(first=CheckpointFile.STATE)
 
 
-def is_complete(checkpoint: Folder) -> bool:
-    """Whether all files of all ranks are there in full: an upload may have been cut off."""
-    return _is_complete(checkpoint, checkpoint.sizes())
+def is_complete(checkpoint: Folder, sizes: dict[str, int] | None = None) -> bool:
+    """Whether all files of all ranks are there in full: an upload may have been cut off. Lists them without `sizes`."""
+    sizes = checkpoint.sizes() if sizes is None else sizes
+    if CheckpointFile.STATE not in sizes:
+        return False
+    try:
+        state = read_state(checkpoint)
+        is_its_own = checkpoint.name == checkpoint_name(state["step"])
+        return is_its_own and all(sizes.get(name) == size for name, size in state["bytes"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # whatever it holds, or held
+        return False
 
 
 def steps_done(checkpoint: Folder | None) -> int:
@@ -86,14 +94,3 @@ def _checkpoints(folder: Folder) -> dict[str, dict[str, int]]:
         if file and CHECKPOINT.fullmatch(name):
             found.setdefault(name, {})[file] = size
     return dict(sorted(found.items()))
-
-
-def _is_complete(checkpoint: Folder, sizes: dict[str, int]) -> bool:
-    if CheckpointFile.STATE not in sizes:
-        return False
-    try:
-        state = read_state(checkpoint)
-        is_its_own = checkpoint.name == checkpoint_name(state["step"])
-        return is_its_own and all(sizes.get(name) == size for name, size in state["bytes"].items())
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # whatever it holds, or held
-        return False

@@ -20,9 +20,6 @@ class Meter:
     """Numbers since the last report.
 
     Attributes:
-        done: Steps done.
-        last_step: Where training ends.
-        steps_per_epoch: Steps of an epoch.
         most_skipped: Images that may be skipped in an epoch.
         weights: Of the terms of the loss.
         retries: Of this rank since the last report.
@@ -51,11 +48,7 @@ class Meter:
         self.terms: list[float] = []
 
     def add_reads(self, batch: Batch, served: Tensor) -> None:
-        """Counts what reading a batch took.
-
-        Args:
-            batch: With the ids that were dealt.
-            served: The ids of the images that came, for the global batch.
+        """Counts what reading a batch took; `served` are the ids of the images that came, for the global batch.
 
         Raises:
             CorruptImage: Too many images of this epoch were skipped. All ranks raise it at the same step.
@@ -98,11 +91,7 @@ class Meter:
         self.lr = lr
 
     def metrics(self, device: torch.device) -> Metrics:
-        """Means since the last call, and counts of all ranks; what follows is counted anew. Collective.
-
-        Args:
-            device: One that the ranks can add on.
-        """
+        """Means since the last call, and counts of all ranks, added on `device`; then begins anew. Collective."""
         seconds = time.perf_counter() - self.began
         names = ["loss_image", "loss_pretext"]
         own_retries = self.retries + take_count()

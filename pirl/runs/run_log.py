@@ -109,10 +109,6 @@ class Mirror:
     """Keeps a folder in a store, where files cannot be appended to, as a growing local one is.
 
     Sends the files that have changed, from time to time and when told to.
-
-    Args:
-        local: A folder whose files are appended to.
-        folder: Gets them, under the same names.
     """
 
     def __init__(self, local: Path, folder: Folder) -> None:

@@ -31,13 +31,9 @@ _DIGITS = 20
 
 @dataclass(eq=False)
 class SpanCache:
-    """Spans that were read before, the least recently used ones out first.
+    """Spans that were read before, in `limit` bytes of a folder: the least recently used ones go first.
 
     Where the disk is full or cannot be written, it says so once in each process, and keeps what it has.
-
-    Args:
-        folder: Where they lie; made if missing.
-        limit: Bytes that it may take.
     """
 
     folder: Path
@@ -117,8 +113,7 @@ class SpanCache:
 
     def _shrink(self, goal: int) -> int:
         """Removes the files that were used longest ago until the rest has `goal` bytes; returns what it has."""
-        files = []
-        total = 0
+        files, total = [], 0
         for path in self.folder.glob("??/*"):
             if not _OURS.fullmatch(path.name):
                 continue
@@ -126,9 +121,9 @@ class SpanCache:
                 status = path.stat()
                 if path.suffix == ".tmp" and time.time() - status.st_mtime > LEFTOVER_S:
                     path.unlink()
-                    continue
-                files.append((status.st_mtime_ns, status.st_size, path))
-                total += status.st_size
+                else:
+                    files.append((status.st_mtime_ns, status.st_size, path))
+                    total += status.st_size
         for _, size, path in sorted(files):
             if total <= goal:
                 break

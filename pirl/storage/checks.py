@@ -3,7 +3,6 @@
 import re
 import tempfile
 import uuid
-from pathlib import Path
 
 from pirl.errors import ConfigError, StorageError, StoreRefusedError
 from pirl.storage.folder import Folder
@@ -17,13 +16,7 @@ ONE_SLASH = re.compile(r"(?!(?:file|local):)(\w+):/(?!/)")
 def check_place(what: str, uri: str, example: str) -> None:
     """Refuses what is no place at all: nothing, a URL without a bucket or with a password, or with one slash of two.
 
-    Args:
-        what: The word of the command line, for the message.
-        uri: What was typed there; it is not repeated where it holds a secret.
-        example: A name for a folder there.
-
-    Raises:
-        ConfigError: And what to type.
+    Raises ConfigError with the word of the command line and what to type, and without the URL if that holds a secret.
     """
     if not uri:
         raise ConfigError(f"{what} is empty: name a folder or a URL")
@@ -42,10 +35,6 @@ def check_place(what: str, uri: str, example: str) -> None:
 def check_can_write(what: str, folder: Folder) -> None:
     """Refuses a folder in which this process cannot write, or which it cannot make; leaves nothing behind.
 
-    Args:
-        what: The word of the command line, for the message.
-        folder: It need not exist; on a disk, the nearest folder above it that does is tried.
-
     Raises:
         ConfigError: And why.
         StorageError: The store gave no good answer in time.
@@ -53,8 +42,11 @@ def check_can_write(what: str, folder: Folder) -> None:
     if folder.uri.startswith(("http://", "https://")):
         raise ConfigError(f"{what} {folder} is on a web server, which is read alone: name a folder or a store")
     try:
-        if folder.path:
-            _try_disk(folder.path)
+        if path := folder.path:
+            nearest = next(above for above in (path, *path.parents) if above.exists())
+            # Only a file without a name tells of read-only disks and of /proc, which os.access finds writable.
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
         else:
             probe = f".probe-{uuid.uuid4().hex}"
             folder.write(probe, "")
@@ -63,13 +55,6 @@ def check_can_write(what: str, folder: Folder) -> None:
         if isinstance(error, StorageError) and not isinstance(error, StoreRefusedError):
             raise
         raise ConfigError(f"{what} {folder} cannot be written: {error}") from None
-
-
-def _try_disk(path: Path) -> None:
-    """Makes a file without a name: only this tells of read-only disks and of /proc, which os.access finds writable."""
-    nearest = next(above for above in (path, *path.parents) if above.exists())
-    with tempfile.TemporaryFile(dir=nearest):
-        pass
 
 
 def check_shared(storage: Folder, marker: str) -> None:

@@ -57,17 +57,11 @@ class Address:
         return isinstance(self.fs, LocalFileSystem)
 
     def ask(self, what: str, method: str, *args: Any, size: int = 0, **kw: Any) -> Any:
-        """Calls a method of the filesystem until it goes well.
+        """Calls a method of the filesystem, by default with the path, until it goes well; raises as `persistently`.
 
         Args:
             what: What it does to what is here, for the error.
-            method: Of the filesystem.
-            args: For the method; the path where there are none.
             size: What it moves, in bytes.
-            kw: For the method too.
-
-        Raises:
-            OSError: As `persistently` does.
         """
         return persistently(f"{what} {self.uri}", lambda: self.once(method, *args, size=size, **kw), self.deadline_s)
 
@@ -97,8 +91,7 @@ def resolve(uri: str, options: Options = None, deadline_s: float = DEADLINE_S) -
 def filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSystem:
     """A new one, whose own client tries so often.
 
-    Raises:
-        ConfigError: There is none for this URL, or the URL or that of the endpoint holds a secret.
+    Raises ConfigError where there is none for this URL, or the URL or that of the endpoint holds a secret.
     """
     try:
         refuse_secret_url("a URL", uri)

@@ -10,9 +10,9 @@ from typing import IO, Any, cast
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pirl.storage.client import Address, filesystem, resolve
-from pirl.storage.reading import is_newer, matches, read, reading, size_of, sizes_below
-from pirl.storage.retry import DEADLINE_S
-from pirl.storage.writing import copy_in, writing
+from pirl.storage.reading import read, reading, size_of, sizes_below
+from pirl.storage.retry import DEADLINE_S, persistently
+from pirl.storage.writing import send, writing
 
 HURRY_S = 15.0
 """What is left to do after a failure may take: the failure is to be told."""
@@ -83,20 +83,19 @@ class Folder:
         return size_of(self._at(name))
 
     def is_newer(self, name: str, than: str) -> bool:
-        """Whether a file was written later than another one.
+        """Whether a file was written later than another one; raises NotImplementedError where nobody tells."""
+        at, other = self._at(name), self._at(than)
 
-        Raises:
-            NotImplementedError: It is on a web server, or in a store that does not tell.
-        """
-        return is_newer(self._at(name), self._at(than))
+        def compare() -> bool:
+            return bool(at.fs.modified(at.path) > other.fs.modified(other.path))
+
+        return persistently(f"asking for the time of {at.uri}", compare, self.deadline_s)
 
     def sizes(self, *, follow_links: bool = False) -> dict[str, int]:
         """Bytes of each file in it and in the folders in it, by its path in it; none where there is no folder.
 
-        Where links to folders are followed, a link to nothing has -1 bytes.
-
-        Raises:
-            OSError: A folder cannot be read: it is not taken for an empty one.
+        Where links to folders are followed, a link to nothing has -1 bytes. A folder that cannot be read is not taken
+        for an empty one: that raises OSError.
         """
         try:
             return sizes_below(self._at(), follow_links)
@@ -105,7 +104,8 @@ class Folder:
 
     def matches(self) -> list[str]:
         """The files that its URL, a pattern with `*`, stands for: whole URLs, sorted."""
-        return matches(self._at())
+        at = self._at()
+        return sorted(at.fs.unstrip_protocol(name).removeprefix("file://") for name in at.ask("listing", "glob"))
 
     def read_bytes(self, name: str = "", offset: int = 0, length: int | None = None) -> bytes:
         """A file, or a span of it: shorter than `length` only where the file ends."""
@@ -137,7 +137,12 @@ class Folder:
 
     def copy_in(self, file: Path) -> None:
         """Copies a file of this machine into it, under its name."""
-        copy_in(str(file), self._at(file.name))
+        at = self._at(file.name)
+        if at.is_local:
+            with file.open("rb") as source, writing(at) as copy:
+                shutil.copyfileobj(source, copy)
+        else:
+            send(str(file), at)
 
     def remove(self, *names: str) -> None:
         """Removes files, if they are there, in this order."""

@@ -59,28 +59,8 @@ def size_of(at: Address) -> int:
     return int(at.ask("asking for the size of", "info")["size"])
 
 
-def is_newer(at: Address, other: Address) -> bool:
-    """Whether a file was written later than another one; raises NotImplementedError where nobody tells."""
-
-    def compare() -> bool:
-        return bool(at.fs.modified(at.path) > other.fs.modified(other.path))
-
-    return persistently(f"asking for the time of {at.uri}", compare, at.deadline_s)
-
-
-def matches(at: Address) -> list[str]:
-    """The files that a pattern with `*` stands for: whole URLs, sorted."""
-    return sorted(at.fs.unstrip_protocol(name).removeprefix("file://") for name in at.ask("listing", "glob"))
-
-
 def sizes_below(at: Address, follow_links: bool) -> dict[str, int]:
-    """Bytes of each file in a folder and in the folders in it, by its path relative to it; none without a folder.
-
-    Where links to folders are followed, a link to nothing has -1 bytes.
-
-    Raises:
-        OSError: A folder cannot be read: it is not taken for an empty one.
-    """
+    """See `Folder.sizes`; raises FileNotFoundError where there is no bucket."""
     if at.is_local:  # fsspec would pass over what cannot be read
         return persistently(f"listing {at.uri}", lambda: _local_sizes(at.path, follow_links), at.deadline_s)
     prefix = at.path.rstrip("/") + "/"

@@ -36,6 +36,7 @@ _PASSING_KINDS = {
 """By name, since only the client of the store that is read is installed: botocore's, aiohttp's, Python's own."""
 _FINAL_KINDS = {"SSLCertVerificationError", "InvalidURL"}
 """Of these: another server than the one that was named, or none."""
+_ABOUT_A_NAME = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 _random = random.SystemRandom()  # forked loader processes share the state of any other
 _lock = threading.Lock()
@@ -43,12 +44,9 @@ _retries = 0
 
 
 def persistently(what: str, attempt: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
-    """Calls `attempt` until it goes well.
+    """Calls `attempt` until it goes well; no try begins later than the deadline.
 
-    Args:
-        what: What it does and to which object, for the error.
-        attempt: May be called any number of times, one after another.
-        deadline_s: No try begins later than this.
+    `what` says for the error what is done and to which object.
 
     Raises:
         StorageError: The deadline is over; StoreRefusedError where the store refused.
@@ -63,7 +61,8 @@ def persistently(what: str, attempt: Callable[[], T], deadline_s: float = DEADLI
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
             if not is_passing(error):
-                if _is_about_a_name(error) or not _is_of_a_store(error):
+                of_a_store = http_status(error) or _is_any_of(error, {"BotoCoreError", "ClientError", "SSLError"})
+                if isinstance(error, _ABOUT_A_NAME) or not of_a_store:
                     raise
                 raise StoreRefusedError(f"{what}: the store refused: {cause}") from error
             left = began + deadline_s - time.monotonic()
@@ -128,11 +127,3 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_any_of(error: BaseException, kinds: set[str]) -> bool:
     return any(kind.__name__ in kinds for kind in type(error).__mro__)
-
-
-def _is_about_a_name(error: BaseException) -> bool:
-    return isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError)
-
-
-def _is_of_a_store(error: BaseException) -> bool:
-    return http_status(error) > 0 or _is_any_of(error, {"BotoCoreError", "ClientError", "SSLError"})

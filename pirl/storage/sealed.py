@@ -1,7 +1,4 @@
-"""Small JSON files that say themselves whether they are whole: the last field is the checksum of all before it.
-
-And the way to get anything whole: again, a few times, where it differs from what was written.
-"""
+"""Small JSON files that say themselves whether they are whole, and how to get anything whole: by trying again."""
 
 import json
 import zlib

@@ -10,7 +10,6 @@ _SECRET = re.compile(
     r"|(^|[-_])(auth|pass|sas|sig)$"
 )
 """Names of options in which the filesystems of fsspec take secrets."""
-
 _USER = re.compile(r"://[^/?#]*@")
 _SIGNED = re.compile(r"[?&]([\w-]*[-_])?(sig|signature|token|api_?key)=", re.IGNORECASE)
 """A URL that whoever has it may use: of Azure, S3, Google, and others."""
@@ -18,9 +17,6 @@ _NO_SECRETS = (None, "anon", "cloud", "google_default")
 """What gcsfs takes as `token`, beside tokens."""
 _CONTAINER = re.compile(r"(abfss?|az)://[^/:@]+@[^/:@]+(/|$)")
 """How Azure's URLs begin: container@account, which is no secret."""
-
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-
 _REMEDY = (
     "leave them out, and give them to every worker by its environment or the usual files (for S3 AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials)"
@@ -45,7 +41,7 @@ def refuse_secret_url(what: str, url: str) -> None:
 
 def refuse_user_in_environment() -> None:
     """Raises ValueError where the address of a store, which goes to all workers, holds a secret."""
-    for name in _ENDPOINTS:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         refuse_secret_url(name, os.environ.get(name, ""))
 
 

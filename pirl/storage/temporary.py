@@ -41,11 +41,7 @@ def _make(parent: Path, prefix: str) -> tuple[Path, int]:
 
 
 def _locked(folder: Path) -> int:
-    """The folder, opened and locked.
-
-    Raises:
-        OSError: A living process has it, or it is another user's.
-    """
+    """The folder, opened and locked; raises OSError where a living process has it, or it is another user's."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if os.fstat(opened).st_uid != os.getuid():

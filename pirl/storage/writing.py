@@ -4,7 +4,6 @@ S3 itself compares a checksum that the client sends along; not every store does.
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,21 +43,8 @@ def writing(at: Address) -> Iterator[IO[bytes]]:
         raise
 
 
-def copy_in(file: str, at: Address) -> None:
-    """Copies a file of this machine; raises OSError, as StorageError where a store gave no good answer in time."""
-    if at.is_local:
-        with open(file, "rb") as source, writing(at) as copy:
-            shutil.copyfileobj(source, copy)
-    else:
-        send(file, at)
-
-
 def send(file: str, at: Address) -> None:
-    """Copies a file of this machine to a store.
-
-    Args:
-        file: It must not change meanwhile.
-        at: Its name there. Each piece has the deadline to itself, so a long file may take longer.
+    """Copies a file of this machine, which must not change meanwhile, to a store; each piece has its own deadline.
 
     Raises:
         StorageError: The store gave no good answer in time, or not what was sent.
@@ -74,7 +60,6 @@ def _put(file: str, at: Address) -> None:
     if size <= PIECE or not hasattr(at.fs, "call_s3"):
         at.ask("writing", "put_file", file, at.path, size=size)
         return
-
     bucket, key, _ = at.fs.split_path(at.path)
     where = {"Bucket": bucket, "Key": key}
     where["UploadId"] = at.ask("writing", "call_s3", "create_multipart_upload", **where)["UploadId"]

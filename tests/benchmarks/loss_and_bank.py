@@ -81,12 +81,12 @@ def gemm(kind: nce.Kind, bank: memory.MemoryBank, step: int, num: int, ids: Tens
 
 
 def ours(kind: nce.Kind, bank: memory.MemoryBank, step: int, num: int, ids: Tensor, heads: Tensor) -> None:
-    pending = bank.sample(step, num)
+    negatives = bank.sample(step, num)
     positives = bank.lookup(ids)
-    negatives = pending.wait()
+    drawn = negatives.wait()
     own = bank.own(ids, negatives.ids)
     log_z = torch.tensor(LOG_Z)
-    nce.losses(kind, heads, positives, negatives.rows, own, TEMPERATURE, log_z, bank.rows).mean().backward()
+    nce.losses(kind, heads, positives, drawn, own, TEMPERATURE, log_z, bank.rows).mean().backward()
     bank.update(ids, heads[0])
 
 

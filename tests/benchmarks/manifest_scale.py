@@ -23,7 +23,7 @@ import time
 import numpy as np
 
 from pirl.data.dataset import open_dataset
-from pirl.data.order import Order
+from pirl.data.order import Order, OrderReader
 from pirl.data.writer import MANIFEST, ROWS_PER_GROUP, SHARD_BYTES, VERSION
 from pirl.recipes import RECIPES
 from pirl.storage.sealed import sealed
@@ -85,10 +85,10 @@ def measure(folder: str) -> tuple[float, float, float, int, int, int, int]:
     dataset = open_dataset(folder)
     opened = time.process_time()
     order = Order(dataset.starts, 0, data.streams, data.batch_size, data.window_groups)
-    order.reader().batch_ids(0)
+    OrderReader(order).batch_ids(0)
     drawn = time.process_time()
     again = Order(dataset.starts, 0, data.streams, data.batch_size, data.window_groups)
-    again.reader().batch_ids((EPOCHS - 1) * again.steps_per_epoch + again.steps_per_epoch // 2)
+    OrderReader(again).batch_ids((EPOCHS - 1) * again.steps_per_epoch + again.steps_per_epoch // 2)
     resumed = time.process_time()
     peak, held, blocks = memory("VmHWM") - base, memory("VmRSS") - base, sys.getallocatedblocks() - base_blocks
     return opened - began, drawn - opened, resumed - drawn, peak, held, len(pickle.dumps(dataset)), blocks

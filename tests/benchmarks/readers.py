@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, get_wor
 from torchvision.datasets import ImageFolder
 
 from pirl.data.dataset import Dataset, open_dataset
-from pirl.data.order import Order, streams_of
+from pirl.data.order import Order, OrderReader, streams_of
 from pirl.loading.crops import random_resized_crop
 from pirl.loading.decode import decode
 from pirl.loading.loader import PREFETCHED_STEPS, Loader, start_process
@@ -126,7 +126,7 @@ class Raw(IterableDataset[list[int]]):
         streams, steps = streams_of(info.id, info.num_workers, self.order.streams), range(FOREVER)
         with Prefetcher(self.dataset, self.order, streams, steps, AHEAD_BYTES) as groups:
             for step in steps:
-                places = self.dataset.groups_of(self.order.reader().batch_ids(step, streams))
+                places = self.dataset.groups_of(OrderReader(self.order).batch_ids(step, streams))
                 yield [len(groups[number].images[row]) for number, row in zip(*places, strict=True)]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pirl.data.order import Order, streams_of
+from pirl.data.order import Order, OrderReader, streams_of
 
 
 @st.composite
@@ -30,7 +30,7 @@ def order_of(rows=1000, seed=0, streams=4, batch_size=64, window_groups=3, rows_
 
 
 def epoch_of(order, epoch):
-    reader = order.reader()
+    reader = OrderReader(order)
     return [reader.batch_ids(epoch * order.steps_per_epoch + t) for t in range(order.steps_per_epoch)]
 
 
@@ -72,9 +72,9 @@ def test_each_id_occurs_exactly_once_an_epoch(order, epoch):
 @given(orders(), st.integers(0, 50))
 @settings(deadline=None)
 def test_workers_share_the_same_global_batches(order, step):
-    expected = order.reader().batch_ids(step)
+    expected = OrderReader(order).batch_ids(step)
     for world in range(1, order.streams + 1):
-        parts = [order.reader().batch_ids(step, streams_of(rank, world, order.streams)) for rank in range(world)]
+        parts = [OrderReader(order).batch_ids(step, streams_of(rank, world, order.streams)) for rank in range(world)]
         np.testing.assert_array_equal(np.concatenate(parts), expected)
         assert order.shares(step, world) == [len(part) for part in parts]
 
@@ -85,9 +85,9 @@ def test_resumes_at_any_step(order, data):
     last = 3 * order.steps_per_epoch
     first = data.draw(st.integers(0, last - 1))
     steps = range(first, min(last, first + 5))
-    reader = order.reader()
+    reader = OrderReader(order)
     before = [reader.batch_ids(step) for step in range(steps.stop)][first:]
-    fresh = pickle.loads(pickle.dumps(order)).reader()
+    fresh = OrderReader(pickle.loads(pickle.dumps(order)))
     for step, expected in zip(steps, before, strict=True):
         np.testing.assert_array_equal(fresh.batch_ids(step), expected)
 
@@ -120,13 +120,13 @@ def test_seed_and_epoch_change_the_order():
 
 def test_the_order_is_that_of_every_machine_and_version():
     # Written down once: a checkpoint made on one machine goes on elsewhere with the same batches.
-    assert order_of(rows=200, batch_size=8).reader().batch_ids(12).tolist() == [120, 56, 167, 77, 149, 177, 40, 39]
+    assert OrderReader(order_of(rows=200, batch_size=8)).batch_ids(12).tolist() == [120, 56, 167, 77, 149, 177, 40, 39]
 
 
 def test_a_stream_reads_each_group_once_and_holds_one_window():
     order = order_of(rows=4096, streams=4, batch_size=64, window_groups=4)
     for stream in range(4):
-        seen = [np.unique(order.reader().batch_ids(t, range(stream, stream + 1)) // 16) for t in range(64)]
+        seen = [np.unique(OrderReader(order).batch_ids(t, range(stream, stream + 1)) // 16) for t in range(64)]
         # Steps of 16 rows and windows of 64: four steps read the same four groups, then never again.
         for w in range(16):
             window = set(np.concatenate(seen[4 * w : 4 * w + 4]))
@@ -137,7 +137,7 @@ def test_a_stream_reads_each_group_once_and_holds_one_window():
 def test_rows_of_a_batch_come_from_the_whole_window():
     # If rows were not shuffled within the window, 16 rows would come from one group of 16, at most two.
     order = order_of(rows=4096, streams=4, batch_size=64, window_groups=16)
-    groups = [len(np.unique(order.reader().batch_ids(t, range(1)) // 16)) for t in range(64)]
+    groups = [len(np.unique(OrderReader(order).batch_ids(t, range(1)) // 16)) for t in range(64)]
     assert np.mean(groups) > 8
 
 
@@ -147,7 +147,7 @@ def test_a_hundred_million_rows_need_no_array_of_rows(step):
     order = order_of(rows=10**8, batch_size=1024, window_groups=16, rows_per_group=64)
     tracemalloc.start()
     try:
-        ids = order.reader().batch_ids(step)
+        ids = OrderReader(order).batch_ids(step)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -159,7 +159,7 @@ def test_a_hundred_million_rows_need_no_array_of_rows(step):
 
 def test_the_next_step_of_an_epoch_costs_no_new_layout():
     order = order_of(rows=10**8, batch_size=1024, window_groups=16, rows_per_group=64)
-    reader = order.reader()
+    reader = OrderReader(order)
     reader.batch_ids(0)
     began = time.perf_counter()
     for step in range(1, 51):
@@ -170,7 +170,7 @@ def test_the_next_step_of_an_epoch_costs_no_new_layout():
 
 def test_it_pickles_small_after_use():
     order = order_of(rows=64_000, rows_per_group=64)
-    order.reader().batch_ids(3)
+    OrderReader(order).batch_ids(3)
     # 1,001 starts of 8 bytes, and nothing of the epoch.
     assert len(pickle.dumps(order)) < 9000
 

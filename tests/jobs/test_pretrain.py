@@ -234,6 +234,18 @@ def test_the_exit_code_of_the_process_is_2_and_stderr_says_why(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_takes_long_is_not_imported_before_ray_starts(tmp_path):
+    """It is imported meanwhile; at this address nothing starts."""
+    ensure_digits()
+    check = "import sys; from jobs import pretrain; code = pretrain.main(); "
+    check += "print(code, [m for m in ('ray', 'torch', 'torchvision') if m in sys.modules])"
+    command = [sys.executable, "-c", check, f"--storage={tmp_path}"]
+    env = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    answer = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert answer.stdout.strip() == "2 []", answer.stderr
+    assert "no Ray at RAY_ADDRESS 127.0.0.1:1" in answer.stderr
+
+
 def help_text(capsys, *words):
     with pytest.raises(SystemExit) as left:
         parse([*words])

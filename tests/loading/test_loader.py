@@ -17,7 +17,7 @@ from PIL import Image
 
 from pirl.config import Augment
 from pirl.data.dataset import Dataset, open_dataset
-from pirl.data.order import Order
+from pirl.data.order import Order, OrderReader
 from pirl.data.writer import ShardWriter
 from pirl.errors import CorruptImage, StorageError
 from pirl.loading.decode import decode
@@ -145,7 +145,7 @@ def test_any_number_of_ranks_gives_the_same_batches(dataset, alone, world):
         together |= part
     assert_same(together, alone)
     for step, batches in enumerate(zip(*ranks, strict=True)):
-        one = order_of(dataset).reader().batch_ids(step).tolist()
+        one = OrderReader(order_of(dataset)).batch_ids(step).tolist()
         for rank, batch in enumerate(batches):
             assert batch.step == step
             assert batch.ids.tolist() == one
@@ -223,7 +223,7 @@ def test_each_row_group_is_read_once_a_stream_that_touches_it(dataset):
 def flipped(tmp_path):
     """A data set with one byte of an image changed that the first batch does not read; and where it is."""
     dataset = write(tmp_path)
-    groups = order_of(dataset).reader().batch_ids(0) // 64
+    groups = OrderReader(order_of(dataset)).batch_ids(0) // 64
     id = 64 * min(set(range(5)) - set(groups.tolist())) + 10
     path = next(path for path in tmp_path.glob("*.parquet") if png(id) in path.read_bytes())
     data = bytearray(path.read_bytes())
@@ -358,9 +358,9 @@ def test_a_skipped_image_is_replaced_within_its_stream(damaged, alone):
         [200, 70] * 2,
     )
     for (step, id), other in replaced.items():
-        (stream,) = (n for n in range(STREAMS) if id in order.reader().batch_ids(step, range(n, n + 1)))
+        (stream,) = (n for n in range(STREAMS) if id in OrderReader(order).batch_ids(step, range(n, n + 1)))
         epoch = range(step // 8 * 8, step // 8 * 8 + 8)
-        assert any(other in order.reader().batch_ids(later, range(stream, stream + 1)) for later in epoch)
+        assert any(other in OrderReader(order).batch_ids(later, range(stream, stream + 1)) for later in epoch)
         # With views of its own, so that no sample is there twice.
         expected = make(decode(png(other)), sample_rng(SEED, step // 8, id))
         assert torch.equal(found[step, id][0], expected.image)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pirl.data.dataset import Dataset, open_dataset
-from pirl.data.order import Order
+from pirl.data.order import Order, OrderReader
 from pirl.data.writer import ShardWriter
 from pirl.errors import StorageError
 from pirl.loading.prefetch import READERS, Prefetcher, misses
@@ -34,7 +34,7 @@ def numbers(dataset, order, steps, streams=STREAMS):
         number
         for step in steps
         for number in (
-            np.searchsorted(dataset.starts, order.reader().batch_ids(step, streams), side="right") - 1
+            np.searchsorted(dataset.starts, OrderReader(order).batch_ids(step, streams), side="right") - 1
         ).tolist()
     ]
 

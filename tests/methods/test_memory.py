@@ -63,21 +63,21 @@ def sharded_run(rows: int, wire_dtype: torch.dtype) -> dict[str, Any]:
     out: dict[str, Any] = {"lookup": [], "rows": [], "loss": [], "gradient": []}
     for step in range(STEPS):
         ids, values = batch(step, rows)
-        pending = bank.sample(step, NEGATIVES)
+        negatives = bank.sample(step, NEGATIVES)
         share = slice(*cuts(dist.world_size())[dist.rank() :][:2])
         queries = F.normalize(values[:, share], dim=-1).requires_grad_()
         positives = bank.lookup(ids)
-        negatives = pending.wait()
+        drawn = negatives.wait()
         own = MemoryBank.own(ids[share], negatives.ids)
         if step == 0:
-            log_z = nce.estimate_log_z(queries, positives[share], negatives.rows, own, 0.07, rows)
+            log_z = nce.estimate_log_z(queries, positives[share], drawn, own, 0.07, rows)
             out["log_z"] = log_z
         losses = [
-            nce.losses(kind, queries, positives[share], negatives.rows, own, 0.07, log_z, rows)
+            nce.losses(kind, queries, positives[share], drawn, own, 0.07, log_z, rows)
             for kind in ("paper", "npid", "infonce")
         ]
         out["lookup"].append(positives)
-        out["rows"].append(negatives.rows)
+        out["rows"].append(drawn)
         out["loss"].append(torch.stack(losses).detach())
         out["gradient"].append(torch.autograd.grad(torch.stack(losses).sum(), queries)[0])
         bank.update(ids, values[0])
@@ -160,10 +160,9 @@ def test_negative_ids_are_distinct_sorted_and_uniform() -> None:
 def test_a_sample_holds_the_rows_as_they_were_when_it_started() -> None:
     bank = MemoryBank(20, dim=4, seed=0, keep=KEEP)
     before = bank.local.clone()
-    pending = bank.sample(0, 19)
+    negatives = bank.sample(0, 19)
     bank.update(torch.arange(20), torch.randn(20, 4))
-    negatives = pending.wait()
-    assert torch.equal(negatives.rows, before[negatives.ids])
+    assert torch.equal(negatives.wait(), before[negatives.ids])
     assert not torch.equal(bank.local, before)
 
 

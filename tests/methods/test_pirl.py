@@ -155,7 +155,7 @@ def test_losses_compare_each_view_with_the_image_s_own_row(weight):
         loss__num_negatives=99,
         loss__pretext_weight=weight,
     )
-    negatives = step.bank.sample(0, 99).wait()
+    negatives = step.bank.sample(0, 99)
     assert {7, 8, 9} & set(negatives.ids.tolist())
     queries, losses = step.losses(batch, batch.ids)
     assert losses.shape == (2 if weight else 1, B)

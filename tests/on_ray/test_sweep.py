@@ -135,12 +135,15 @@ def test_cut_off_in_three_ways_the_same_command_gives_the_same_table(
     process = start(cluster, tmp_path, *LEARNING_RATES)
     wait_for(lambda: "going on from" in (last / "train.log").read_text() or process.poll() is not None, "no progress")
 
-    def watching() -> list[int]:
-        """What Tune makes of RunTrial; Ray gives a process another name now and then, for a moment."""
-        return processes(cluster, b"ray::ResourceTrainable")
+    watching: list[int] = []
 
-    wait_for(lambda: watching() or process.poll() is not None, "no process watches the trial")
-    os.kill(watching()[0], signal.SIGKILL)
+    def is_watched() -> bool:
+        """By what Tune makes of RunTrial; Ray gives a process another name now and then, for a moment."""
+        watching.extend(processes(cluster, b"ray::ResourceTrainable"))
+        return bool(watching) or process.poll() is not None
+
+    wait_for(is_watched, "no process watches the trial")
+    os.kill(watching[0], signal.SIGKILL)
     code, out, err = finish(process)
     assert code == 1, out + err
     assert table(tmp_path) == table(undisturbed)

@@ -10,15 +10,8 @@ CHUNK = 1024
 def accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int, temperature: float) -> float:
     """Share of the test rows whose class gets the most votes from their neighbours.
 
-    Each of the k training rows with the largest cosine similarity s votes for its class with exp(s / T).
-
-    Args:
-        train_x: (N, D) features; k is cut to N.
-        train_y: (N,) int64 classes, 0 to C-1.
-        test_x: (M, D) features.
-        test_y: (M,) int64 classes.
-        k: Neighbours that vote.
-        temperature: T.
+    Each of the k training rows with the largest cosine similarity s votes for its class with exp(s / temperature).
+    Features are (N, D) and (M, D), classes (N,) and (M,) int64, 0 to C-1; k is cut to N.
     """
     keys = F.normalize(train_x, dim=1)
     classes = int(train_y.max()) + 1

@@ -19,13 +19,8 @@ LinearModel = tuple[Tensor, Tensor]
 def accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> float:
     """Share of the test rows that a linear classifier of the training rows gets right.
 
-    Features are standardised with the training rows' statistics. The same rows give the same result.
-
-    Args:
-        train_x: (N, D) float32.
-        train_y: (N,) int64 classes, 0 to C-1.
-        test_x: (M, D) float32.
-        test_y: (M,) int64 classes.
+    Features (N, D) and (M, D), float32, are standardised with the training rows' statistics; classes (N,) and (M,) are
+    int64, 0 to C-1. The same rows give the same result.
     """
     mean, std = train_x.mean(0), train_x.std(0).clamp_min(1e-6)
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std

@@ -4,6 +4,7 @@ Archives in an object store are copied to the scratch file first: one read of ea
 the images there one by one would be a request, and 3 ms of processor time, for each.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, NamedTuple
@@ -34,7 +35,6 @@ class ArchiveSource(Source):
     """Images in archives.
 
     Attributes:
-        files: The archives.
         names: Path of each image in its archive, a column of strings.
         places: int64 (N, 3), each image's archive, offset and length.
         in_scratch: bool (N,), whether it lies at this offset of the scratch file, and not of its archive.
@@ -54,18 +54,12 @@ class ArchiveSource(Source):
         places = zip(self.places[rows].tolist(), self.in_scratch[rows].tolist(), strict=True)
         return [Span(None if copied else self.files[at], offset, size) for (at, offset, size), copied in places]
 
-    def index_bytes(self) -> bytes:
-        """The places."""
-        return self.places.tobytes()
-
 
 class Index(NamedTuple):
-    """The images of one archive, in the order in which they lie there.
+    """The images of one archive, in the order in which they lie there: paths, and offsets with lengths.
 
     Attributes:
-        names: Their paths.
-        spans: Their offsets and lengths.
-        labels: Their labels; None where the folders are all that tells the classes.
+        labels: None where the folders are all that tells the classes.
         unpacked: Which of them were copied to the scratch file, at the offset that is given.
     """
 
@@ -80,11 +74,8 @@ def open_archives(
 ) -> Splits:
     """Opens archives: their images, and the held-out split if there are folders of that name in them.
 
-    Args:
-        files: Their URLs.
-        index_of: Reads the index of one, from its place in a file, which ends where the archive does.
-        scratch: Takes the archives that are not on a disk.
-        progress: Is told of what is copied.
+    `index_of` reads the index of one, from its place in a file, which ends where the archive does. Archives that are
+    not on a disk go to the scratch file.
 
     Raises:
         ConfigError: There are no images, or an archive cannot be read.
@@ -105,11 +96,12 @@ def open_archives(
     paths = _below_common_folders(paths)
 
     def part(folder: str | None) -> ArchiveSource:
-        rows, inside = below(paths, folder) if folder else (np.arange(len(paths)), paths)
+        rows, inside = below(paths, folder)
         labelled = number_names(first_folders(inside))
         if found.null_count < len(found):
             labelled = number_labels([_as_numbers(found.take(pa.array(rows)))])
-        return ArchiveSource(first_and_more(files), *labelled, files, inside, spans[rows], copied[rows])
+        index_crc = zlib.crc32(spans[rows].tobytes())
+        return ArchiveSource(first_and_more(files), *labelled, index_crc, files, inside, spans[rows], copied[rows])
 
     train, test = split_folders(paths)
     return part(train), part(test) if test else None

@@ -25,14 +25,9 @@ WHAT_A_SOURCE_IS = (
 def find_source(uri: str, columns: Columns, scratch: Scratch, progress: Progress) -> Splits:
     """Opens what a person named, and the held-out split in it if there is one.
 
-    A split is a folder, or files whose names begin so: train, and test or val. Beside a test split, files of other
-    names are for training where none is called train.
-
-    Args:
-        uri: A folder of images or of files of another kind, such a file, or a pattern (`*`, `?`, `[ab]`) for them.
-        columns: What images and labels are called.
-        scratch: Takes the images that cannot be read one by one where they are.
-        progress: Is told of what is copied there.
+    That is a folder of images or of files of another kind, such a file, or a pattern (`*`, `?`, `[ab]`) for them. A
+    split is a folder, or files whose names begin so: train, and test or val. Beside a test split, files of other names
+    are for training where none is called train. Images that cannot be read one by one where they are go to `scratch`.
 
     Raises:
         ConfigError: There is nothing, or nothing that is understood.
@@ -49,13 +44,11 @@ def find_source(uri: str, columns: Columns, scratch: Scratch, progress: Progress
 
 
 def check_source(uri: str, columns: Columns) -> None:
-    """Refuses what `find_source` would, as far as the names of the files and the beginning of one show it.
-
-    Raises:
-        ConfigError: There is nothing, or nothing that is understood.
-    """
+    """Refuses what `find_source` would, as far as the names of the files and the beginning of one show it."""
     kind, found = _find(uri)
-    kind.check(found, columns)
+    if kind.check:
+        with Folder(found.files[0]).reading() as file:
+            kind.check(found.files[0], file, columns)
 
 
 def _find(uri: str) -> tuple[SourceKind, Found]:
@@ -73,6 +66,8 @@ def _find(uri: str) -> tuple[SourceKind, Found]:
         raise ConfigError(f"{uri} does not exist: {WHAT_A_SOURCE_IS}")
     for kind in KINDS if folder else FILE_KINDS:
         if of_kind := [name for name in names if name.lower().endswith(kind.suffixes)]:
+            if kind is FOLDER and (gone := [str(place / name) for name in of_kind if sizes[name] < 0]):
+                raise ConfigError(f"{first_and_more(gone)}: a link to nothing")
             return kind, Found(folder, of_kind, sizes)
     if compressed := [name for kind in KINDS for name in names if name.endswith(kind.compressed)]:
         raise ConfigError(f"{compressed[0]} is compressed, so images in it cannot be read one by one: gunzip it first")

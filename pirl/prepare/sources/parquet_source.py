@@ -6,6 +6,7 @@ each file from front to back.
 
 import json
 import sys
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
@@ -32,7 +33,6 @@ class ParquetSource(Source):
     """Images in a column of Parquet files: bytes, or a struct with `bytes` in it (Hugging Face's Image).
 
     Attributes:
-        files: The files.
         counts: Rows of each file.
         ends: int64 (N+1,), where each image begins in the scratch file, and where the last one ends.
     """
@@ -52,17 +52,12 @@ class ParquetSource(Source):
         ends = self.ends[rows + 1].tolist()
         return [Span(None, start, end - start) for start, end in zip(self.ends[rows].tolist(), ends, strict=True)]
 
-    def index_bytes(self) -> bytes:
-        """The lengths of the images."""
-        return np.diff(self.ends).tobytes()
-
 
 def _open(found: Found, columns: Columns, scratch: Scratch, progress: Progress) -> Splits:
-    files = found.files
+    files, column = found.files, columns.label or "label"
     counts: list[int] = []
-    size, names = 0, None
     labels: list[pa.ChunkedArray] = []
-    column = columns.label or "label"
+    size, names = 0, None
     for path in files:
         with Folder(path).reading() as file:
             parquet = _footer(path, file, columns)
@@ -84,21 +79,8 @@ def _open(found: Found, columns: Columns, scratch: Scratch, progress: Progress) 
         print(f"{files[0]}: its column 'label' is not used: {error}", file=sys.stderr)
     scratch.make_room(size, f"{files[0]} with its {sum(counts):,} images")
     ends = _copy(files, columns.image, sum(counts), scratch, progress)
-    return ParquetSource(first_and_more(files), classes, numbers, files, counts, ends), None
-
-
-def _check(found: Found, columns: Columns) -> None:
-    with Folder(found.files[0]).reading() as file:
-        _footer(found.files[0], file, columns)
-
-
-PARQUET = SourceKind(
-    name="Parquet file",
-    suffixes=(".parquet",),
-    help="with a column of JPEG or PNG bytes",
-    open=_open,
-    check=_check,
-)
+    index_crc = zlib.crc32(np.diff(ends).tobytes())
+    return ParquetSource(first_and_more(files), classes, numbers, index_crc, files, counts, ends), None
 
 
 def _footer(path: str, file: IO[bytes], columns: Columns) -> pq.ParquetFile:
@@ -108,10 +90,21 @@ def _footer(path: str, file: IO[bytes], columns: Columns) -> pq.ParquetFile:
     except pa.ArrowException as error:
         raise ConfigError(f"{path} cannot be read as Parquet: {error}") from None
     schema = parquet.schema_arrow
-    _check_images(path, schema, columns.image)
+    able = [field.name for field in schema if _holds_bytes(field.type)]
+    if (column := columns.image) not in able:
+        what = f"its column {column!r} is {schema.field(column).type}" if column in schema.names else "none"
+        raise ConfigError(
+            f"{path} has no column {column!r} of encoded images ({what}): use --image-column with one of "
+            f"{', '.join(able) or 'its columns, but none holds bytes'}"
+        )
     if columns.label is not None and columns.label not in schema.names:
         raise ConfigError(f"{path} has no column {columns.label!r}: it has {', '.join(schema.names)}")
     return parquet
+
+
+PARQUET = SourceKind(
+    name="Parquet file", suffixes=(".parquet",), help="with a column of JPEG or PNG bytes", open=_open, check=_footer
+)
 
 
 def _copy(files: list[str], column: str, rows: int, scratch: Scratch, progress: Progress) -> Ints:
@@ -134,17 +127,6 @@ def _copy(files: list[str], column: str, rows: int, scratch: Scratch, progress: 
                 done += len(images)
                 progress(f"reading {path}", done, rows, "images")
     return ends
-
-
-def _check_images(path: str, schema: pa.Schema, column: str) -> None:
-    """Refuses a file without a column of encoded images."""
-    able = [field.name for field in schema if _holds_bytes(field.type)]
-    if column not in able:
-        what = f"its column {column!r} is {schema.field(column).type}" if column in schema.names else "none"
-        raise ConfigError(
-            f"{path} has no column {column!r} of encoded images ({what}): use --image-column with one of "
-            f"{', '.join(able) or 'its columns, but none holds bytes'}"
-        )
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

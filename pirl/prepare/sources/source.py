@@ -4,7 +4,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from typing import IO, NamedTuple, Self
 
 import numpy as np
 
@@ -22,11 +22,13 @@ class Source(ABC):
         uri: What a person calls it.
         classes: Names of the classes, or None if there are none.
         labels: int64 (N,), each image's class, -1 where there is none.
+        index_crc: Checksum of what is known of the images without reading them: another one where they became others.
     """
 
     uri: str
     classes: list[str] | None
     labels: Ints
+    index_crc: int
 
     @abstractmethod
     def name(self, row: int) -> str:
@@ -36,24 +38,15 @@ class Source(ABC):
     def spans(self, rows: Ints) -> list[Span]:
         """Where the images of these rows lie."""
 
-    @abstractmethod
-    def index_bytes(self) -> bytes:
-        """What it knows of its images without reading them: other bytes where the images became others."""
-
     def digest(self) -> int:
         """A checksum of what it says of its images: another one means that the source changed."""
-        return zlib.crc32(self.labels.tobytes(), zlib.crc32(self.index_bytes()))
+        return zlib.crc32(self.labels.tobytes(), self.index_crc)
 
     def with_classes(self, classes: list[str]) -> Self:
-        """The same source, its labels numbered as in another list of classes.
-
-        Raises:
-            ConfigError: It has classes that are not in the list.
-        """
+        """The same, its labels numbered as in another list of classes; raises ConfigError where that lacks one."""
         own = self.classes or []
         places = {name: at for at, name in enumerate(classes)}
-        unknown = [name for name in own if name not in places]
-        if unknown:
+        if unknown := [name for name in own if name not in places]:
             raise ConfigError(
                 f"the test images have classes that the training images lack: {', '.join(unknown[:5])}. "
                 "Both need the same class folders or labels"
@@ -63,13 +56,10 @@ class Source(ABC):
 
 
 class Columns(NamedTuple):
-    """What images and labels are called, where they have names: in Parquet files, and in the .json files of WebDataset.
-
-    `label` is by default the column of that name, where there is one.
-    """
+    """What images and labels are called where they have names: in Parquet files, and in the .json of WebDataset."""
 
     image: str = "image"
-    label: str | None = None
+    label: str | None = None  # that of this name, where there is one
 
 
 Splits = tuple[Source, Source | None]
@@ -105,7 +95,7 @@ class SourceKind:
         suffixes: What the names of its files end with, in small letters.
         help: What is in such a file, for `--help`.
         open: Opens files: what is in them, and the held-out split if they tell it apart themselves.
-        check: Refuses what `open` would, as far as the first file shows it without being read whole.
+        check: Refuses what `open` would, as far as the first file, with its URL, shows it without being read whole.
         compressed: What names of such files end with that have to be unpacked first.
     """
 
@@ -113,5 +103,5 @@ class SourceKind:
     suffixes: tuple[str, ...]
     help: str
     open: Callable[[Found, Columns, Scratch, Progress], Splits]
-    check: Callable[[Found, Columns], None]
+    check: Callable[[str, IO[bytes], Columns], object] | None = None
     compressed: tuple[str, ...] = ()

@@ -17,17 +17,15 @@ from pirl.prepare.labels import IMAGE_SUFFIXES
 from pirl.prepare.scratch import Progress, Scratch
 from pirl.prepare.sources.archive_source import Index, open_archives
 from pirl.prepare.sources.source import Columns, Found, SourceKind, Splits
-from pirl.storage.folder import Folder
 
 
 def _open(found: Found, columns: Columns, scratch: Scratch, progress: Progress) -> Splits:
     return open_archives(found.files, partial(_index, columns.label), scratch, progress)
 
 
-def _check(found: Found, _: Columns) -> None:
-    """Refuses what is no tar file without compression, as far as its beginning shows."""
-    path = found.files[0]
-    with Folder(path).reading() as file, closing(_members(path, file)) as members:
+def _check(path: str, file: IO[bytes], _: Columns) -> None:
+    """Refuses what is no tar file without compression."""
+    with closing(_members(path, file)) as members:
         next(members, None)
 
 
@@ -61,17 +59,11 @@ def _index(label_field: str | None, path: str, file: IO[bytes]) -> Index:
             # Where there are both, .cls holds the class.
             if label is not None and (suffix == ".cls" or _key(name) not in labels):
                 labels[_key(name)] = label
-    _follow(links, names, spans)
+    if links:  # places in the index, and where they lead: they get the spans of their images, or an empty one
+        known = {name: span for at, (name, span) in enumerate(zip(names, spans, strict=True)) if at not in links}
+        for at, target in links.items():
+            known[names[at]] = spans[at] = known.get(target, (0, 0))
     return Index(names, spans, [labels.get(_key(name)) for name in names])
-
-
-def _follow(links: dict[int, str], names: list[str], spans: list[tuple[int, int]]) -> None:
-    """Gives links (places in the index, and where they lead) the spans of their images; an empty one without any."""
-    if not links:
-        return
-    known = {name: span for at, (name, span) in enumerate(zip(names, spans, strict=True)) if at not in links}
-    for at, target in links.items():
-        known[names[at]] = spans[at] = known.get(target, (0, 0))
 
 
 def _members(path: str, file: IO[bytes]) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile]]:

@@ -18,7 +18,6 @@ from pirl.prepare.labels import IMAGE_SUFFIXES
 from pirl.prepare.scratch import Progress, Scratch
 from pirl.prepare.sources.archive_source import Index, open_archives
 from pirl.prepare.sources.source import Columns, Found, SourceKind, Splits
-from pirl.storage.folder import Folder
 
 HEADER = struct.Struct("<4s22xHH")
 """Before each member: a mark, and the lengths of the name and of what else stands between it and the content."""
@@ -29,9 +28,8 @@ def _open(found: Found, _: Columns, scratch: Scratch, progress: Progress) -> Spl
     return open_archives(found.files, partial(_index, scratch, progress), scratch, progress)
 
 
-def _check(found: Found, _: Columns) -> None:
-    path = found.files[0]
-    with Folder(path).reading() as file, _opened(path, file) as archive:
+def _check(path: str, file: IO[bytes], _: Columns) -> None:
+    with _opened(path, file) as archive:
         _images(path, archive)
 
 
