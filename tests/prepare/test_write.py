@@ -447,4 +447,4 @@ def test_cifar10(tmp_path):
     assert len(rows_of(tmp_path / "out" / "test")) == 500
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["source"] == str(tmp_path / "in" / "train.parquet")
-    assert "python jobs/pretrain.py cifar10 --data.uri" in done.stdout
+    assert "python jobs/pretrain.py photos --data.uri" in done.stdout
