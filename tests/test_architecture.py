@@ -181,6 +181,11 @@ def test_what_hangs_on_private_parts_of_ray_is_in_one_file():
     assert [path.relative_to(ROOT).as_posix() for path in files] == ["jobs/run/ray_internals.py"]
 
 
+def test_one_file_asks_fsspec():
+    files = {module for package in ABOVE for module, name in all_imports(package) if within(name, "fsspec")}
+    assert files == {"pirl.storage.client"}
+
+
 def class_names() -> Iterator[tuple[str, str]]:
     """Classes, and other names of types at the top of a file, which have capitals; with the file."""
     for path in (path for package in ABOVE for path in sources(package)):
