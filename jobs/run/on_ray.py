@@ -131,7 +131,8 @@ def connect(meanwhile: Sequence[str] = ()) -> None:
     if starts_ray():
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ |= OWN_RAY | LOCAL | os.environ  # what the user has set stays
-    threading.Thread(target=import_quietly, args=[meanwhile], daemon=True).start()
+    # No daemon: a process that ends within an import was seen to hang.
+    threading.Thread(target=import_quietly, args=[meanwhile]).start()
     import ray  # only now: it reads the environment when it is imported
 
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON", "{}")).get("runtime_env", {}).get("env_vars", {})
