@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from pirl.config import Count, Section
 from pirl.errors import ConfigError
+from pirl.sections import Count, Section
 from pirl.storage.secrets import refuse_secrets
 from pirl.wording import problem_with
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clusters.profile import read_profile
-from pirl.config import Config, Data, override
+from pirl.config import Config, override
 from pirl.errors import ConfigError
 from pirl.recipes import RECIPES, photos
+from pirl.sections import Data
 from pirl.storage.checks import check_place
 from pirl.storage.secrets import refuse_user_in_environment
 

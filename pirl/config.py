@@ -1,4 +1,4 @@
-"""What a run is: frozen pydantic models, checked once, and `override` for everything that changes one.
+"""What a run is: sections that fit together, checked once, and `override` for everything that changes one.
 
 A config that exists is valid. Nothing rewrites it later; derived numbers are properties.
 """
@@ -7,170 +7,15 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pirl.errors import ConfigError
-from pirl.pretext import PRETEXTS, PretextName, PretextTask
+from pirl.pretext import PRETEXTS, PretextTask
+from pirl.sections import Augment, Checkpoint, Cluster, Data, Evaluation, Loss, Memory, Model, Optim, Pretext, Section
 from pirl.storage.secrets import refuse_secret_url, refuse_secrets
 from pirl.wording import problem_with, unknown_name
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
-ROW_DIM = 128
-"""Length of an embedding and of a row of the memory bank (paper, section 3)."""
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown names refused; words of a command line become numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class Data(Section):
-    """Where the images are and how they are batched."""
-
-    uri: str = "digits"
-    """A folder written by jobs/prepare.py, or `digits` for the built-in data set."""
-    batch_size: Count = 128
-    """Images in a step, over all workers."""
-    image_size: Annotated[int, Field(ge=16)] = 32
-    """Side of the image view, in pixels. Jigsaw sizes follow it: 255, 85 and 64 px at 224."""
-    streams: Count = 4
-    """Fixed parts that an epoch is dealt into; the largest number of workers that can share it."""
-    window_groups: Count = 16
-    """Row groups that are shuffled together within a stream; also what a loader process holds in memory."""
-    on_error: Literal["raise", "skip"] = "raise"
-    """What an image that is damaged does: it ends the run with its name, or another one takes its place."""
-    max_skipped: Share = 0.01
-    """The share of the images of an epoch that may be skipped; more end the run."""
-    deadline_s: Positive = 300
-    """How long a request to a store is tried again, in seconds; a fifteenth of it is what one try may take."""
-    read_ahead_mb: Positive = 128
-    """What a loader process reads ahead of need, in 10^6 bytes; best a window of row groups of its streams."""
-    cache_gb: Annotated[float, Field(ge=0)] = 10
-    """Space on each node's disk for what was read from a store, in 10^9 bytes: best all of it; 0 keeps nothing."""
-    cache_folder: str | None = None
-    """Where they are kept; by default in the temporary folder (TMPDIR)."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to fsspec: endpoint, region, profile. Secrets are refused; they belong in the environment."""
-
-
-class Augment(Section):
-    """Random changes to the views; colour strengths as in torchvision's ColorJitter."""
-
-    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.08
-    """Smallest area of the image view's random crop, as a share of the image."""
-    flip: Share = 0.5
-    """Probability of a horizontal flip, for the image view and for each patch of its own."""
-    brightness: Share = 0.4
-    contrast: Share = 0.4
-    saturation: Share = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2
-    """Largest hue rotation, as a share of the full circle."""
-    gray: Share = 0.2
-    """Probability of becoming grayscale."""
-    blur: Share = 0.0
-    """Probability of a Gaussian blur (0.5 in the MLP recipe)."""
-
-
-class Model(Section):
-    """The trunk and the two heads."""
-
-    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    width: Count = 64
-    """Channels of the first layer: 64 is the standard network, 128 is the paper's c2x."""
-    stem: Literal["imagenet", "small"] = "small"
-    """`imagenet`: 7x7 stride 2 and max-pool. `small`: 3x3 stride 1, for images of about 32 px."""
-    head: Literal["linear", "mlp"] = "linear"
-    norm: Literal["batch", "frozen"] = "batch"
-    """`frozen` keeps batch norm's statistics as loaded: then the result does not depend on the number of workers."""
-
-
-class Pretext(Section):
-    """The second view of a sample."""
-
-    name: PretextName = "jigsaw"
-    """`both` rotates, then cuts the jigsaw. `none` is NPID and goes with loss.pretext_weight 0."""
-    crop_min: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Smallest area of the pretext view's random crop, as a share of the image."""
-
-
-class Loss(Section):
-    """Noise-contrastive estimation against the memory bank."""
-
-    kind: Literal["paper", "npid", "infonce"] = "paper"
-    """`paper`: Eq. 3-5. `npid`: what the official code computes. `infonce`: cross-entropy."""
-    num_negatives: Count = 1024
-    """Rows of the bank that each step compares with, shared by the whole batch."""
-    temperature: Positive = 0.07
-    pretext_weight: Share = 0.5
-    """λ of Eq. 5: weight of the pretext view's term."""
-
-
-class Memory(Section):
-    """The memory bank: one row for each image."""
-
-    keep: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Weight of the old row in an update."""
-    init: Literal["random", "forward"] = "random"
-    """First rows: random unit vectors, or one forward pass over the data before training."""
-    wire_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the negatives when they are gathered from the workers."""
-
-
-class Optim(Section):
-    """SGD with momentum and a cosine schedule, stepped every batch."""
-
-    epochs: Count = 10
-    lr: Positive = 0.03
-    final_lr: Annotated[float, Field(ge=0)] = 0.00003
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """Not applied to norms and biases."""
-    clip_norm: Positive | None = None
-    """Largest norm of the gradient; none by default."""
-    bf16: bool = True
-    """bf16 autocast in the trunk and the heads; the loss and the bank stay in float32."""
-    compile: bool = False
-    """torch.compile the network."""
-
-
-class Cluster(Section):
-    """What one run takes from the cluster. Nothing here changes what is learned."""
-
-    workers: Count = 2
-    cpus_per_worker: Count = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    loader_processes: Annotated[int, Field(ge=0)] = 1
-    """Processes for each worker that read and decode images; 0 does it in the training process."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often the run restarts from its last checkpoint after a worker was lost."""
-
-
-class Checkpoint(Section):
-    """When to save, and how much to keep."""
-
-    every_steps: Count | None = None
-    """Steps between checkpoints; by default one at the end of each epoch."""
-    keep: Annotated[int, Field(ge=2)] = 2
-    """Newest checkpoints that stay; where the loss of the next step is no number, the newest goes too."""
-    log_every_steps: Count = 10
-    """Steps between lines of progress and of metrics.jsonl."""
-
-
-class Evaluation(Section):
-    """What is measured after training, and during it, on data with labels."""
-
-    enabled: bool = True
-    every_epochs: Count | None = None
-    """Epochs between measurements of res5 during training, in metrics.jsonl; none by default."""
-    knn_k: Count = 20
-    knn_temperature: Positive = 0.07
 
 
 class Config(Section):
@@ -190,19 +35,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
-        data, optim, workers = self.data, self.optim, self.cluster.workers
+        data, optim, streams = self.data, self.optim, self.streams
         refuse_secrets(data.storage_options)
         refuse_secret_url("data.uri", data.uri)
-        if data.batch_size % data.streams or data.batch_size < 2 * data.streams:
+        if data.batch_size % streams or (data.streams and data.batch_size < 2 * streams):
             raise ValueError(
-                f"data.batch_size {data.batch_size} does not give each of data.streams {data.streams} "
-                f"the same number of at least 2 images: use a multiple of {data.streams} from {2 * data.streams} on"
+                f"data.batch_size {data.batch_size} does not give each of data.streams {streams} the same number of "
+                f"at least 2 images: leave --data.streams away, or use a multiple of {streams} from {2 * streams} on"
             )
-        if workers > data.streams:
-            raise ValueError(
-                f"cluster.workers {workers} is more than data.streams {data.streams}, and a stream has "
-                f"one reader: use at most {data.streams} workers or --data.streams {workers}"
-            )
+        if problem := self.too_many(self.cluster.workers, "cluster.workers"):
+            raise ValueError(problem)
         if self.loss.pretext_weight > 0 and not self.has_pretext:
             raise ValueError(
                 f"pretext.name {self.pretext.name} has no second view to weigh: add --loss.pretext_weight 0 (NPID)"
@@ -220,6 +62,34 @@ class Config(Section):
                 "of which bf16 makes wrong gradients on CPUs: use larger images or --optim.bf16 false"
             )
         return self
+
+    @property
+    def streams(self) -> int:
+        """Parts that an epoch is dealt into: data.streams, or as many as may be, whatever the number of workers.
+
+        They are equal parts of the batch, of two images or more; at most 64 of them, or a fourth of the batch where
+        that is more.
+        """
+        batch = self.data.batch_size
+        most = max(min(batch // 2, 64), batch // 4, 1)
+        return self.data.streams or max(n for n in range(1, most + 1) if batch % n == 0)
+
+    @property
+    def window_groups(self) -> int:
+        """Row groups of a stream that are shuffled together: data.window_groups, or of all streams together 64."""
+        return self.data.window_groups or max(1, 64 // self.streams)
+
+    def too_many(self, workers: int, option: str) -> str | None:
+        """What is wrong with so many workers, and what to type; None if each has a stream to read."""
+        if workers <= self.streams:
+            return None
+        batch = self.data.batch_size
+        enough = [n for n in range(workers, batch // 2 + 1) if batch % n == 0]
+        other = f"--data.streams {enough[0]}" if enough else f"a --data.batch-size that is a multiple of {2 * workers}"
+        return (
+            f"{option} {workers} is more than the {self.streams} streams that data.batch_size {batch} is dealt into, "
+            f"and a stream has one reader: use at most {self.streams}, or {other}"
+        )
 
     @property
     def _smallest_map(self) -> int:
@@ -256,6 +126,18 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         *sections, leaf = name.split(".")
         reduce(getitem, sections, tree)[leaf] = value
     return from_dict(tree)
+
+
+def settle_streams(config: Config, begun: Config | None = None) -> Config:
+    """Gives a run its streams and windows as numbers: those of the run that has begun, or by the rules.
+
+    Raises:
+        ConfigError: The streams of that run do not go with these settings.
+    """
+    rule = begun or config
+    missing = {"data.streams": rule.streams, "data.window_groups": rule.window_groups}
+    held = leaves(config)
+    return override(config, {name: value for name, value in missing.items() if held[name] is None})
 
 
 def leaves(config: Config) -> dict[str, Any]:

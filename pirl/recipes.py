@@ -80,7 +80,6 @@ def photos(rows: int = 10_000, side: int = 224, *, gpus: bool = False) -> Config
 
     Not in the paper. For N images on CPUs, and in brackets on GPUs; they go into the run's config.json as numbers:
       batch        N / 16, down to a power of two, from 32 [128] to 256, at most N; rate 0.03 * sqrt(batch / 64)
-      streams      a fourth of the batch, at most 32: that many workers may share it; windows of 4,096 images in all
       epochs       45,000 / N, from 10 to 200 [60,000,000 / N, from 200 to 800]
       negatives    N / 2, at most 4,096 [16,384]
       views        112 px [224], less where the images are smaller, 32 at least; of a fifth of the image or more
@@ -101,15 +100,13 @@ def photos(rows: int = 10_000, side: int = 224, *, gpus: bool = False) -> Config
     if rows < FEWEST:
         raise ConfigError(f"photos needs {FEWEST} images or more, and there are {rows}: prepare more of them")
     batch = min(2 ** int(math.log2(max(rows / 16, 128 if gpus else 32))), 256, 2 ** int(math.log2(rows)))
-    streams, size = min(batch // 4, 32), max(32, min(side, 224 if gpus else 112))
+    size = max(32, min(side, 224 if gpus else 112))
     return override(
         Config(),
         {
             "data.uri": "data/photos",
             "data.batch_size": batch,
             "data.image_size": size,
-            "data.streams": streams,
-            "data.window_groups": 64 // streams,
             "augment.crop_min": 0.2,
             "augment.hue": 0.1,
             "model.arch": "resnet50" if gpus and rows >= 50_000 else "resnet18",
@@ -143,7 +140,6 @@ def imagenet_jigsaw() -> Config:
             "data.uri": "data/imagenet",
             "data.batch_size": 1024,
             "data.image_size": 224,
-            "data.streams": 256,
             "data.window_groups": 8,
             "model.arch": "resnet50",
             "model.stem": "imagenet",

@@ -15,7 +15,7 @@ ROOMS = {
     "pirl": [
         *("errors", "wording", "processes", "pretext"),
         "storage.secrets",
-        *("config", "recipes", "dist"),
+        *("sections", "config", "recipes", "dist"),
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate"),
     ],
     "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],

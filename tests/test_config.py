@@ -4,7 +4,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from pirl.config import Config, from_dict, from_json, leaves, override
+from pirl.config import Config, from_dict, from_json, leaves, override, settle_streams
 from pirl.errors import ConfigError
 
 
@@ -163,13 +163,17 @@ def test_every_wrong_value_has_a_line():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.batch_size": 130}, r"data\.batch_size 130 .* data\.streams 4 .* use a multiple of 4"),
+        ({"data.batch_size": 130, "data.streams": 4}, r"data\.batch_size 130 .* data\.streams 4 .* a multiple of 4"),
         # A stream of one image a step could be left without any in some step.
-        ({"data.batch_size": 4}, r"data\.batch_size 4 .* at least 2 images"),
-        ({"cluster.workers": 5}, r"cluster\.workers 5 .* at most 4 workers or --data\.streams 5"),
+        ({"data.batch_size": 4, "data.streams": 4}, r"data\.batch_size 4 .* at least 2 images.* from 8 on"),
+        (
+            {"cluster.workers": 5, "data.streams": 4},
+            r"cluster\.workers 5 .* 4 streams.* most 4, or --data\.streams 8",
+        ),
+        ({"cluster.workers": 65, "data.batch_size": 256}, r"64 streams .* use at most 64, or --data\.streams 128"),
+        ({"cluster.workers": 65}, r"64 streams .* use at most 64, or a --data\.batch-size that is a multiple of 130"),
         ({"pretext.name": "none"}, r"pretext\.name none .* --loss\.pretext_weight 0"),
         ({"optim.final_lr": 0.1}, r"optim\.final_lr 0\.1 is above optim\.lr 0\.03"),
-        ({"data.batch_size": 4}, r"use a multiple of 4 from 8 on"),
         ({"model.stem": "imagenet", "data.image_size": 57}, r"57 with model\.stem imagenet .* --optim\.bf16 false"),
         (
             {"model.stem": "imagenet", "data.image_size": 16, "pretext.name": "rotation"},
@@ -309,3 +313,29 @@ def test_endpoint_region_and_profile_are_no_secrets():
         "config_kwargs": {"s3": {"addressing_style": "path"}},
     }
     assert override(Config(), {"data.storage_options": options}).data.storage_options == options
+
+
+@pytest.mark.parametrize(
+    ("batch", "streams", "window"),
+    [
+        *[(1, 1, 64), (8, 4, 16), (32, 16, 4), (48, 24, 2), (64, 32, 2), (127, 1, 64), (128, 64, 1), (130, 26, 2)],
+        *[(256, 64, 1), (512, 128, 1), (1000, 250, 1), (1024, 256, 1)],
+    ],
+)
+def test_an_epoch_is_dealt_by_the_batch_alone_so_that_many_workers_can_share_it(batch: int, streams: int, window: int):
+    """And what is held in memory, streams times windows, is as much for few streams as for many."""
+    config = override(Config(), {"data.batch_size": batch, "cluster.workers": 1})
+    assert (config.streams, config.window_groups) == (streams, window)
+    plain = [n for n in range(1, batch + 1) if batch % n == 0 and ((n <= 64 and 2 * n <= batch) or 4 * n <= batch)]
+    assert config.streams == max([1, *plain])
+
+
+def test_a_run_has_its_streams_as_numbers_and_one_that_has_begun_keeps_them():
+    new = settle_streams(Config())
+    assert (new.data.streams, new.data.window_groups) == (64, 1)
+    begun = override(Config(), {"data.streams": 4, "data.window_groups": 16})
+    assert settle_streams(Config(), begun) == begun
+    typed = override(Config(), {"data.streams": 8})
+    assert settle_streams(typed, begun).data.streams == 8, "which is then refused as another setting"
+    with pytest.raises(ConfigError, match=r"cluster\.workers 8 is more than the 4 streams"):
+        settle_streams(override(Config(), {"cluster.workers": 8}), begun)

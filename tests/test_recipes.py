@@ -100,27 +100,26 @@ def test_photos_fits_any_number_of_images_and_as_many_workers_as_it_has_streams(
     assert 2 * config.loss.num_negatives <= rows
     assert config.optim.epochs >= (200 if gpus else 10)
     starts = np.append(np.arange(0, rows, 64), rows)
-    order = Order(starts, 0, config.data.streams, config.data.batch_size, config.data.window_groups)
-    assert min(order.shares(0, config.data.streams)) >= 2, "batch norm needs two images"
+    order = Order(starts, 0, config.streams, config.data.batch_size, config.window_groups)
+    assert min(order.shares(0, config.streams // 2)) >= 2, "batch norm needs two images"
     assert config.checkpoint.every_steps >= order.steps_per_epoch
 
 
 @pytest.mark.parametrize(
-    ("rows", "gpus", "batch", "lr", "streams", "window", "epochs", "negatives", "network"),
+    ("rows", "gpus", "batch", "lr", "epochs", "negatives", "network"),
     [
-        (700, False, 32, 0.021, 8, 8, 64, 350, ("resnet18", 16)),
-        (10_000, False, 256, 0.06, 32, 2, 10, 4096, ("resnet18", 16)),
-        (100, True, 64, 0.03, 16, 4, 800, 50, ("resnet18", 64)),
-        (700, True, 128, 0.042, 32, 2, 800, 350, ("resnet18", 64)),
-        (100_000, True, 256, 0.06, 32, 2, 600, 16_384, ("resnet50", 64)),
-        (300_000, True, 256, 0.06, 32, 2, 200, 16_384, ("resnet50", 64)),
+        (700, False, 32, 0.021, 64, 350, ("resnet18", 16)),
+        (10_000, False, 256, 0.06, 10, 4096, ("resnet18", 16)),
+        (100, True, 64, 0.03, 800, 50, ("resnet18", 64)),
+        (700, True, 128, 0.042, 800, 350, ("resnet18", 64)),
+        (100_000, True, 256, 0.06, 600, 16_384, ("resnet50", 64)),
+        (300_000, True, 256, 0.06, 200, 16_384, ("resnet50", 64)),
     ],
 )
-def test_photos_follows_the_rules_that_it_states(rows, gpus, batch, lr, streams, window, epochs, negatives, network):
+def test_photos_follows_the_rules_that_it_states(rows, gpus, batch, lr, epochs, negatives, network):
     config = photos(rows, gpus=gpus)
     data, optim = config.data, config.optim
-    assert (data.batch_size, data.streams, data.window_groups) == (batch, streams, window)
-    assert (optim.lr, optim.epochs, config.loss.num_negatives) == (lr, epochs, negatives)
+    assert (data.batch_size, optim.lr, optim.epochs, config.loss.num_negatives) == (batch, lr, epochs, negatives)
     assert (config.model.arch, config.model.width) == network
     assert data.image_size == (224 if gpus else 112)
 

@@ -10,10 +10,11 @@ from functools import cache
 from typing import Any
 
 from jobs.run.checks import check_request
-from pirl.config import Config, Data, from_dict, leaves
+from pirl.config import Config, from_dict, leaves
 from pirl.errors import ConfigError, NameTakenError, StoreRefusedError
 from pirl.runs.run import differences, open_run
 from pirl.runs.run_files import RunFile
+from pirl.sections import Data
 from pirl.storage.checks import check_can_write
 from tune.curve import Metric, curve_of, stopped_at, without_end, write_stopped
 from tune.points import Trial

@@ -19,11 +19,8 @@ def check_request(run: Run, use_ray: bool) -> None:
 
     config = run.config
     processes = torchrun("WORLD_SIZE") or 1
-    if not use_ray and processes > config.data.streams:
-        raise ConfigError(
-            f"torchrun's {processes} processes are more than data.streams {config.data.streams}, and a stream has "
-            f"one reader: use --nproc-per-node {config.data.streams} or --data.streams {processes}"
-        )
+    if not use_ray and (problem := config.too_many(processes, "torchrun's --nproc-per-node")):
+        raise ConfigError(problem)
     dataset = open_data(config.data)
     check_data(config, dataset, config.cluster.workers if use_ray else processes)
     if run.checkpoint and data_of(run.checkpoint) != dataset.fingerprint:

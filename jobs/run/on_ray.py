@@ -53,7 +53,9 @@ def run_on_ray(run: Run) -> int:
     """
     connect(meanwhile=AHEAD)
     from clusters.preflight import check_nodes, check_resources, nodes_alive
+    from jobs.run.ray_internals import placement_groups, remove_placement_groups
 
+    remove_placement_groups(placement_groups(left=True))
     nodes = nodes_alive()
     check_resources(run.config, nodes)
     check_nodes(run.config, run.folder.parent, nodes)

@@ -83,25 +83,37 @@ def kept_checkpoint(name: str) -> Checkpoint:
 
 
 def placement_groups(*, left: bool) -> list[bytes]:
-    """The ids of this job's placement groups.
+    """The ids of this job's placement groups, and of those that Ray has forgotten to remove.
+
+    Ray removes a group with the job and the actor that asked for it; one that it is asked for while it ends these
+    it keeps for ever, and what is in it is given to nobody.
 
     Args:
-        left: Only those that were asked for by an actor that has ended.
+        left: Of this job only those that were asked for by an actor that has ended.
     """
     import ray
-    from ray._private.state import state  # of its public table nobody learns who asked for a group
+    from ray._private.state import state as untyped  # of its public table nobody learns who asked for a group
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 
+    state: Any = untyped
+    accessor = state._connect_and_get_accessor()
+    table = map(PlacementGroupTableData.FromString, accessor.get_placement_group_table())
+    groups = [group for group in table if group.state != PlacementGroupTableData.REMOVED]
+    if not groups:
+        return []
     job: str = ray.get_runtime_context().get_job_id()
-    table = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
-    ours = [
-        group for group in table if group.creator_job_id.hex() == job and group.state != PlacementGroupTableData.REMOVED
-    ]
+    ended = {entry["JobID"] for entry in state.job_table() if entry["IsDead"]}
+
+    def is_left(group: Any) -> bool:
+        if ray.ActorID(group.creator_actor_id).is_nil():  # a driver asked for it, as Tune does for its trials
+            return group.creator_job_id.hex() in ended
+        return bool(state.actor_table(group.creator_actor_id.hex()).get("State", "DEAD") == "DEAD")
+
     return [
         group.placement_group_id
-        for group in ours
-        # What the driver asked for, as Tune does for the trials' own processes, has no actor.
-        if not left or state.actor_table(group.creator_actor_id.hex()).get("State") == "DEAD"
+        for group in groups
+        if (group.creator_job_id.hex() == job and not left)
+        or (group.creator_job_id.hex() in {job} | ended and not group.is_detached and is_left(group))
     ]
 
 

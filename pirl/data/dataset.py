@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from pirl.config import Data
 from pirl.data.digits import ensure_digits
 from pirl.data.parquet_pages import Bytes, checked_images, column, images_of
 from pirl.data.writer import MANIFEST, VERSION, fingerprint, parsed
 from pirl.errors import ConfigError, CorruptImage, StorageError
+from pirl.sections import Data
 from pirl.storage.cache import SpanCache, default_folder
 from pirl.storage.folder import Folder
 from pirl.storage.sealed import TRIES, is_whole, until_whole

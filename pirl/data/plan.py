@@ -9,7 +9,7 @@ from pirl.errors import ConfigError
 def data_order(config: Config, dataset: Dataset) -> Order:
     """The order of the data of this run."""
     data = config.data
-    return Order(dataset.starts, config.seed, data.streams, data.batch_size, data.window_groups)
+    return Order(dataset.starts, config.seed, config.streams, data.batch_size, config.window_groups)
 
 
 def check_data(config: Config, dataset: Dataset, workers: int) -> None:

@@ -25,8 +25,8 @@ class Prefetcher:
     """
 
     def __init__(self, dataset: Dataset, order: Order, streams: range, steps: range, ahead_bytes: float) -> None:
-        # A window may touch one row group more than it is long, and two windows meet within a step.
-        self.capacity = len(streams) * 2 * (order.window_groups + 1)
+        # Between two uses of a row group come only those of its window and of the window before, in each stream.
+        self.capacity = len(streams) * 2 * order.window_groups
         self.dataset, self.ahead_bytes = dataset, ahead_bytes
         self.held: OrderedDict[int, RowGroup] = OrderedDict()
         self.coming: deque[tuple[int, Future[RowGroup]]] = deque()

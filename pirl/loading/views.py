@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from pirl.config import Augment
 from pirl.loading.color import draw_color
 from pirl.loading.crops import random_resized_crop, to_pixels, to_tensor
 from pirl.pretext import PretextTask
+from pirl.sections import Augment
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 from pirl import dist
-from pirl.config import ROW_DIM
 from pirl.errors import ConfigError
+from pirl.sections import ROW_DIM
 
 _BLOCK = 1024
 """Initial rows are drawn in blocks of this many ids, whatever the ranks own."""

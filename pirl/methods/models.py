@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from pirl.config import ROW_DIM
+from pirl.sections import ROW_DIM
 
 Arch = Literal["resnet18", "resnet34", "resnet50"]
 HeadKind = Literal["linear", "mlp"]

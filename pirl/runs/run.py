@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pirl.config import Config, from_json, leaves
+from pirl.config import Config, from_json, leaves, settle_streams
 from pirl.errors import ConfigError, NameTakenError
 from pirl.runs.checkpoint_folder import newest_checkpoint
 from pirl.runs.run_files import RunFile
@@ -41,7 +41,7 @@ class Run:
 
     Attributes:
         folder: `<storage>/<name>`.
-        config: The config to run with.
+        config: The config to run with; its streams and windows are numbers, those of the run that has begun.
         checkpoint: Where to go on from; None at the start.
         result: What `result.json` holds, if the run is done.
     """
@@ -101,11 +101,12 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
             raise NameTakenError(f"{folder} exists and is not a run", "choose another --run or --storage")
         if resume == "must":
             raise ConfigError(f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}")
-        return Run(folder, config)
+        return Run(folder, settle_streams(config))
 
     if resume == "never":
         raise ConfigError(f"the run {name!r} exists in {storage}: choose another --run, or --resume auto to go on")
     saved = _config_of(folder)
+    config = settle_streams(config, saved)
     changed = differences(saved, config)
     fixed = FIXED if saved.has_pretext == config.has_pretext else (*FIXED, "loss.pretext_weight")
     lasting = [c for c in changed if c.startswith(fixed)]
@@ -168,7 +169,7 @@ def _result_of(folder: Folder) -> dict[str, Any] | None:
 
 def _config_of(folder: Folder) -> Config:
     try:
-        return from_json(folder.read(RunFile.CONFIG))
+        return settle_streams(from_json(folder.read(RunFile.CONFIG)))
     except ConfigError as error:
         raise NameTakenError(
             f"{folder / RunFile.CONFIG} cannot be read, so the run cannot go on:\n{error}", "choose another --run"

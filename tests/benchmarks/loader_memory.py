@@ -17,13 +17,13 @@ import argparse
 import os
 import tempfile
 
-from pirl.config import Augment
 from pirl.data.dataset import open_dataset
 from pirl.data.order import Order
 from pirl.loading.loader import Loader
 from pirl.loading.views import Views
 from pirl.prepare.images import check_image
 from pirl.pretext import PRETEXTS
+from pirl.sections import Augment
 from pirl.storage.cache import SpanCache
 from pirl.storage.folder import Folder
 from tests.benchmarks.local_store import BUCKET, Options, store, write_shards

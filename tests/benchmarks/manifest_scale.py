@@ -79,15 +79,15 @@ def write(folder: str, images: int) -> None:
 
 def measure(folder: str) -> tuple[float, float, float, int, int, int, int]:
     """Seconds to open, of the first batch, of a resumed run's; bytes at the peak, held, pickled; Python objects."""
-    data = RECIPES["imagenet_jigsaw"]().data
+    config = RECIPES["imagenet_jigsaw"]()
     base, base_blocks = memory("VmRSS"), sys.getallocatedblocks()
     began = time.process_time()
     dataset = open_dataset(folder)
     opened = time.process_time()
-    order = Order(dataset.starts, 0, data.streams, data.batch_size, data.window_groups)
+    order = Order(dataset.starts, 0, config.streams, config.data.batch_size, config.window_groups)
     OrderReader(order).batch_ids(0)
     drawn = time.process_time()
-    again = Order(dataset.starts, 0, data.streams, data.batch_size, data.window_groups)
+    again = Order(dataset.starts, 0, config.streams, config.data.batch_size, config.window_groups)
     OrderReader(again).batch_ids((EPOCHS - 1) * again.steps_per_epoch + again.steps_per_epoch // 2)
     resumed = time.process_time()
     peak, held, blocks = memory("VmHWM") - base, memory("VmRSS") - base, sys.getallocatedblocks() - base_blocks

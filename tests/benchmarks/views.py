@@ -30,13 +30,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from pirl.config import Augment
 from pirl.loading.color import color_and_normalize
 from pirl.loading.crops import random_resized_crop
 from pirl.loading.decode import decode
 from pirl.loading.views import Views, sample_rng
 from pirl.prepare.images import check_image
 from pirl.pretext import PRETEXTS, cell_side, patch_side
+from pirl.sections import Augment
 from tests.benchmarks.photographs import from_tar
 
 CROP_MIN = 0.6

@@ -25,7 +25,7 @@ def test_there_are_examples_and_all_are_valid():
     assert {path.stem for path in EXAMPLES} == {"local", "slurm-cpu", "slurm-a100", "kuberay"}
     for path in EXAMPLES:
         profile = read_profile(str(path))
-        assert override(RECIPES["digits"](), {**profile.settings(), "data.streams": 32}).cluster.workers >= 2
+        assert override(RECIPES["digits"](), profile.settings()).cluster.workers >= 2
 
 
 def test_the_manifest_has_what_the_profile_says():

@@ -113,7 +113,7 @@ def test_a_run_that_diverged_goes_on_from_what_is_left_at_a_lower_rate(tmp_path:
 @pytest.mark.parametrize(
     ("start", "arguments", "message"),
     [
-        ((*TORCHRUN, "5"), [], "use --nproc-per-node 4 or --data.streams 5"),
+        ((*TORCHRUN, "65"), [], "--nproc-per-node 65 is more than the 64 streams"),
         ((), ["--no-ray", "--cluster.gpus-per-worker=0.5"], "needs Ray"),
         ((), ["--no-ray", "--storage=s4://bucket/runs"], "s4"),
         ((), ["--no-ray", "--storage=s3://"], "names no bucket: type s3://bucket/runs"),

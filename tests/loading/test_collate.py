@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from pirl.config import Augment
 from pirl.loading.collate import collate
 from pirl.loading.loader import Batch
 from pirl.loading.views import Views, sample_rng
 from pirl.pretext import PRETEXTS
+from pirl.sections import Augment
 
 CPU = torch.device("cpu")
 

@@ -8,11 +8,11 @@ from scipy import stats
 from scipy.ndimage import gaussian_filter1d
 from sklearn.datasets import load_sample_image
 
-from pirl.config import Augment
 from pirl.loading.color import MEAN, STD, color_and_normalize, draw_color, normalize
 from pirl.loading.crops import random_resized_crop
 from pirl.loading.views import Views, sample_rng
 from pirl.pretext import PRETEXTS
+from pirl.sections import Augment
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pirl.config import Augment
 from pirl.data.dataset import Dataset, open_dataset
 from pirl.data.order import Order, OrderReader
 from pirl.data.writer import ShardWriter
@@ -24,6 +23,7 @@ from pirl.loading.decode import decode
 from pirl.loading.loader import Loader
 from pirl.loading.views import Views, sample_rng
 from pirl.pretext import PRETEXTS
+from pirl.sections import Augment
 from pirl.storage.cache import SpanCache
 from pirl.storage.folder import Folder
 

@@ -111,7 +111,7 @@ def test_a_failure_comes_where_the_group_is_needed(dataset):
 
 
 def test_a_data_set_that_is_held_whole_starts_at_once_however_long_the_run(dataset):
-    order, reads = order_of(dataset, window_groups=8), []  # four streams may hold 4 * 2 * 9 groups
+    order, reads = order_of(dataset, window_groups=8), []  # four streams may hold 4 * 2 * 8 groups
     with Prefetcher(Watched(dataset, reads.append), order, STREAMS, range(10**9), 10**9) as groups:
         for number in numbers(dataset, order, range(order.steps_per_epoch)):
             groups[number]

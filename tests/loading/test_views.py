@@ -11,11 +11,11 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-from pirl.config import Augment
 from pirl.loading.crops import draw_crop, plain_view, random_resized_crop
 from pirl.loading.decode import decode
 from pirl.loading.views import Views, sample_rng
 from pirl.pretext import PRETEXTS, cell_side, draw_jigsaw, patch_side
+from pirl.sections import Augment
 
 
 @pytest.fixture(scope="module")

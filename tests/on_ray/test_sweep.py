@@ -17,7 +17,12 @@ TINY = [*(word for word in SMALL if "epochs" not in word), "--checkpoint.every-s
 LEFT = """
 import ray
 ray.init(logging_level="ERROR")
-print([group for group in ray.util.placement_group_table().values() if group["state"] != "REMOVED"])
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+table = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
+left = [group for group in table if group.state != PlacementGroupTableData.REMOVED]
+for group in left:
+    print(group, state.job_table(), state.actor_table(group.creator_actor_id.hex()))
 """
 
 
@@ -52,10 +57,9 @@ def nothing_is_left(cluster: Cluster) -> None:
     env = {**cluster.env, "RAY_ADDRESS": cluster.gcs}
     wait_for(lambda: not train_workers(cluster), "workers stay")
     asked = [sys.executable, "-c", LEFT]
-    wait_for(
-        lambda: subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout.strip() == "[]",
-        "placement groups stay",
-    )
+    deadline = time.monotonic() + 60
+    while left := subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout.strip():
+        assert time.monotonic() < deadline, f"placement groups stay: {left}"
 
 
 @pytest.fixture(scope="module")

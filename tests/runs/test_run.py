@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pirl.config import Config, override
+from pirl.config import Config, override, settle_streams
 from pirl.errors import ConfigError, NameTakenError
 from pirl.runs.checkpoint_folder import (
     VERSION,
@@ -18,7 +18,7 @@ from pirl.runs.run import differences, open_run, storage_at
 from pirl.storage.folder import Folder
 from pirl.storage.sealed import sealed
 
-CONFIG = Config()
+CONFIG = settle_streams(Config())
 
 
 def write_checkpoint(folder, step, files=("rank 0", "rank 1")):
@@ -323,7 +323,7 @@ def test_a_checkpoint_is_uploaded_by_each_rank_and_complete_with_the_last_file(s
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data.batch_size": 64},  # a step would be another place in the epoch
+        {"data.batch_size": 256},  # a step would be another place in the epoch
         {"data.streams": 8},  # the rest of a half-done epoch would come in another order
         {"loss.pretext_weight": 0},  # the checkpoint has a head g, and the network would not
     ],

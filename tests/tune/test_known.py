@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pirl.config import Config, override
+from pirl.config import Config
 from pirl.errors import ConfigError
 from pirl.recipes import digits
 from pirl.runs.run import Run
@@ -133,7 +133,7 @@ def test_what_is_done_takes_no_room(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     node = {"Alive": True, "Resources": {"CPU": 2.0}, "NodeID": "a", "NodeManagerAddress": "127.0.0.1"}
     monkeypatch.setattr("ray.nodes", lambda: [node])
     monkeypatch.setattr(tuner, "check_nodes", lambda *_: None)
-    base = override(digits(), {"data.streams": 64})
+    base = digits()
     small, large = (Row(trial) for trial in trials_of(base, {"cluster.workers": [1, 64]}, seeds=1))
     with pytest.raises(ConfigError, match="do not fit"):
         tuner.concurrency(Folder(str(tmp_path)), [small, large])

@@ -99,7 +99,7 @@ def test_ranges_hold_short_numbers_of_the_setting_s_own_kind() -> None:
 @pytest.mark.parametrize(("setting", "step"), [("checkpoint.every_steps", 1), ("data.batch_size", 4)])
 def test_a_range_has_the_numbers_that_its_setting_takes(setting: str, step: int) -> None:
     """Whole ones where it is null by default, and those that the four streams of a batch can share."""
-    request = parse(["--set", setting, "64..512", "--search=optuna", "--num-samples=12"])
+    request = parse(["--set", setting, "64..512", "--search=optuna", "--num-samples=12", "--data.streams=4"])
     assert request.search
     values = [row.trial.values[setting] for row in whole(request.search)]
     assert {(type(value), value % step) for value in values} == {(int, 0)}

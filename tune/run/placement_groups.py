@@ -1,7 +1,8 @@
 """Give back the placement groups, and the resources in them, of trials that were cut off.
 
 Ray removes a group when both the actor and the job that asked for it have ended, and the job of a trial is the whole
-sweep; one that was asked for in the moment in which its actor was killed it keeps for ever. Ray Train's own cleaner
+sweep; one that was asked for in the moment in which these ended it keeps for ever, so that those of commands that were
+killed are given back, too. Ray Train's own cleaner
 (2.60) removes a group sooner, but asks Ray's dashboard, which it does not find where Ray was started without one or
 where a machine has more than one Ray; and it is told of a group only when all workers have started.
 """
