@@ -10,6 +10,7 @@ from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.evaluate.evaluate import evaluate, evaluate_res5
 from pirl.evaluate.splits import why_not
+from pirl.evaluate.subject import Subject
 from pirl.methods.pirl import PIRL
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
@@ -41,6 +42,8 @@ def measure(
     say("evaluating")
     torch.manual_seed(config.seed)  # the weights that training began with
     untrained = PIRL(config).trunk.to(device)
-    report = evaluate(network.trunk, untrained, known, asked, config, device)
+    skip = config.data.on_error == "skip"
+    subject = Subject(network.trunk, untrained, known, asked, config.data.image_size, device, skip=skip, say=say)
+    report = evaluate(subject, config)
     if dist.rank() == 0:
         folder.write(RunFile.EVALUATION, json.dumps(report, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """Features of a whole data set at every tap of a trunk, extracted by all ranks together."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt
 
@@ -42,11 +43,41 @@ def extract(
     *,
     skip: bool = False,
 ) -> Features:
-    """Runs the images through the trunk, in evaluation mode and float32; every rank returns all rows.
+    """Runs the images through the trunk, in evaluation mode and float32; every rank returns all rows, in memory.
+
+    Args and rows are those of `extract_rounds`.
+
+    Raises:
+        CorruptImage: An image cannot be used, and `skip` is off; says shard, row and id.
+    """
+    rows = rows_of(dataset, limit)
+    # Allocated outside of inference mode, because the linear probe differentiates with them.
+    taps = {name: torch.empty(rows, width, device=device) for name, width in widths(trunk, image_size, device).items()}
+    labels = torch.empty(rows, dtype=torch.int64, device=device)
+    start = 0
+    for part in extract_rounds(trunk, dataset, image_size, device, limit, skip=skip):
+        here = slice(start, start + len(part.labels))
+        for name, values in part.taps.items():
+            taps[name][here] = values
+        labels[here] = part.labels
+        start = here.stop
+    return Features(taps, labels)
+
+
+def extract_rounds(
+    trunk: Trunk,
+    dataset: Dataset,
+    image_size: int,
+    device: torch.device,
+    limit: int | None = None,
+    *,
+    skip: bool = False,
+) -> Iterator[Features]:
+    """The features of all images, some after the others, so that they need not fit into memory; a collective.
 
     Each map is averaged over the finest g x g grid with which it has at most as many values as res5 has
-    channels; res5 becomes its mean. Rows are in the order of the ids, and each is computed in the same batch
-    of images, so they do not depend on the number of ranks.
+    channels; res5 becomes its mean. Rows come in the order of the ids, the same ones on every rank, and each is
+    computed in the same batch of images, so they do not depend on the number of ranks.
 
     Args:
         trunk: On `device`. Its mode is as before afterwards.
@@ -59,41 +90,64 @@ def extract(
     Raises:
         CorruptImage: An image cannot be used, and `skip` is off; says shard, row and id.
     """
-    starts, groups = dataset.starts, len(dataset.starts) - 1
-    if limit is not None:
-        groups = min(groups, int(np.searchsorted(starts, limit)))
+    starts, groups = dataset.starts, _groups(dataset, limit)
     blocks = [range(first, min(first + BLOCK, groups)) for first in range(0, groups, BLOCK)]
-    shares = [blocks[rank :: dist.world_size()] for rank in range(dist.world_size())]
-    ids = [np.concatenate([np.arange(0), *(np.arange(*starts[[b.start, b.stop]]) for b in share)]) for share in shares]
-    sizes = [len(of_rank) for of_rank in ids]
-    rows = sizes[dist.rank()]
+    sizes = [int(starts[block.stop] - starts[block.start]) for block in blocks]
+    mode = trunk.training
+    try:
+        for first in range(0, len(blocks), dist.world_size()):
+            number = first + dist.rank()
+            block = blocks[number] if number < len(blocks) else range(0)
+            trunk.eval()
+            part = _features_of(trunk, dataset, block, image_size, device, skip=skip)
+            in_round = sizes[first : first + dist.world_size()]
+            in_round += [0] * (dist.world_size() - len(in_round))
+            taps = {name: dist.gather_parts(values, in_round) for name, values in part.taps.items()}
+            yield Features(taps, dist.gather_parts(part.labels, in_round))
+    finally:
+        trunk.train(mode)
+
+
+def rows_of(dataset: Dataset, limit: int | None = None) -> int:
+    """How many images `extract` takes."""
+    return int(dataset.starts[_groups(dataset, limit)])
+
+
+def widths(trunk: Trunk, image_size: int, device: torch.device) -> dict[str, int]:
+    """D_tap of each tap, for views of this size."""
     mode = trunk.training
     trunk.eval()
     with torch.inference_mode():
-        widths = pool(trunk.taps(torch.zeros(1, 3, image_size, image_size, device=device)))
-    # Allocated outside of inference mode, because the linear probe differentiates with them.
-    taps = {name: torch.empty(rows, one.shape[1], device=device) for name, one in widths.items()}
-    labels = torch.full((rows,), -1, device=device)
-    start = 0
-    for block in shares[dist.rank()]:
-        read = [dataset.load_group(number) for number in block]
-        places = [(group, row) for group in read for row in range(len(group.ids))]
-        found = [_view(dataset, group, row, image_size, skip) for group, row in places]
-        usable = torch.tensor([view is not None for view in found], device=device)
-        blank = torch.zeros(3, image_size, image_size, dtype=torch.uint8)
-        views = torch.stack([blank if view is None else view for view in found])
-        here = slice(start, start + len(views))
-        if dataset.labels is not None:
-            given = np.concatenate([group.labels for group in read if group.labels is not None])
-            labels[here] = torch.where(usable, torch.from_numpy(given).to(device), -1)
-        with torch.inference_mode():
-            for name, value in pool(trunk.taps(normalize(views.to(device)))).items():
-                taps[name][here] = value
-        start = here.stop
+        one = pool(trunk.taps(torch.zeros(1, 3, image_size, image_size, device=device)))
     trunk.train(mode)
-    order = torch.from_numpy(np.concatenate(ids)).argsort().to(device)
-    whole = {name: dist.gather_parts(values, sizes)[order] for name, values in taps.items()}
-    return Features(whole, dist.gather_parts(labels, sizes)[order])
+    return {name: values.shape[1] for name, values in one.items()}
+
+
+def _groups(dataset: Dataset, limit: int | None) -> int:
+    groups = len(dataset.starts) - 1
+    return groups if limit is None else min(groups, int(np.searchsorted(dataset.starts, limit)))
+
+
+def _features_of(
+    trunk: Trunk, dataset: Dataset, block: range, image_size: int, device: torch.device, *, skip: bool
+) -> Features:
+    """The features of some row groups, computed together."""
+    read = [dataset.load_group(number) for number in block]
+    places = [(group, row) for group in read for row in range(len(group.ids))]
+    found = [_view(dataset, group, row, image_size, skip) for group, row in places]
+    labels = torch.full((len(found),), -1, device=device)
+    if not found:
+        return Features(
+            {name: torch.empty(0, d, device=device) for name, d in widths(trunk, image_size, device).items()}, labels
+        )
+    usable = torch.tensor([view is not None for view in found], device=device)
+    blank = torch.zeros(3, image_size, image_size, dtype=torch.uint8)
+    views = torch.stack([blank if view is None else view for view in found])
+    if dataset.labels is not None:
+        given = np.concatenate([group.labels for group in read if group.labels is not None])
+        labels = torch.where(usable, torch.from_numpy(given).to(device), -1)
+    with torch.inference_mode():
+        return Features(pool(trunk.taps(normalize(views.to(device)))), labels)
 
 
 def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,9 @@ from pirl.sections import ROW_DIM
 Arch = Literal["resnet18", "resnet34", "resnet50"]
 HeadKind = Literal["linear", "mlp"]
 
-TAPS = ("conv1", "res2", "res3", "res4", "res5")
+TapName = Literal["conv1", "res2", "res3", "res4", "res5"]
+
+TAPS: tuple[TapName, ...] = ("conv1", "res2", "res3", "res4", "res5")
 """The layers whose features are measured (paper, Fig. 5 and Table 7)."""
 
 ResidualBlock = type[BasicBlock | Bottleneck]

@@ -22,6 +22,7 @@ from pirl.evaluate.evaluate import evaluate, table
 from pirl.evaluate.features import Features, extract, pool
 from pirl.evaluate.protocols import knn, linear
 from pirl.evaluate.splits import why_not
+from pirl.evaluate.subject import Subject
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view
 from pirl.loading.decode import decode
@@ -236,7 +237,7 @@ def test_extract_stops_at_the_limit(splits: tuple[Dataset, Dataset]) -> None:
 
 
 def _evaluate(splits: tuple[Dataset, Dataset]) -> dict[str, Any]:
-    return evaluate(_trunk(0), _trunk(1), *splits, CONFIG, CPU)
+    return evaluate(Subject(_trunk(0), _trunk(1), *splits, 16, CPU), CONFIG)
 
 
 def test_evaluate_reports_both_trunks_the_same_on_all_ranks(
@@ -250,21 +251,25 @@ def test_evaluate_reports_both_trunks_the_same_on_all_ranks(
         assert tuple(part["linear"]) == TAPS
     # Brightness is easily seen, also by a random network.
     assert report["linear"]["conv1"] > 0.9
-    swapped = evaluate(_trunk(1), _trunk(0), *splits, CONFIG, CPU)
-    assert swapped["random"] == {name: report[name] for name in ("linear", "knn")}
-    assert {name: swapped[name] for name in ("linear", "knn")} == report["random"]
+    swapped = evaluate(Subject(_trunk(1), _trunk(0), *splits, 16, CPU), CONFIG)
+    del report["few"]["deviation"], swapped["few"]["deviation"]
+    assert swapped["random"] == {name: report[name] for name in ("linear", "knn", "few")}
+    assert {name: swapped[name] for name in ("linear", "knn", "few")} == report["random"]
+    report = _evaluate(splits)
     for other in run_ranks(3, _evaluate, splits):
         assert other == report
 
 
 def test_table_has_a_line_for_each_probe() -> None:
     taps = dict.fromkeys(TAPS, 0.25)
-    random = {"linear": taps, "knn": {"accuracy": 0.125, "k": 20, "temperature": 0.07}}
+    few = {"per_class": 10, "draws": 5, "accuracy": 0.125}
+    random = {"linear": taps, "knn": {"accuracy": 0.125, "k": 20, "temperature": 0.07}, "few": few}
     report = {
         "train_images": 50_000,
         "test_images": 10_000,
         "linear": taps | {"res5": 0.5},
         "knn": {"accuracy": 0.1, "k": 20, "temperature": 0.07},
+        "few": few | {"accuracy": 0.375, "deviation": 0.02},
         "random": random,
     }
     about, head, *lines = table(report).splitlines()
@@ -273,7 +278,8 @@ def test_table_has_a_line_for_each_probe() -> None:
     assert head.split() == ["random", "trained", "change"]
     assert [line.split()[:2] for line in lines[:5]] == [[tap, "linear"] for tap in TAPS]
     assert lines[4].split()[2:] == ["25.0", "50.0", "+25.0"]
-    assert lines[5].split() == ["res5", "kNN,", "k", "20,", "τ", "0.07", "12.5", "10.0", "-2.5"]
+    assert lines[5].split() == ["res5", "linear,", "10", "a", "class", "12.5", "37.5", "+25.0"]
+    assert lines[6].split() == ["res5", "kNN,", "k", "20,", "τ", "0.07", "12.5", "10.0", "-2.5"]
     assert len({len(line) for line in [head, *lines]}) == 1
 
 

@@ -1,21 +1,55 @@
 """Weighted k-nearest-neighbour classification of features (Wu et al., 1805.01978, section 3.4)."""
 
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pirl.evaluate.measurement import Measurement, dealt, shares
+from pirl.evaluate.subject import SplitName, Subject
+from pirl.sections import Count, Positive, Section
 
 CHUNK = 1024
 """Test rows that are compared at once: 1,024 x 50,000 similarities are 200 MB."""
 
 
+class KNN(Section):
+    """Nearest neighbours of res5 vote."""
+
+    k: tuple[Count, ...] = (1, 20, 200)
+    """How many of them, one measurement for each."""
+    temperature: Positive = 0.1
+    """Votes weigh exp(similarity / temperature)."""
+
+
+def measure(subject: Subject, settings: KNN) -> list[Measurement]:
+    """Accuracy for each k, which is cut to the number of training images."""
+    rows = {trained: (*_tap(subject, "train", trained), *_tap(subject, "test", trained)) for trained in subject.trunks}
+    pieces = [partial(right, *rows[trained], k, settings.temperature) for k in settings.k for trained in subject.trunks]
+    found = dealt(pieces, len(rows[True][3]), subject.device)
+    return shares([f"res5, k {k}" for k in settings.k], found, subject.seed)
+
+
+def _tap(subject: Subject, split: SplitName, trained: bool) -> tuple[Tensor, Tensor]:
+    features = subject.labelled(split, trained=trained)
+    return features.taps["res5"].to(subject.device), features.labels.to(subject.device)
+
+
 def accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int, temperature: float) -> float:
-    """Share of the test rows whose class gets the most votes from their neighbours.
+    """Share of the test rows that `right` has."""
+    return float(right(train_x, train_y, test_x, test_y, k, temperature).double().mean())
+
+
+def right(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int, temperature: float) -> Tensor:
+    """Which of the test rows, bool (M,), are of the class that gets the most votes from their neighbours.
 
     Each of the k training rows with the largest cosine similarity s votes for its class with exp(s / temperature).
     Features are (N, D) and (M, D), classes (N,) and (M,) int64, 0 to C-1; k is cut to N.
     """
     keys = F.normalize(train_x, dim=1)
     classes = int(train_y.max()) + 1
-    hits = 0
+    hits = []
     for start in range(0, len(test_x), CHUNK):
         query, label = F.normalize(test_x[start : start + CHUNK], dim=1), test_y[start : start + CHUNK]
         similarity, nearest = (query @ keys.T).topk(min(k, len(keys)), dim=1)
@@ -23,5 +57,5 @@ def accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k
         # Minus the largest similarity: the ratio of the votes is the same and exp cannot overflow.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
         votes.scatter_add_(1, train_y[nearest], weight)
-        hits += int((votes.argmax(1) == label).sum())
-    return hits / len(test_y)
+        hits.append(votes.argmax(1) == label)
+    return torch.cat(hits)

@@ -3,9 +3,16 @@
 Shapes: N training rows, M test rows, D features, C classes.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pirl.evaluate.measurement import Measurement, dealt, shares
+from pirl.evaluate.subject import Subject
+from pirl.methods.models import TAPS, TapName
+from pirl.sections import Section
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """L2 penalties to choose from, strongest first, for features of unit variance and the mean loss."""
@@ -16,15 +23,42 @@ LinearModel = tuple[Tensor, Tensor]
 """Weights (D, C) and biases (C,)."""
 
 
+class Linear(Section):
+    """A linear classifier of the features of each layer."""
+
+    taps: tuple[TapName, ...] = TAPS
+    """The layers."""
+
+
+def measure(subject: Subject, settings: Linear) -> list[Measurement]:
+    """Accuracy of each tap."""
+    known = {trained: subject.labelled("train", trained=trained) for trained in subject.trunks}
+    asked = {trained: subject.labelled("test", trained=trained) for trained in subject.trunks}
+
+    def piece(tap: str, trained: bool) -> Tensor:
+        train, test = known[trained], asked[trained]
+        rows = train.taps[tap], train.labels, test.taps[tap], test.labels
+        return right(*(each.to(subject.device) for each in rows))
+
+    pieces = [partial(piece, tap, trained) for tap in settings.taps for trained in subject.trunks]
+    return shares(settings.taps, dealt(pieces, len(asked[True].labels), subject.device), subject.seed)
+
+
 def accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> float:
-    """Share of the test rows that a linear classifier of the training rows gets right.
+    """Share of the test rows that `right` has."""
+    return float(right(train_x, train_y, test_x, test_y).double().mean())
+
+
+def right(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Tensor:
+    """Which of the test rows, bool (M,), a linear classifier of the training rows gets right.
 
     Features (N, D) and (M, D), float32, are standardised with the training rows' statistics; classes (N,) and (M,) are
     int64, 0 to C-1. The same rows give the same result.
     """
     mean, std = train_x.mean(0), train_x.std(0).clamp_min(1e-6)
     train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
-    return share_right(fit(train_x, train_y, choose_penalty(train_x, train_y)), test_x, test_y)
+    weight, bias = fit(train_x, train_y, choose_penalty(train_x, train_y))
+    return torch.addmm(bias, test_x, weight).argmax(1) == test_y
 
 
 def choose_penalty(x: Tensor, y: Tensor) -> float:

@@ -1,0 +1,79 @@
+"""What protocols are given: a network, labelled images, and features that are made when one asks for them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from pirl.data.dataset import Dataset
+from pirl.errors import ConfigError
+from pirl.evaluate.features import Features, extract
+from pirl.evaluate.store import FeatureStore
+from pirl.methods.models import Trunk
+from pirl.methods.pirl import PIRL
+
+MAX_IMAGES = 100_000
+"""Images of each split that are used at most, by default: exact fits hold the features of one tap in memory."""
+
+SplitName = Literal["train", "test"]
+
+
+@dataclass(eq=False)
+class Subject:
+    """A network that is judged, beside one with random weights; the same on every rank.
+
+    Attributes:
+        trunk: On `device`, in evaluation mode or not.
+        untrained: A trunk like it with the weights that training would begin with; None if it is not asked for.
+        train: The images that vote and fit.
+        test: Those that are counted; None where none are held out.
+        image_size: Side of `crops.plain_view`, in pixels.
+        device: Where features are computed.
+        network: With heads, where the weights have them.
+        seed: Of all draws.
+        limit: Images of each split that are used at most.
+        skip: Whether an image that cannot be used is left out.
+        say: Takes lines of progress, on rank 0.
+        store: Keeps features; without it they are held in memory.
+    """
+
+    trunk: Trunk
+    untrained: Trunk | None
+    train: Dataset
+    test: Dataset | None
+    image_size: int
+    device: torch.device
+    network: PIRL | None = None
+    seed: int = 0
+    limit: int | None = MAX_IMAGES
+    skip: bool = False
+    say: Callable[[str], None] = lambda line: None
+    store: FeatureStore | None = None
+    _held: dict[tuple[SplitName, bool], Features] = field(default_factory=dict, repr=False)
+
+    def features(self, split: SplitName, *, trained: bool = True) -> Features:
+        """Of all images of a split, in the order of their ids; a collective where it is asked for first."""
+        if (split, trained) not in self._held:
+            trunk, dataset = self.trunk if trained else self.untrained, self.train if split == "train" else self.test
+            if trunk is None or dataset is None:
+                raise ConfigError("there is no test split" if trunk else "there is no random network")
+            given = trunk, dataset, self.image_size, self.device, self.limit
+            if self.store is None:
+                self._held[split, trained] = extract(*given, skip=self.skip)
+            else:
+                self._held[split, trained] = self.store.features(*given, skip=self.skip, say=self.say)
+        return self._held[split, trained]
+
+    def labelled(self, split: SplitName, *, trained: bool = True) -> Features:
+        """The same, of the images that have a label."""
+        features = self.features(split, trained=trained)
+        with_label = features.labels >= 0
+        if bool(with_label.all()):
+            return features
+        return Features({name: rows[with_label] for name, rows in features.taps.items()}, features.labels[with_label])
+
+    @property
+    def trunks(self) -> tuple[bool, ...]:
+        """Values of `trained` that there are: the trained network first."""
+        return (True,) if self.untrained is None else (True, False)
