@@ -126,11 +126,10 @@ def default_storage() -> Path:
 
 
 def absolute(config: Config) -> Config:
-    """Makes a local data folder absolute: the workers run in other folders."""
-    uri = config.data.uri
-    if uri == "digits" or "://" in uri:
-        return config
-    return override(config, {"data.uri": str(Path(uri).expanduser().resolve())})
+    """Makes local places absolute, data and weights: the workers run in other folders."""
+    places = {"data.uri": config.data.uri, "model.weights": config.model.weights}
+    local = {name: uri for name, uri in places.items() if uri and uri != "digits" and "://" not in uri}
+    return override(config, {name: str(Path(uri).expanduser().resolve()) for name, uri in local.items()})
 
 
 SUBMIT = "python jobs/slurm.py"

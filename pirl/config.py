@@ -38,6 +38,7 @@ class Config(Section):
         data, optim, streams = self.data, self.optim, self.streams
         refuse_secrets(data.storage_options)
         refuse_secret_url("data.uri", data.uri)
+        refuse_secret_url("model.weights", self.model.weights or "")
         if data.batch_size % streams or (data.streams and data.batch_size < 2 * streams):
             raise ValueError(
                 f"data.batch_size {data.batch_size} does not give each of data.streams {streams} the same number of "

@@ -75,6 +75,8 @@ class Model(Section):
     """Channels of the first layer: 64 is the standard network, 128 is the paper's c2x."""
     stem: Literal["imagenet", "small"] = "small"
     """`imagenet`: 7x7 stride 2 and max-pool. `small`: 3x3 stride 1, for images of about 32 px."""
+    weights: str | None = None
+    """Where the trunk begins: a run, a checkpoint, or a file of torchvision's names (.safetensors, .pth); or random."""
     head: Literal["linear", "mlp"] = "linear"
     norm: Literal["batch", "frozen"] = "batch"
     """`frozen` keeps batch norm's statistics as loaded: then the result does not depend on the number of workers."""

@@ -28,6 +28,7 @@ from pirl.runs import checkpoint
 from pirl.runs.checkpoint import TrainingState
 from pirl.runs.metrics import Meter, Metrics
 from pirl.runs.run_files import checkpoint_name
+from pirl.runs.weights import Weights
 from pirl.storage.folder import Folder
 
 Report = Callable[[Metrics, Path | None], None]
@@ -48,6 +49,7 @@ def train(
     say: Callable[[str], None] = lambda line: None,
     stop: Callable[[], bool] = lambda: False,
     measure: Measure | None = None,
+    weights: Weights | None = None,
 ) -> PIRL:
     """Trains until `config.optim.epochs` are done.
 
@@ -60,6 +62,7 @@ def train(
         stop: Asked after each step; where it is true on any rank, all save a checkpoint and stop.
         measure: Looks at the network each `evaluation.every_epochs`; at the last step only where
             `evaluation.enabled` is off, as what follows training measures it then.
+        weights: Of the trunk before the first step; without them it begins with random ones.
 
     Returns:
         The trained network.
@@ -80,6 +83,8 @@ def train(
     # What training changes, as it was saved or anew; a new bank may be filled by a pass over the data first.
     state = first_state(config, dataset.rows, device)
     network, optimizer = state.network, state.optimizer
+    if weights and not resume:
+        network.trunk.load_state_dict(dict(weights.tensors), strict=False)  # a file may not count batches
     first_step = checkpoint.load(resume, state) if resume else 0
     start = -order.steps_per_epoch if not resume and config.memory.init == "forward" else first_step
 

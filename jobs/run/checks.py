@@ -8,7 +8,7 @@ from pirl.runs.run import Run
 
 def check_request(run: Run, use_ray: bool) -> None:
     """Refuses, before anything starts, what cannot be: data that is missing, too small or not that of the run's
-    checkpoint, and without Ray more processes than streams or GPUs.
+    checkpoint, weights of another network, and without Ray more processes than streams or GPUs.
 
     Raises:
         ConfigError: What is wrong with it.
@@ -29,6 +29,10 @@ def check_request(run: Run, use_ray: bool) -> None:
             "for each of those images",
             f"choose another name (--run {run.name}-2)",
         )
+    if config.model.weights and not run.checkpoint:
+        from pirl.runs.weights import weights_of
+
+        weights_of(config)
     if not use_ray and config.cluster.gpus_per_worker:
         check_gpus(config.cluster.gpus_per_worker)
 

@@ -1,5 +1,6 @@
 """What every worker of a training does, whoever started it: train, evaluate, write down the numbers."""
 
+import json
 import tempfile
 import threading
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from pirl.errors import CorruptImage, StorageError, TrainingDiverged, TrainingSt
 from pirl.runs.checkpoint_folder import newest_checkpoint, remove_incomplete, steps_done, upload
 from pirl.runs.metrics import Metrics
 from pirl.runs.run import last_failure, write_failure
-from pirl.runs.run_files import checkpoint_name
+from pirl.runs.run_files import RunFile, checkpoint_name
 from pirl.runs.run_log import RunLog
+from pirl.runs.weights import weights_of
 from pirl.storage.folder import Folder
 from pirl.train import train
 
@@ -107,6 +109,10 @@ def work(
     with log or nullcontext():
         try:
             dataset = open_data(config.data)
+            weights = weights_of(config) if config.model.weights and not resume else None
+            if weights and log:
+                folder.write(RunFile.WEIGHTS, json.dumps(weights.about(), indent=2) + "\n")
+                log.line(f"beginning with {weights.in_words()}")
             network = train(
                 config,
                 dataset,
@@ -117,6 +123,7 @@ def work(
                 say=say,
                 stop=stop,
                 measure=probe(config, dataset, device, say) if config.evaluation.every_epochs else None,
+                weights=weights,
             )
             if config.evaluation.enabled:
                 measure(config, dataset, folder, network, device, say)

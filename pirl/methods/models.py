@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from pirl.sections import ROW_DIM
 
 Arch = Literal["resnet18", "resnet34", "resnet50"]
+Stem = Literal["imagenet", "small"]
 HeadKind = Literal["linear", "mlp"]
 
 TapName = Literal["conv1", "res2", "res3", "res4", "res5"]
@@ -56,7 +57,7 @@ class Trunk(nn.Module):
         self,
         arch: Arch,
         width: int = 64,
-        stem: Literal["imagenet", "small"] = "imagenet",
+        stem: Stem = "imagenet",
         norm: Literal["batch", "frozen"] = "batch",
     ) -> None:
         super().__init__()

@@ -7,7 +7,7 @@
 import json
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -63,19 +63,22 @@ class Run:
 
 
 def storage_at(uri: str, config: Config) -> Folder:
-    """The folder of `--storage`.
-
-    A store is reached as that of the data is, where both are of one kind; but not without a name, which allows to
-    read and not to write.
+    """The folder of `--storage`, reached as `folder_at` says, but not without a name: that allows to read alone.
 
     Raises:
         ConfigError: It is a file.
     """
-    same_kind = uri.partition("://")[0].replace("s3a", "s3") == config.data.uri.partition("://")[0].replace("s3a", "s3")
-    options = {name: value for name, value in config.data.storage_options.items() if name != "anon"}
     if "://" not in uri and Path(uri).is_file():
         raise ConfigError(f"--storage {uri} is a file: name a folder for runs")
-    return Folder(uri, options if "://" in uri and same_kind else {}, config.data.deadline_s)
+    folder = folder_at(uri, config)
+    return replace(folder, options={name: value for name, value in folder.options.items() if name != "anon"})
+
+
+def folder_at(uri: str, config: Config) -> Folder:
+    """A folder or file that is not the data; a store is reached as that of the data, where both are of one kind."""
+    same_kind = uri.partition("://")[0].replace("s3a", "s3") == config.data.uri.partition("://")[0].replace("s3a", "s3")
+    options = config.data.storage_options if "://" in uri and same_kind else {}
+    return Folder(uri, options, config.data.deadline_s)
 
 
 def check_name(option: str, name: str) -> None:

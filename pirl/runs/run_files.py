@@ -19,6 +19,8 @@ class RunFile(StrEnum):
     """What was measured after training."""
     FAILURE = "failure.json"
     """Why the run ended where trying again would not help."""
+    WEIGHTS = "weights.json"
+    """Which weights it began with, and their checksum, where `model.weights` names some."""
     STOPPED = "stopped.json"
     """After which epoch the scheduler of a sweep stopped it, by metric."""
     SCRATCH = ".scratch"
