@@ -8,7 +8,7 @@ import torch
 
 from pirl.config import Config
 from pirl.data.dataset import Dataset
-from pirl.evaluate.measurement import Measurement
+from pirl.evaluate.measurement import Measurement, Outcome
 from pirl.evaluate.protocols import few, knn, linear
 from pirl.evaluate.subject import Subject
 from pirl.methods.models import Trunk
@@ -23,16 +23,18 @@ class Protocol:
         measure: Called by every rank, which all return the same.
         settings: Typed as `--NAME.SETTING VALUE`; its docstring is the line of `--help`.
         labels: Whether it needs images with labels, in both splits.
+        refuse: Raises ConfigError, before anything starts, for settings that the images cannot have.
     """
 
-    measure: Callable[[Subject, Any], list[Measurement]]
+    measure: Callable[[Subject, Any], Outcome]
     settings: type[Section]
     labels: bool = True
+    refuse: Callable[[Any, Dataset, Dataset | None], None] | None = None
 
 
 PROTOCOLS = {
     "linear": Protocol(linear.measure, linear.Linear),
-    "knn": Protocol(knn.measure, knn.KNN),
+    "knn": Protocol(knn.measure, knn.KNN, refuse=knn.refuse),
     "few": Protocol(few.measure, few.Few),
 }
 """By their names on the command line. To add one, write a file into `protocols/`, and give it a line."""
@@ -51,8 +53,8 @@ def evaluate(subject: Subject, config: Config) -> dict[str, Any]:
     """
     vote = knn.KNN(k=(config.evaluation.knn_k,), temperature=config.evaluation.knn_temperature)
     fitted = few.Few()
-    linears, votes = linear.measure(subject, linear.Linear()), knn.measure(subject, vote)[0]
-    drawn = few.measure(subject, fitted)[0]
+    linears, votes = linear.measure(subject, linear.Linear()).measurements, knn.measure(subject, vote).measurements[0]
+    drawn = few.measure(subject, fitted).measurements[0]
 
     def of(value: Callable[[Measurement], float | None]) -> dict[str, Any]:
         return {
@@ -78,7 +80,8 @@ def evaluate_res5(
     subject = Subject(trunk, None, train, test, config.data.image_size, device, skip=config.data.on_error == "skip")
     settings = config.evaluation
     vote = knn.KNN(k=(settings.knn_k,), temperature=settings.knn_temperature)
-    (fitted,), (voted,) = linear.measure(subject, linear.Linear(taps=("res5",))), knn.measure(subject, vote)
+    (fitted,) = linear.measure(subject, linear.Linear(taps=("res5",))).measurements
+    (voted,) = knn.measure(subject, vote).measurements
     return {"linear_res5": fitted.value, "knn": voted.value}
 
 

@@ -1,7 +1,7 @@
 """Numbers of protocols, with the interval in which they would lie for other test images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,21 @@ class Measurement:
     interval: tuple[float, float] | None = None
     deviation: float | None = None
     unit: str = "%"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol found.
+
+    Attributes:
+        measurements: For the table.
+        details: More that its report holds, for JSON.
+        files: That lie beside the report, such as pictures, by their names.
+    """
+
+    measurements: list[Measurement]
+    details: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 def share(name: str, right: Tensor, random: Tensor | None = None, seed: int = 0) -> Measurement:

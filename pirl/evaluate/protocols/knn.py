@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pirl.evaluate.measurement import Measurement, dealt, shares
+from pirl.data.dataset import Dataset
+from pirl.errors import ConfigError
+from pirl.evaluate.measurement import Outcome, dealt, shares
 from pirl.evaluate.subject import SplitName, Subject
 from pirl.sections import Count, Positive, Section
 
@@ -23,12 +25,20 @@ class KNN(Section):
     """Votes weigh exp(similarity / temperature)."""
 
 
-def measure(subject: Subject, settings: KNN) -> list[Measurement]:
+def refuse(settings: KNN, train: Dataset, test: Dataset | None) -> None:
+    """Raises ConfigError for more neighbours than there are images."""
+    if max(settings.k) > train.rows:
+        raise ConfigError(
+            f"--knn.k {max(settings.k)} is more than the {train.rows} images of {train.uri}: use {train.rows} or less"
+        )
+
+
+def measure(subject: Subject, settings: KNN) -> Outcome:
     """Accuracy for each k, which is cut to the number of training images."""
     rows = {trained: (*_tap(subject, "train", trained), *_tap(subject, "test", trained)) for trained in subject.trunks}
     pieces = [partial(right, *rows[trained], k, settings.temperature) for k in settings.k for trained in subject.trunks]
     found = dealt(pieces, len(rows[True][3]), subject.device)
-    return shares([f"res5, k {k}" for k in settings.k], found, subject.seed)
+    return Outcome(shares([f"res5, k {k}" for k in settings.k], found, subject.seed))
 
 
 def _tap(subject: Subject, split: SplitName, trained: bool) -> tuple[Tensor, Tensor]:

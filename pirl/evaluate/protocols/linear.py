@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pirl.evaluate.measurement import Measurement, dealt, shares
+from pirl.evaluate.measurement import Outcome, dealt, shares
 from pirl.evaluate.subject import Subject
 from pirl.methods.models import TAPS, TapName
 from pirl.sections import Section
@@ -30,7 +30,7 @@ class Linear(Section):
     """The layers."""
 
 
-def measure(subject: Subject, settings: Linear) -> list[Measurement]:
+def measure(subject: Subject, settings: Linear) -> Outcome:
     """Accuracy of each tap."""
     known = {trained: subject.labelled("train", trained=trained) for trained in subject.trunks}
     asked = {trained: subject.labelled("test", trained=trained) for trained in subject.trunks}
@@ -41,7 +41,8 @@ def measure(subject: Subject, settings: Linear) -> list[Measurement]:
         return right(*(each.to(subject.device) for each in rows))
 
     pieces = [partial(piece, tap, trained) for tap in settings.taps for trained in subject.trunks]
-    return shares(settings.taps, dealt(pieces, len(asked[True].labels), subject.device), subject.seed)
+    found = dealt(pieces, len(asked[True].labels), subject.device)
+    return Outcome(shares(settings.taps, found, subject.seed))
 
 
 def accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> float:

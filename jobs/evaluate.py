@@ -1,0 +1,203 @@
+"""Measure what a network has learned: a run's, a checkpoint's, or that of a file with weights."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import inspect
+import os
+import signal
+from typing import Any
+
+from jobs.run.evaluation_request import EvaluationRequest
+from jobs.settings import Parser, pairs, settings_and_storage
+from pirl.config import Config, override
+from pirl.errors import ConfigError, StorageError, StoreRefusedError
+from pirl.processes import torchrun
+from pirl.sections import Section
+from pirl.storage.checks import check_can_write, check_place
+from pirl.storage.folder import Folder
+
+EXAMPLES = """
+examples:
+  python jobs/evaluate.py runs/digits                                     kNN, linear probes, few labels
+  python jobs/evaluate.py runs/digits --protocol knn linear --knn.k 20 200
+  python jobs/evaluate.py runs/cifar10 --data data/other --protocol few --few.per-class 1 10 100
+  python jobs/evaluate.py resnet50.pth --data data/photos --image-size 224 --out resnet50-on-photos
+  torchrun --nproc-per-node 2 -- jobs/evaluate.py runs/digits
+  ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/cifar10 --cluster.workers 4
+  python jobs/slurm.py --cluster clusters/slurm-cpu.toml -- jobs/evaluate.py /shared/runs/cifar10
+"""
+
+
+def main() -> int:
+    """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was started."""
+    try:
+        request = parse(sys.argv[1:])
+        from jobs.run.evaluating import check, run_evaluation
+
+        check(request)
+        if request.only_check:
+            print(request.out)
+            return 0
+        check_can_write("--out", request.out)
+        from jobs.run.outcome import end
+
+        signal.signal(signal.SIGTERM, end)
+        return run_evaluation(request)
+    except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StorageError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; features that were made stay, and the same command goes on", file=sys.stderr)
+        return 1
+
+
+def parse(argv: list[str]) -> EvaluationRequest:
+    """Reads the command line; raises ConfigError where it is wrong."""
+    parser = Parser(
+        prog="python jobs/evaluate.py",
+        usage="python jobs/evaluate.py TARGET [--data URI] [--protocol NAME ...] [--PROTOCOL.SETTING VALUE ...] ...",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = parser.add_argument
+    add("target", metavar="TARGET", nargs="?", help="a run, a checkpoint, or a file with weights (.safetensors, .pth)")
+    add("--data", metavar="URI", help="images to fit with (default: those that the run was trained on)")
+    add("--test", metavar="URI", help="images to count (default: the test split of --data)")
+    add("--protocol", metavar="NAME", nargs="+", default=["knn", "linear", "few"], help="see below")
+    add("--out", metavar="URI", help="where reports go (default: evaluation/ in the run)")
+    add("--image-size", metavar="PIXELS", type=int, help="side of the views (default: the run's; 224, or 32 by stem)")
+    add("--max-images", metavar="N", type=int, default=100_000, help="of each split, at most (default: 100,000)")
+    add("--seed", type=int, default=0, help="of all draws (default: 0)")
+    add("--no-random", action="store_true", help="leave out the network with random weights beside it")
+    add("--features", metavar="FOLDER", help="on each node, for features (default: pirl-features-… in TMPDIR)")
+    add("--storage", metavar="URI", help="where runs lie, if TARGET is the name of one")
+    add("--cluster", metavar="FILE", help="a profile (clusters/*.toml) that says how many workers and which storage")
+    add("--check", action="store_true", help="check the request, print where reports go, start nothing")
+    add("--no-ray", action="store_true", help="in this process; so it is without RAY_ADDRESS and several workers")
+    add("-h", "--help", action="store_true", help="this text")
+    known, rest = parser.parse_known_args(spread(argv))
+    if known.help:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without a word
+        print(f"{parser.format_help()}\n{protocol_help()}\n{EXAMPLES}", end="")
+        sys.exit(0)
+    if known.target is None:
+        raise ConfigError("no network: python jobs/evaluate.py TARGET, a run, a checkpoint or a file with weights")
+    word, changes = pairs(rest)
+    if word is not None:
+        raise ConfigError(f"unexpected {word!r}: TARGET is one run, checkpoint or file")
+    return _request(known, changes)
+
+
+def spread(argv: list[str]) -> list[str]:
+    """Joins the values of `--PROTOCOL.SETTING A B C` with commas: argparse does not know these options."""
+    joined: list[str] = []
+    for word in argv:
+        inside = joined and joined[-1].startswith("--") and "." in joined[-1].partition("=")[0] and "=" in joined[-1]
+        if word.startswith("--"):
+            joined.append(word)
+        elif joined and joined[-1].startswith("--") and "." in joined[-1] and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        elif inside and not joined[-1].startswith(("--data.", "--cluster.")):
+            joined[-1] += f",{word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def protocol_help() -> str:
+    """What each protocol is, and its settings with their defaults."""
+    from pirl.evaluate.evaluate import PROTOCOLS
+
+    lines = ["protocols, each with its settings:"]
+    for name, protocol in PROTOCOLS.items():
+        lines.append(f"  {name:<12}{(inspect.getdoc(protocol.settings) or '').splitlines()[0]}")
+        for setting, about in protocol.settings.model_fields.items():
+            default = about.get_default(call_default_factory=True)
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            lines.append(f"    --{name}.{setting.replace('_', '-')} {shown}")
+    return "\n".join(lines)
+
+
+def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRequest:
+    settings, storage = settings_and_storage(known)
+    names = {key.replace("-", "_"): value for key, value in changes.items()}
+    shared = {key: value for key, value in names.items() if key.startswith(("data.", "cluster."))}
+    config = override(Config(), {**settings, "cluster.workers": 1, **settings, **shared})
+    target = _place("TARGET", known.target, config)
+    if "/" not in known.target.rstrip("/") and not target.exists() and (Folder(storage) / known.target).exists():
+        target = Folder(storage, target.options) / known.target
+    protocols = {name: _settings(name, names) for name in known.protocol}
+    strange = [key for key in names if key not in shared and key.partition(".")[0] not in protocols]
+    if strange:
+        asked = ", ".join(protocols)
+        raise ConfigError(f"--{strange[0].replace('_', '-')} is no setting of {asked}, data or cluster: see --help")
+    if known.out is not None:
+        out = _place("--out", known.out, config)
+    elif target.path and target.path.is_file():
+        out = Folder(str(Path(f"evaluation-{Path(target.name).stem}").resolve()))
+    else:
+        run = target.parent if target.name.startswith("checkpoint_") else target
+        out = run / "evaluation"
+    return EvaluationRequest(
+        target=target,
+        out=out,
+        data=_local(known.data or ""),
+        test=_local(known.test or ""),
+        protocols=protocols,
+        config=config,
+        image_size=known.image_size,
+        max_images=known.max_images,
+        seed=known.seed,
+        random=not known.no_random,
+        features=known.features or "",
+        use_ray=not known.no_ray
+        and not torchrun("WORLD_SIZE")
+        and ("RAY_ADDRESS" in os.environ or config.cluster.workers > 1),
+        only_check=known.check,
+    )
+
+
+def _settings(name: str, changes: dict[str, Any]) -> Section:
+    """Those of a protocol, as typed; raises ConfigError."""
+    from pydantic import ValidationError
+
+    from pirl.evaluate.evaluate import PROTOCOLS
+    from pirl.wording import problem_with
+
+    if name not in PROTOCOLS:
+        raise ConfigError(f"unknown protocol {name!r}: use {', '.join(PROTOCOLS)}")
+    cls = PROTOCOLS[name].settings
+    own = {key.partition(".")[2]: value for key, value in changes.items() if key.startswith(f"{name}.")}
+    for key, value in own.items():
+        if key in cls.model_fields and isinstance(cls.model_fields[key].default, tuple):
+            own[key] = tuple(str(value).split(","))
+    try:
+        return cls.model_validate(own)
+    except ValidationError as error:
+        lines = [problem_with(each, list(cls.model_fields)) for each in error.errors()]
+        raise ConfigError("\n".join(f"--{name}.{line}" for line in lines)) from None
+
+
+def _place(what: str, uri: str, config: Config) -> Folder:
+    from pirl.runs.run import folder_at
+
+    check_place(what, uri, "runs/digits")
+    return folder_at(_local(uri), config)
+
+
+def _local(uri: str) -> str:
+    """A local path made absolute, since workers run in other folders; URLs and `digits` as they are."""
+    return uri if uri in ("", "digits") or "://" in uri else str(Path(uri).expanduser().resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""An evaluation: checked, then carried out in this process, by those of torchrun, or by workers of Ray."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as td
+
+from jobs.run.evaluation_request import EvaluationRequest
+from jobs.run.here import join_group
+from pirl import dist
+from pirl.data.dataset import Dataset, open_data
+from pirl.errors import ConfigError
+from pirl.evaluate.evaluate import PROTOCOLS
+from pirl.evaluate.reports import as_text, report_of, write_report
+from pirl.evaluate.splits import why_not
+from pirl.evaluate.store import FeatureStore, checksum
+from pirl.evaluate.subject import Subject
+from pirl.methods.models import Trunk
+from pirl.methods.pirl import PIRL
+from pirl.runs.weights import Weights, read_weights
+
+
+def check(request: EvaluationRequest) -> None:
+    """Refuses, before anything starts, weights that are none, data that is missing or has no labels.
+
+    Raises:
+        ConfigError: What is wrong with it.
+        StorageError: The store did not answer.
+    """
+    weights = read_weights(request.target)
+    train, test = splits_of(request, weights)
+    needing = [name for name in request.protocols if PROTOCOLS[name].labels]
+    if needing and (reason := why_not(train, test)):
+        raise ConfigError(f"{', '.join(needing)}: {reason}")
+    for name, settings in request.protocols.items():
+        if refuse := PROTOCOLS[name].refuse:
+            refuse(settings, train, test)
+
+
+def splits_of(request: EvaluationRequest, weights: Weights) -> tuple[Dataset, Dataset | None]:
+    """The images that fit and those that are counted."""
+    if not request.data and weights.config is None:
+        raise ConfigError(f"{request.target} is a file, which has no data of its own: add --data URI")
+
+    def opened(uri: str) -> Dataset:
+        data = request.config.data.model_copy(update={"uri": uri})
+        return open_data(data)
+
+    own = weights.config.data if weights.config else None
+    train = opened(request.data) if request.data or own is None else open_data(own)
+    return train, opened(request.test) if request.test else train.held_out()
+
+
+def run_evaluation(request: EvaluationRequest) -> int:
+    """Carries it out where it is asked for; returns the exit code."""
+    if request.use_ray:
+        return _on_ray(request)
+    device = join_group(use_gpu=request.config.cluster.gpus_per_worker > 0)
+    try:
+        table = work(request, device, lambda line: print(line, file=sys.stderr, flush=True))
+    finally:
+        if td.is_initialized():
+            td.destroy_process_group()
+    if table:
+        print(table)
+    return 0
+
+
+def work(request: EvaluationRequest, device: torch.device, say: Callable[[str], None]) -> str:
+    """What every rank does; returns what rank 0 shows, "" elsewhere."""
+    first = dist.rank() == 0
+    weights = read_weights(request.target)
+    subject = subject_of(request, weights, device, say if first else lambda line: None)
+    about = {
+        "weights": {**weights.about(), "trunk_sha256": checksum(subject.trunk)},
+        "network": {"arch": weights.arch, "width": weights.width, "stem": weights.stem},
+        "command": list(request.command),
+    }
+    found = {}
+    for name, settings in request.protocols.items():
+        began = time.monotonic()
+        subject.say(f"{name} …")
+        outcome = PROTOCOLS[name].measure(subject, settings)
+        if first:
+            report = report_of(name, outcome, settings, subject, about, time.monotonic() - began)
+            write_report(request.out, report, outcome.files)
+        found[name] = outcome.measurements
+    if not first:
+        return ""
+    lines = [f"{weights.in_words()}", f"fitted to {subject.train.uri}" + _of_test(subject), as_text(found)]
+    return "\n".join([*lines, f"reports in {request.out}"])
+
+
+def subject_of(
+    request: EvaluationRequest, weights: Weights, device: torch.device, say: Callable[[str], None]
+) -> Subject:
+    """The network with its images."""
+    train, test = splits_of(request, weights)
+    config = weights.config
+    size = request.image_size or (config.data.image_size if config else 224 if weights.stem == "imagenet" else 32)
+    torch.manual_seed(config.seed if config else request.seed)
+    untrained = PIRL(config).trunk if config else Trunk(weights.arch, weights.width, weights.stem)
+    folder = Path(request.features or Path(tempfile.gettempdir()) / "pirl-features")
+    return Subject(
+        trunk=weights.trunk().to(device),
+        untrained=untrained.to(device) if request.random else None,
+        train=train,
+        test=test,
+        image_size=size,
+        device=device,
+        seed=request.seed,
+        limit=request.max_images,
+        skip=request.config.data.on_error == "skip",
+        say=say,
+        store=FeatureStore(folder),
+    )
+
+
+def _of_test(subject: Subject) -> str:
+    return f", counted on {subject.test.uri}" if subject.test else ""
+
+
+def _on_ray(request: EvaluationRequest) -> int:
+    """On the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code."""
+    from jobs.run.on_ray import AHEAD, connect
+
+    connect(meanwhile=AHEAD)
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+
+    from clusters.preflight import check_resources, nodes_alive
+    from jobs.run.outcome import in_words
+    from jobs.run.ray_internals import LeanTrainer
+
+    check_resources(request.config, nodes_alive())
+    cluster = request.config.cluster
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
+    filesystem, storage = request.out.parent.arrow_filesystem()
+    trainer_class: Any = LeanTrainer
+    trainer = trainer_class(
+        _in_worker,
+        train_loop_config={"request": request},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(name=request.out.name, storage_path=storage, storage_filesystem=filesystem),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        print(f"failed: {in_words(error)}", file=sys.stderr)
+        return 1
+    print(request.out.read("table.txt"), end="")
+    return 0
+
+
+def _in_worker(arguments: dict[str, Any]) -> None:
+    from ray.train.torch import get_device
+
+    request = arguments["request"]
+    table = work(request, get_device(), print)
+    if table:
+        request.out.write("table.txt", table + "\n")

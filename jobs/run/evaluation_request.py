@@ -1,0 +1,36 @@
+"""What is asked of an evaluation, as it is sent to those who carry it out."""
+
+import sys
+from dataclasses import dataclass, field
+
+from pirl.config import Config
+from pirl.sections import Section
+from pirl.storage.folder import Folder
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What the command line asks for.
+
+    Attributes:
+        target: The run, checkpoint or file.
+        out: Where reports are written.
+        data: Of the images that vote and fit, and `test` of those that are counted; "" for the split beside them.
+        protocols: Their settings, by their names.
+        cluster: Workers on Ray, as in `config.Cluster`; with how the store is reached, `config.Data`.
+    """
+
+    target: Folder
+    out: Folder
+    data: str
+    test: str
+    protocols: dict[str, Section]
+    config: Config
+    image_size: int | None
+    max_images: int
+    seed: int
+    random: bool
+    features: str
+    use_ray: bool
+    only_check: bool
+    command: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv[1:]))
