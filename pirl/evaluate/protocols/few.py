@@ -14,8 +14,8 @@ from pirl.evaluate.subject import Subject
 from pirl.sections import Count, Section
 
 PENALTY = 1e-2
-"""L2, as of `linear.PENALTIES`: there are no images to choose it with. On `digits` the accuracy is flat from 0.1 to 0.001,
-and choosing it by folds of ten a class took one of 0.00001 now and then, which cost ten points.
+"""L2, as of `linear.PENALTIES`: there are no images to choose it with. On `digits` the accuracy is flat from 0.1 to
+0.001, and choosing it by folds of ten a class took one of 0.00001 now and then, which cost ten points.
 """
 
 
