@@ -34,6 +34,7 @@ def small(changes: Mapping[str, Any] | None = None) -> Config:
     return override(
         digits(),
         {
+            "data.streams": 4,
             "model.width": 4,
             "model.norm": "frozen",
             "memory.init": "random",
