@@ -25,14 +25,24 @@ def labelled_test_split(known: Dataset, say: Callable[[str], None]) -> Dataset |
     return asked
 
 
-def probe(config: Config, known: Dataset, device: torch.device, say: Callable[[str], None]) -> Measure | None:
+def probe(
+    config: Config, known: Dataset, device: torch.device, say: Callable[[str], None], tell: Callable[[str], None]
+) -> Measure | None:
     """What is measured during training; None on data without labels."""
     asked = labelled_test_split(known, say)
-    return None if asked is None else lambda network: dict(evaluate_res5(network.trunk, known, asked, config, device))
+    if asked is None:
+        return None
+    return lambda network: dict(evaluate_res5(network.trunk, known, asked, config, device, tell))
 
 
 def measure(
-    config: Config, known: Dataset, folder: Folder, network: PIRL, device: torch.device, say: Callable[[str], None]
+    config: Config,
+    known: Dataset,
+    folder: Folder,
+    network: PIRL,
+    device: torch.device,
+    say: Callable[[str], None],
+    tell: Callable[[str], None],
 ) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
     asked = labelled_test_split(known, say)
@@ -41,6 +51,6 @@ def measure(
     say("evaluating")
     torch.manual_seed(config.seed)  # the weights that training began with
     untrained = PIRL(config).trunk.to(device)
-    report = evaluate(network.trunk, untrained, known, asked, config, device)
+    report = evaluate(network.trunk, untrained, known, asked, config, device, tell)
     if dist.rank() == 0:
         folder.write(RunFile.EVALUATION, json.dumps(report, indent=2) + "\n")

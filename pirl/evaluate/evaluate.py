@@ -42,17 +42,26 @@ PROTOCOLS = {
 }
 """By their names in `result.json`. To add one, write its function into a file of `protocols/`, and give it a line."""
 
+Tell = Callable[[str], None]
+"""Takes what goes on, for who watches."""
+
 Probe = tuple[str, str]
 """The name of a protocol, and a tap."""
 
 
 def evaluate(
-    trunk: Trunk, random_trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device
+    trunk: Trunk,
+    random_trunk: Trunk,
+    train: Dataset,
+    test: Dataset,
+    config: Config,
+    device: torch.device,
+    tell: Tell = lambda text: None,
 ) -> dict[str, Any]:
     """Measures a trained trunk and one with random weights by all protocols; called by every rank.
 
     Both trunks are on `device`, and their modes are left as they were. The images of `train` vote and fit, those of
-    `test` are counted.
+    `test` are counted. `tell` takes what goes on.
 
     Returns:
         What `result.json` holds, the same on every rank: `{"train_images", "test_images", name of a protocol: its
@@ -60,20 +69,26 @@ def evaluate(
         trunk}`; accuracies are shares of 1.
     """
     probes = [(name, tap) for name, protocol in PROTOCOLS.items() for tap in protocol.taps]
-    images, trained = _measure(trunk, train, test, config, device, probes)
-    _, random = _measure(random_trunk, train, test, config, device, probes)
+    about = train, test, config, device, probes
+    images, trained = _measure(trunk, *about, tell)
+    _, random = _measure(random_trunk, *about, lambda text: tell(f"{text}, random weights"))
     return {**images, **_report(trained, config), "random": _report(random, config)}
 
 
 def evaluate_res5(
-    trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device
+    trunk: Trunk,
+    train: Dataset,
+    test: Dataset,
+    config: Config,
+    device: torch.device,
+    tell: Tell = lambda text: None,
 ) -> dict[str, float]:
     """The numbers of `evaluate` that tell how far training is; called by every rank.
 
     Returns:
         `{"linear_res5", "knn"}`, shares of 1, equal to the numbers of `evaluate`.
     """
-    _, shares = _measure(trunk, train, test, config, device, [("linear", "res5"), ("knn", "res5")])
+    _, shares = _measure(trunk, train, test, config, device, [("linear", "res5"), ("knn", "res5")], tell)
     return {"linear_res5": shares["linear", "res5"], "knn": shares["knn", "res5"]}
 
 
@@ -95,15 +110,24 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _measure(
-    trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device, probes: Sequence[Probe]
+    trunk: Trunk,
+    train: Dataset,
+    test: Dataset,
+    config: Config,
+    device: torch.device,
+    probes: Sequence[Probe],
+    tell: Tell,
 ) -> tuple[dict[str, int], dict[Probe, float]]:
     """How many images of each split had a label, and the accuracies."""
     size, skip = config.data.image_size, config.data.on_error == "skip"
-    known, asked = (_labelled(extract(trunk, each, size, device, MAX_IMAGES, skip=skip)) for each in (train, test))
+    known, asked = (
+        _labelled(extract(trunk, each, size, device, MAX_IMAGES, skip=skip, tell=tell)) for each in (train, test)
+    )
     # The probes are dealt over the ranks, each of which has all features.
     shares = torch.zeros(len(probes), dtype=torch.float64, device=device)
     for number in range(dist.rank(), len(probes), dist.world_size()):
         name, tap = probes[number]
+        tell(f"evaluating: {name} of {tap}, {number + 1} of {len(probes)}")
         rows = known.taps[tap], known.labels, asked.taps[tap], asked.labels
         shares[number] = PROTOCOLS[name].accuracy(*rows, **_settings(name, config))
     images = {"train_images": len(known.labels), "test_images": len(asked.labels)}

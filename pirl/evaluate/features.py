@@ -1,5 +1,6 @@
 """Features of a whole data set at every tap of a trunk, extracted by all ranks together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 
@@ -41,6 +42,7 @@ def extract(
     limit: int | None = None,
     *,
     skip: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Features:
     """Runs the images through the trunk, in evaluation mode and float32; every rank returns all rows.
 
@@ -55,6 +57,7 @@ def extract(
         limit: Stop after the row group that brings the number of images to this. The images of a data set
             lie in random order, so its first ones are a fair sample.
         skip: An image that cannot be used has no label then, so that nothing is fitted to it.
+        tell: Takes how far this rank is.
 
     Raises:
         CorruptImage: An image cannot be used, and `skip` is off; says shard, row and id.
@@ -90,6 +93,7 @@ def extract(
             for name, value in pool(trunk.taps(normalize(views.to(device)))).items():
                 taps[name][here] = value
         start = here.stop
+        tell(f"evaluating: features of {sum(sizes):,} images, {start / rows:.0%}")
     trunk.train(mode)
     order = torch.from_numpy(np.concatenate(ids)).argsort().to(device)
     whole = {name: dist.gather_parts(values, sizes)[order] for name, values in taps.items()}
