@@ -1,6 +1,7 @@
 """One line of a terminal that says what goes on while long work runs. Other lines come above it."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ class LiveLine:
         shown: Whether there is such a line.
 
     Args:
-        stream: Where, as sys.stdout. Nothing else may write there meanwhile but `print` of this class and Python's own.
+        stream: Where, as sys.stdout. Meanwhile what Python writes to a terminal comes above it too.
         allowed: Whether this process may show it: of several on one terminal only one does.
     """
 
@@ -76,6 +77,8 @@ class LiveLine:
                 get_renderable=lambda: Text(self.line(), no_wrap=True, overflow="ellipsis"),
                 console=Console(file=self.stream, force_terminal=True, markup=False, emoji=False, highlight=False),
                 refresh_per_second=PER_S,
+                redirect_stdout=sys.stdout.isatty(),  # what goes into a file stays as it is
+                redirect_stderr=sys.stderr.isatty(),
             )
             self._live.start(refresh=True)
         return self

@@ -43,10 +43,12 @@ def telling_driver(watched: bool) -> Iterator[Callable[[str], None]]:
 
 def told_by_worker() -> str:
     """In the driver: the newest text; empty before the first."""
+    import ray
+
     from jobs.run.ray_internals import left_text
 
     with suppress(Exception):  # Ray may be ending
-        return left_text(_key())
+        return left_text(_key()) if ray.is_initialized() else ""  # to ask for a key would start a Ray
     return ""
 
 
