@@ -149,12 +149,12 @@ class ProgressPrinter:
 
     def __call__(self, what: str, done: int, total: int, unit: str) -> None:
         """Is called as often as you like."""
-        now = time.monotonic()
-        if what != self.what:
+        now, begins = time.monotonic(), what != self.what
+        if begins:
             self.what, self.last, self.began, self.base = what, now, now, done
             if done:
                 self.live.print(f"{what}: going on after {done:,} of {total:,} {unit}")
-        if done < total and now - self.last < (0.2 if self.live.shown else 10):
+        if done < total and now - self.last < (0.2 if self.live.shown else 10) and not (begins and self.live.shown):
             return
         self.last, rate = now, (done - self.base) / max(now - self.began, 1e-9)
         left = f", {duration((total - done) / rate)} left" if done < total and rate else ""

@@ -82,7 +82,8 @@ def main() -> int:
             from jobs.run.on_ray import run_on_ray
 
             return run_on_ray(run, live)
-        from jobs.run.here import run_here
+        with live.passing("importing PyTorch"):
+            from jobs.run.here import run_here
 
         return run_here(run, live)
     except ConfigError as error:
@@ -138,7 +139,7 @@ def parse(argv: list[str]) -> RunRequest:
         sys.exit(0)
     settings, storage = settings_and_storage(known)
     changes = {**settings, **changes}
-    with live_line().passing("reading the data set's manifest"):  # which `photos` asks
+    with live_line().passing("reading the settings"):  # those of `photos` follow from its data set
         config = override(recipe_for(name, changes), changes)
     return RunRequest(
         config=absolute(config),

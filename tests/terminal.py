@@ -64,15 +64,27 @@ class Screen:
 
 
 class OnTerminal:
-    """A command on a pseudo-terminal; `writes` are what it wrote, piece by piece, each with the seconds until then."""
+    """A command on a pseudo-terminal; `writes` are what it wrote, piece by piece, each with the seconds until then.
 
-    def __init__(self, command: Sequence[str], columns: int = 80, env: Mapping[str, str] | None = None) -> None:
+    Args:
+        columns: Of the terminal, which has 24 lines.
+        env: The environment.
+        words: What else is in it, or is another.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        columns: int = 80,
+        env: Mapping[str, str] = os.environ,
+        words: Mapping[str, str] | None = None,
+    ) -> None:
         self.columns = columns
         self.writes: list[tuple[float, str]] = []
         self._ours, theirs = pty.openpty()
         resize(self._ours, columns)
         self._began = time.monotonic()
-        environment = {**os.environ, "TERM": "xterm", **(env or {})}
+        environment = {**env, "TERM": "xterm", **(words or {})}
         self.process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, preexec_fn=own_terminal,
             cwd=Path(__file__).parents[1],

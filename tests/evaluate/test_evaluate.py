@@ -257,6 +257,17 @@ def test_evaluate_reports_both_trunks_the_same_on_all_ranks(
         assert other == report
 
 
+def test_evaluate_tells_how_far_it_is(splits: tuple[Dataset, Dataset]) -> None:
+    """330 images are two blocks, and 70 are one."""
+    told: list[str] = []
+    evaluate(_trunk(0), _trunk(1), *splits, CONFIG, CPU, told.append)
+    features = [(330, 78), (330, 100), (70, 100)]
+    once = [f"evaluating: features of {images} images, {share}%" for images, share in features]
+    once += [f"evaluating: linear of {tap}, {number} of 6" for number, tap in enumerate(TAPS, 1)]
+    once += ["evaluating: knn of res5, 6 of 6"]
+    assert told == [*once, *(f"{text}, random weights" for text in once)]
+
+
 def test_table_has_a_line_for_each_probe() -> None:
     taps = dict.fromkeys(TAPS, 0.25)
     random = {"linear": taps, "knn": {"accuracy": 0.125, "k": 20, "temperature": 0.07}}

@@ -91,9 +91,9 @@ def test_the_line_follows_the_width_of_the_terminal() -> None:
     assert terminal.screens()[-1][-1].endswith("a text of…")
 
 
-@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "xterm-256color"}, {"FORCE_COLOR": "1"}])
-def test_there_are_no_colours(env: dict[str, str]) -> None:
-    terminal = OnTerminal(python(LINES, last="evaluating"), env=env)
+@pytest.mark.parametrize("words", [{"NO_COLOR": "1"}, {"TERM": "xterm-256color"}, {"FORCE_COLOR": "1"}])
+def test_there_are_no_colours(words: dict[str, str]) -> None:
+    terminal = OnTerminal(python(LINES, last="evaluating"), words=words)
     assert terminal.end() == 0
     screen = Screen(80)
     screen.write(terminal.text)
@@ -105,7 +105,7 @@ def test_a_dumb_terminal_gets_what_a_pipe_gets() -> None:
     command = python(LINES, last="evaluating")
     piped = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "FORCE_COLOR": "1"})
     assert piped.stdout.splitlines() == [STAYS, FIRST, LAST, "behind it"]
-    terminal = OnTerminal(command, env={"TERM": "dumb"})
+    terminal = OnTerminal(command, words={"TERM": "dumb"})
     assert terminal.end() == 0
     assert terminal.text.replace("\r\n", "\n") == piped.stdout
 
@@ -119,7 +119,7 @@ def test_of_several_processes_on_a_terminal_one_shows_it() -> None:
     """
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2"}
     for rank, rows in (("0", ["0:00  I am shown"]), ("1", [""])):
-        terminal = OnTerminal(python(code), env={**group, "RANK": rank})
+        terminal = OnTerminal(python(code), words={**group, "RANK": rank})
         assert terminal.end() == 0
         assert terminal.screens()[-1:] == ([rows] if rank == "0" else [])
 
