@@ -54,7 +54,7 @@ def run_here(run: Run, live: LiveLine) -> int:
             prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
     with live, preemption_signal() as preempted, interruption() as ended:
-        work(run.config, run.folder, scratch, publish, device, live.log, stop=preempted.is_set, tell=live.now)
+        work(run.config, run.folder, scratch, publish, device, show=live.log, stop=preempted.is_set, tell=live.now)
         live.now("")
     shutil.rmtree(scratch, ignore_errors=True)
     with suppress(OSError):  # the others may have something in it
