@@ -14,6 +14,7 @@ from concurrent.futures import BrokenExecutor
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError
 
+from jobs.live_line import LiveLine
 from pirl.data.dataset import open_dataset
 from pirl.errors import BrokenImage, ConfigError, CorruptImage
 from pirl.prepare.inspect import check_sheet, describe, look
@@ -55,14 +56,17 @@ def main() -> int:
     if words.inspect is not None:
         return show(words.inspect, words.sheet)
     request = PrepareRequest(**{name: value for name, value in vars(words).items() if name not in OWN})
-    again = "the same command goes on from here"
+    again, live = "the same command goes on from here", LiveLine(sys.stderr)
     try:
         if words.check:
             check(request)
             check_sources(request)
             print(request.destination)
             return 0
-        prepare(request, ProgressPrinter())
+        with live:
+            live.now(f"looking through {request.source}")
+            prepare(request, ProgressPrinter(live))
+            live.now("")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -73,7 +77,7 @@ def main() -> int:
         print(f"failed: {error}\n{again}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped: {again}", file=sys.stderr)
+        print(f"{'' if live.shown else chr(10)}stopped: {again}", file=sys.stderr)  # there it has a line of its own
         return 1
     summarize(request)
     return 0
@@ -137,24 +141,28 @@ def show(uri: str, sheet: str) -> int:
 
 
 class ProgressPrinter:
-    """Says on stderr how far the job is: in place on a terminal, rarely in a log."""
+    """Says on stderr how far the job is: on a terminal in its live line, rarely in a log."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: LiveLine) -> None:
+        self.live = live
         self.what, self.last, self.began, self.base = "", 0.0, 0.0, 0
 
     def __call__(self, what: str, done: int, total: int, unit: str) -> None:
         """Is called as often as you like."""
-        terminal, now = sys.stderr.isatty(), time.monotonic()
-        if what != self.what:
+        now, begins = time.monotonic(), what != self.what
+        if begins:
             self.what, self.last, self.began, self.base = what, now, now, done
             if done:
-                print(f"{what}: going on after {done:,} of {total:,} {unit}", file=sys.stderr)
-        if done < total and now - self.last < (0.2 if terminal else 10):
+                self.live.print(f"{what}: going on after {done:,} of {total:,} {unit}")
+        if done < total and now - self.last < (0.2 if self.live.shown else 10) and not (begins and self.live.shown):
             return
         self.last, rate = now, (done - self.base) / max(now - self.began, 1e-9)
         left = f", {duration((total - done) / rate)} left" if done < total and rate else ""
-        line = f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f}/s{left}"
-        print(f"\r{line:<79}" if terminal else line, end="" if terminal and done < total else "\n", file=sys.stderr)
+        numbers = f"{done:,} of {total:,} {unit}, {rate:,.0f}/s{left}"
+        if self.live.shown and done < total:  # a narrow terminal cuts the end
+            self.live.now(f"{done / total:.0%}, {numbers}: {what}")
+        else:
+            self.live.print(f"{what}: {numbers}")
 
 
 def duration(seconds: float) -> str:

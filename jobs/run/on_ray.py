@@ -21,8 +21,10 @@ from typing import Any
 
 from clusters.node.cleanup import MARK
 from clusters.node.ray_node import OWN_RAY
+from jobs.live_line import LiveLine
 from jobs.run.outcome import conclude, interruption
 from jobs.run.preemption import preemption_for_workers
+from jobs.run.telling import EVERY_S, telling_driver, told_by_worker
 from pirl.errors import ConfigError, StorageError
 from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
@@ -46,31 +48,37 @@ AHEAD = ("torch", "pandas")
 other until Python gives up (_DeadlockError)."""
 
 
-def run_on_ray(run: Run) -> int:
+def run_on_ray(run: Run, live: LiveLine) -> int:
     """Trains on the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code.
 
     Raises ConfigError if there is no such cluster, or it cannot carry the run.
     """
-    connect(meanwhile=AHEAD)
-    from clusters.preflight import check_nodes, check_resources, nodes_alive
-    from jobs.run.ray_internals import placement_groups, remove_placement_groups
+    with live:
+        live.now("starting Ray on this machine" if starts_ray() else "connecting to Ray")
+        connect(meanwhile=AHEAD)
+        from clusters.preflight import check_nodes, check_resources, nodes_alive
+        from jobs.run.ray_internals import placement_groups, remove_placement_groups
 
-    remove_placement_groups(placement_groups(left=True))
-    nodes = nodes_alive()
-    check_resources(run.config, nodes)
-    check_nodes(run.config, run.folder.parent, nodes)
-    began = time.time()
-    with following(run.folder, RunFile.LOG), preemption_for_workers(), interruption() as ended:
-        fit(run, alone=starts_ray() or MARK in os.environ)
+        live.now("looking at the nodes of Ray")
+        remove_placement_groups(placement_groups(left=True))
+        nodes = nodes_alive()
+        check_resources(run.config, nodes)
+        check_nodes(run.config, run.folder.parent, nodes)
+        began = time.time()
+        with following(run.folder, RunFile.LOG, live), preemption_for_workers(), interruption() as ended:
+            fit(run, alone=starts_ray() or MARK in os.environ, live=live)
+        if not ended.why:
+            live.now("")
     return conclude(run, began, ended.why)
 
 
-def fit(run: Run, *, alone: bool = False) -> None:
+def fit(run: Run, *, alone: bool = False, live: LiveLine | None = None) -> None:
     """Trains on the cluster that this process is connected to, on Ray Train's workers.
 
     Args:
         run: What to train.
         alone: Whether the cluster is there for this run only, and ends with it.
+        live: Shows what goes on.
 
     Raises:
         ray.train.TrainingFailedError: They failed more often than `cluster.max_failures`.
@@ -81,6 +89,8 @@ def fit(run: Run, *, alone: bool = False) -> None:
     os.environ.setdefault(
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(min(2.0, max(1.0, run.config.cluster.workers / 256)))
     )
+    if live:
+        live.now("importing Ray Train")
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
     from jobs.run.ray_internals import LeanTrainer, LoneTrainer
@@ -92,10 +102,11 @@ def fit(run: Run, *, alone: bool = False) -> None:
     filesystem, storage = run.folder.parent.arrow_filesystem()
     cluster = run.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
+    watched = live is not None and live.shown
     trainer_class: Any = LoneTrainer if alone else LeanTrainer
     trainer = trainer_class(
         in_worker,
-        train_loop_config={"config": run.config.model_dump_json(), "folder": run.folder},
+        train_loop_config={"config": run.config.model_dump_json(), "folder": run.folder, "watched": watched},
         scaling_config=ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -107,6 +118,8 @@ def fit(run: Run, *, alone: bool = False) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=run.config.checkpoint.keep),
         ),
     )
+    if live:
+        live.now(f"starting {cluster.workers} workers")
     trainer.fit()
     prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
@@ -183,31 +196,47 @@ def import_quietly(modules: Sequence[str]) -> None:
 
 def in_worker(arguments: dict[str, Any]) -> None:
     """Runs in each worker of Ray Train; the driver needs nothing of what it imports."""
-    from jobs.run.worker import ray_worker
+    import ray.train
 
-    ray_worker(arguments)
+    with telling_driver(arguments["watched"] and ray.train.get_context().get_world_rank() == 0) as tell:
+        tell("importing PyTorch in the workers")
+        from jobs.run.worker import ray_worker
+
+        ray_worker(arguments, tell)
 
 
 @contextmanager
-def following(folder: Folder, name: str) -> Iterator[None]:
-    """Prints the lines that others append to a file while the block runs."""
-    every_s = 0.5 if folder.path else 5.0
+def following(folder: Folder, name: str, live: LiveLine) -> Iterator[None]:
+    """Prints the lines that others append to a file while the block runs, and shows what a worker tells meanwhile."""
+    every_s = EVERY_S if folder.path else 5.0
     hurried = replace(folder, deadline_s=every_s)  # what did not come is asked for again
     position = folder.sizes().get(name, 0)
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode  # a span may end within a character
     stop = threading.Event()
+    begun = ""  # the beginning of a line
+
+    def show(text: str) -> None:
+        nonlocal begun
+        *whole, begun = (begun + text).split("\n")
+        for line in whole:
+            live.log(line)
 
     def follow() -> None:
         nonlocal position
+        read_at = 0.0
         while True:
             last = stop.is_set()
-            with suppress(StorageError, FileNotFoundError):
-                new = hurried.read_bytes(name, position, 2**20)
-                print(decode(new), end="", flush=True)
-                position += len(new)
+            if last or time.monotonic() >= read_at:
+                read_at = time.monotonic() + every_s
+                with suppress(StorageError, FileNotFoundError):
+                    new = hurried.read_bytes(name, position, 2**20)
+                    show(decode(new))
+                    position += len(new)
+            if live.shown and (text := told_by_worker()):
+                live.now(text)
             if last:
-                return
-            stop.wait(every_s)
+                return show("\n" if begun else "")
+            stop.wait(EVERY_S)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

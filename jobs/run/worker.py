@@ -30,8 +30,8 @@ Publish = Callable[[Metrics, Path, Callable[[Path], None]], None]
 by every rank, and not again before they are sent."""
 
 
-def ray_worker(arguments: dict[str, Any]) -> None:
-    """What each worker of Ray Train runs."""
+def ray_worker(arguments: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """What each worker of Ray Train runs; `tell` as for `work`."""
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
     from ray.train.torch import get_device
@@ -60,7 +60,7 @@ def ray_worker(arguments: dict[str, Any]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=Path.cwd()))
     stop = preempted() if ray.train.get_context().get_world_rank() == 0 else lambda: False
     try:
-        work(config, folder, scratch, publish, get_device(), show=None, stop=stop)
+        work(config, folder, scratch, publish, get_device(), show=None, stop=stop, tell=tell)
     except TrainingDiverged:
         return  # as all workers do, at the same step: an error would make Ray try again
 
@@ -73,6 +73,7 @@ def work(
     device: torch.device,
     show: Callable[[str], None] | None,
     stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> None:
     """What every worker does: go on from the newest checkpoint, train, evaluate, and let rank 0 write the numbers.
 
@@ -81,6 +82,7 @@ def work(
         publish: Takes each checkpoint.
         show: Takes lines of progress, beside the run's `train.log`.
         stop: Whether to save a checkpoint and stop; enough if one rank says so.
+        tell: Takes what goes on at the moment, of which nothing is kept; may be called at each step.
 
     Raises:
         TrainingDiverged: On all workers; as CorruptImage it is in the run folder's failure.json then.
@@ -122,11 +124,12 @@ def work(
                 device=device,
                 say=say,
                 stop=stop,
-                measure=probe(config, dataset, device, say) if config.evaluation.every_epochs else None,
+                tell=tell,
+                measure=probe(config, dataset, device, say, tell) if config.evaluation.every_epochs else None,
                 weights=weights,
             )
             if config.evaluation.enabled:
-                measure(config, dataset, folder, network, device, say)
+                measure(config, dataset, folder, network, device, say, tell)
         except TrainingStopped as error:
             say(str(error))
         except TrainingDiverged as error:

@@ -47,7 +47,7 @@ COUNTS = {
     "docs/architecture.md": 0,
     "docs/devcluster.md": 8,
     "docs/how-it-works.md": 0,
-    "docs/measurements.md": 14,
+    "docs/measurements.md": 15,
     "docs/preemption.md": 0,
     "docs/slurm.md": 9,
     "docs/sweeps.md": 10,

@@ -13,9 +13,7 @@ import torch
 import torchvision
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = (
-    "--no-ray --model.width=4 --optim.epochs=1 --data.batch-size=96 --loss.num-negatives=99 --memory.init=random"
-)
+SETTINGS = "--no-ray --model.width=4 --optim.epochs=1 --data.batch-size=96 --loss.num-negatives=99 --memory.init=random"
 
 
 def run(*words: str, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -23,6 +23,7 @@ from tests.ray_cluster import (
     wait_for,
     weights,
 )
+from tests.terminal import OnTerminal
 
 
 def test_submitted_job_leaves_a_whole_run_folder(undisturbed: Path) -> None:
@@ -96,6 +97,23 @@ def marked(mark: str) -> list[str]:
             if mark.encode() in (process / "environ").read_bytes():
                 titles.append((process / "cmdline").read_text().replace("\0", " "))
     return titles
+
+
+def test_a_terminal_shows_what_the_driver_and_then_a_worker_do(tmp_path: Path) -> None:
+    """On a Ray of its own; the steps come from the worker, and the last line of them stays."""
+    command = [sys.executable, "jobs/pretrain.py", "digits", *SMALL, f"--storage={tmp_path}"]
+    terminal = OnTerminal(command, columns=150, env=clean_environment())
+    assert terminal.end() == 0, terminal.text
+    assert next(at for at, piece in terminal.writes if "0:00  " in piece) < 2
+    screens = terminal.screens()
+    live = [[row for row in rows if re.match(r"\d+:\d\d  ", row)] for rows in screens]
+    assert max(map(len, live)) == 1
+    seen = dict.fromkeys(re.sub(r"^\S+  |[\d,]+/.*", "", row).strip() for rows in live for row in rows)
+    expected = ["starting Ray on this machine", "starting 2 workers", "step"]
+    assert [text for text in seen if text in expected] == expected, list(seen)
+    log = (tmp_path / "digits" / "train.log").read_text().splitlines()
+    assert [row for row in screens[-1] if row.startswith("epoch ")] == [log[-1]]
+    assert live[-1] == []
 
 
 def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.live_line import LiveLine
 from jobs.prepare import ProgressPrinter, main
 from pirl.data import dataset as shards
 from pirl.storage.folder import Folder
@@ -400,9 +401,9 @@ def test_a_disk_that_fails_on_the_way_is_no_wrong_request(tmp_path, prepare_here
 
 
 def test_progress_says_rate_and_time_left(monkeypatch, capsys):
-    clock = iter([0, 5, 20, 100])
+    clock = iter([0, 0, 5, 20, 100])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    progress = ProgressPrinter()
+    progress = ProgressPrinter(LiveLine(sys.stderr))
     for done in (1000, 1200, 3000, 11_000):
         progress("writing out", done, 11_000, "images")
     assert capsys.readouterr().err.splitlines() == [
