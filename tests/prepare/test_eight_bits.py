@@ -72,7 +72,7 @@ def of_bits(share, bits, kind="<u2"):
 
 @pytest.mark.parametrize("bits", [8, 9, 10, 12, 14, 16])
 @pytest.mark.parametrize("kind", ["tiff", "big tiff", "deflated tiff", "color tiff", "big color tiff",
-                                  "deflated color tiff", "gray png", "gray and alpha", "color png", "rgba"])  # fmt: skip
+                                  "deflated color tiff", "gray png", "gray with alpha", "png", "rgba"])  # fmt: skip
 def test_as_many_bits_as_the_largest_value_needs(bits, kind):
     gray, color = of_bits(RAMP, bits), of_bits(COLORS, bits)
     alpha = np.full((40, 60, 1), 65535, np.uint16)
@@ -82,8 +82,8 @@ def test_as_many_bits_as_the_largest_value_needs(bits, kind):
         "deflated tiff": lambda: (tiff(gray, deflated=True), gray),
         "deflated color tiff": lambda: (tiff(color, deflated=True), color),
         "gray png": lambda: (png_of(gray, 0), gray),
-        "gray and alpha": lambda: (png_of(np.concatenate([gray[..., None], alpha], 2), 4), gray),
-        "color png": lambda: (png_of(color, 2), color),
+        "gray with alpha": lambda: (png_of(np.concatenate([gray[..., None], alpha], 2), 4), gray),
+        "png": lambda: (png_of(color, 2), color),
         "rgba": lambda: (png_of(np.concatenate([color, alpha], 2), 6), color),
         "color tiff": lambda: (tiff(color), color),
         "big color tiff": lambda: (tiff(color.astype(">u2")), color),
