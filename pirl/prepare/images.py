@@ -35,6 +35,8 @@ MOST_PIXELS = 178_956_970
 """Of what is written: 0.5 GB as training decodes it, in each of its loader processes. Pillow's own limit too."""
 MOST_READ = 2**28
 """Pixels of an image that is read: a small file may hold very many."""
+MOST_SIDE = 1_000_000
+"""Pixels of a side of a PNG, by libpng, which training has."""
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """What a TIFF begins with."""
 
@@ -83,7 +85,7 @@ def _read(data: bytes, short_side: int | None) -> Checked:
         bare = png.without_extras(data) if data.startswith(png.SIGNATURE) else None
         if bare is None:
             raise
-        return _decoded(bare, short_side, mended="without its texts, which are damaged or too long")
+        return _decoded(bare, short_side, mended="without its extra chunks, which are damaged or too long")
 
 
 def _decoded(data: bytes, short_side: int | None, coding: str = "", mended: str = "") -> Checked:
@@ -91,6 +93,8 @@ def _decoded(data: bytes, short_side: int | None, coding: str = "", mended: str 
     with Image.open(io.BytesIO(data)) as image:
         if (pixels := image.width * image.height) > MOST_READ:
             raise ValueError(f"{pixels / 1e6:,.0f} megapixels, and {MOST_READ / 1e6:,.0f} are read: make it smaller")
+        if max(image.size) > MOST_SIDE:
+            raise ValueError(f"{max(image.size):,} pixels long, and {MOST_SIDE:,} are the most")
         # MPO is what some cameras write: a JPEG with a second picture behind it.
         is_jpeg, is_large = image.format in ("JPEG", "MPO"), pixels > MOST_PIXELS
         if is_large:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """By the kind of colour in the header: gray, RGB, palette, gray with alpha, RGB with alpha."""
+PALETTE = 3
 NEEDED = (b"tRNS", b"eXIf", b"sBIT")
 """Chunks that say something of the pixels or how to turn them, beside those with a capital letter."""
 UNPACKED_BYTES = 2**20
@@ -29,8 +30,8 @@ def without_extras(data: bytes) -> bytes | None:
     parts, at = [SIGNATURE], len(SIGNATURE)
     for kind, start, end in _chunks(data):
         whole = zlib.crc32(kind + data[start:end]) == int.from_bytes(data[end : end + 4])
-        # A capital letter says that a chunk has to be understood.
-        if kind[:1].isupper() or (whole and kind in NEEDED):
+        # A capital letter says that a chunk has to be understood; a palette beside colours is only advice.
+        if (kind[:1].isupper() and (kind != b"PLTE" or data[25] == PALETTE)) or (whole and kind in NEEDED):
             parts.append(data[start - 8 : end + 4])
         at = end + 4
     bare = b"".join(parts)
@@ -70,6 +71,8 @@ def _pixels(data: bytes) -> bytes:
             raise ValueError("a chunk of the PNG does not have its checksum")
         if kind[:1].isupper() and kind not in (b"PLTE", b"IDAT") and (kind, start) != (b"IHDR", 16):
             raise ValueError(f"chunk {kind.decode(errors='replace')} of the PNG has no place there")
+        if not kind.isalpha() or (kind == b"PLTE" and start == end):
+            raise ValueError("a chunk of the PNG is damaged")
         if kind == b"IDAT":
             pixels.append(view[start:end])
     if not pixels:
