@@ -5,7 +5,7 @@ a JPEG as JPEG of quality 95, all others as PNG, which loses nothing. A JPEG tha
 one, and a PNG loses texts and the like where these are damaged or too long; the pixels of both stay untouched.
 
 An image of more than MOST_PIXELS is made smaller by 2, a JPEG while it is decoded, and one of more than MOST_READ is
-not read at all: so a process takes 4 GB at the most, for 16-bit colours of that size, and 2.5 GB for all else.
+not read at all: so a process takes 4 GB at the most, for 16-bit colours of that size, and 3 GB for all else.
 """
 
 import io
