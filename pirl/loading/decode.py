@@ -54,6 +54,6 @@ def decoded(dataset: Dataset, group: RowGroup, id: int, row: int) -> Tensor:
     except ValueError as error:
         place = dataset.place(id) + group.made_from(row)
         raise CorruptImage(
-            f"{place}: {error}. {SKIP}, or write the data set again without this image: "
+            f"{place}: {error}. {SKIP}, or write the data set again, without what cannot be used: "
             "python jobs/prepare.py SOURCE DESTINATION --overwrite"
         ) from None
