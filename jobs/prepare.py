@@ -37,7 +37,8 @@ Both SOURCE and DESTINATION may be URLs (s3://bucket/key, gs://, ...). Credentia
 environment or the usual files: AWS_PROFILE, AWS_ENDPOINT_URL, ...
 
 JPEG and PNG of 8-bit colour or gray are kept byte for byte. Other images, those that EXIF turns and those
-that --resize makes smaller are encoded anew: JPEG as JPEG of quality 95, others as PNG.
+that --resize makes smaller are encoded anew: JPEG as JPEG of quality 95, others as PNG. More than 8 bits
+are scaled by the bits that are used; images of up to 268 megapixels are read.
 
 When the job was stopped or killed, the same command goes on behind the files that are complete.
 

@@ -4,6 +4,7 @@
 behind the shards that are there. The order is a function of seed and source, so this is all that it needs.
 """
 
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,7 +169,7 @@ def _write_split(split: Split, request: PrepareRequest, workers: Workers, progre
     if folder.exists(MANIFEST):  # it was complete when the job was stopped
         return
     about: dict[str, Any] = {"classes": source.classes, "seed": request.seed, "source": source.uri}
-    with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
+    with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True, named=True) as writer:
         if not writer.record:
             writer.record = _new_record(request.resize)
         record = writer.record
@@ -182,7 +183,7 @@ def _write_split(split: Split, request: PrepareRequest, workers: Workers, progre
                     raise BrokenImage(left_out)
                 record["left_out"]["first"] = [*record["left_out"]["first"], left_out][:LISTED]
             else:
-                writer.add(checked.image, None if label < 0 else label)
+                writer.add(checked.image, None if label < 0 else label, _short(source.name(row), request.sources))
             progress(f"writing {folder}", record["taken"], len(order), "images")
         if writer.rows == 0:
             clear(request.folder)
@@ -215,3 +216,13 @@ def _count(record: dict[str, Any], checked: Checked) -> None:
     for side, pixels in zip(("width", "height"), checked.size, strict=True):
         least, most = record[side] or (pixels, pixels)
         record[side] = [min(least, pixels), max(most, pixels)]
+
+
+def _short(name: str, sources: list[str]) -> str:
+    """The name of an image, from the source on: so it is the same wherever the source lies."""
+    for uri in sources:
+        # A file or a pattern is named from its folder on.
+        for folder in (uri.rstrip("/"), re.split(r"[*?\[]", uri)[0].rpartition("/")[0]):
+            if name.startswith(f"{folder}/"):
+                return name[len(folder) + 1 :]
+    return name

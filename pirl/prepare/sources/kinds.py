@@ -81,7 +81,7 @@ def _by_split(found: Found) -> tuple[Found, Found | None]:
     def word(name: str) -> str:
         *folders, file = name.split("/")
         parts = [*(folders if found.folder else []), file.rpartition(".")[0]]
-        words = [part.split("-")[0].split("_")[0] for part in parts]
+        words = [part.removeprefix("split=").split("-")[0].split("_")[0] for part in parts]
         return next((word for word in words if word in ("train", *TEST_NAMES)), "")
 
     train, test = split_words({word(name) for name in found.names})
