@@ -100,6 +100,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace a data set in DESTINATION")
     add("--image-column", metavar="NAME", default="image", help="of Parquet files (default: image)")
     add("--label-column", metavar="NAME", help="of Parquet or of WebDataset's .json (default: label, if there is one)")
+    add("--also", metavar="NAME", nargs="+", default=[], help="folders of SOURCE to train on too, without labels")
     add("--scratch", metavar="FOLDER", help="for images that cannot be read one by one where they are, meanwhile")
     add("--check", action="store_true", help="check the request, print DESTINATION, start nothing")
     add("--inspect", metavar="URI", help="say what the data set in URI holds, and draw some images")
