@@ -44,6 +44,8 @@ def describe(uri: str) -> list[str]:
     if left_out["count"]:
         lines.append(f"  left out: {left_out['count']:,} images that cannot be used")
         lines += [f"    {line}" for line in left_out["first"][:LISTED]]
+    if manifest.get("held_out"):
+        lines.append(f"  held out: {manifest['held_out']}")
     return [*lines, *(f"  {line}" for line in not_read.lines(manifest.get("not_read", [])))]
 
 

@@ -31,12 +31,12 @@ LISTED = 1000
 
 
 class Split(NamedTuple):
-    """What is written: where, the source, its rows in the order in which they are written, and what is not read."""
+    """What is written: where, the source, its rows in the order in which they are written, and what is said of it."""
 
     folder: Folder
     source: Source
     order: Ints
-    not_read: list[dict[str, Any]]
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +165,17 @@ def _find_splits(request: PrepareRequest, scratch: Scratch, progress: Progress) 
     if test is not None and train.classes is not None:
         test = test.with_classes(train.classes)
     left = of_source.record(), of_test.record()
-    if request.strict and (said := lines(entry for record in left for entry in record if entry["may_be_images"])):
+    about: dict[str, Any] = {"not_read": left[0]} if left[0] else {}
+    about_test: dict[str, Any] = {"not_read": left[1]} if left[1] else {}
+    if asked[0] is None and of_source.held_out:
+        about_test["held_out"] = of_source.held_out
+    if request.strict and (said := lines([entry for record in left for entry in record if entry["may_be_images"]])):
         raise ConfigError(f"{said[0]}. Without --strict they are left out; images in other folders: --also NAME")
     rng = np.random.default_rng(request.seed)
     order, below = rng.permutation(len(train.labels)), request.folder / "test"
     if (fraction := request.test_fraction) is None:
-        held_out_split = [] if test is None else [Split(below, test, rng.permutation(len(test.labels)), left[1])]
-        return [*held_out_split, Split(request.folder, train, order, left[0])]
+        held_out_split = [] if test is None else [Split(below, test, rng.permutation(len(test.labels)), about_test)]
+        return [*held_out_split, Split(request.folder, train, order, about)]
     if test is not None:
         raise ConfigError("SOURCE has a test split (test/ or val/): leave out --test-fraction")
     # Of images with and without labels only those with one are of use there.
@@ -180,20 +184,19 @@ def _find_splits(request: PrepareRequest, scratch: Scratch, progress: Progress) 
     if not 0 < held_out < len(order):
         raise ConfigError(f"--test-fraction {fraction} holds out {held_out} of {len(pool)} images: use 0.1, say")
     rest = order[np.isin(order, pool[:held_out], invert=True)]
-    return [Split(below, train, pool[:held_out], []), Split(request.folder, train, rest, left[0])]
+    return [Split(below, train, pool[:held_out], {}), Split(request.folder, train, rest, about)]
 
 
 def _write_split(split: Split, request: PrepareRequest, workers: Workers, progress: Progress) -> None:
     """Writes these rows of a source, in this order, behind those that are there."""
-    folder, source, order, not_read = split
+    folder, source, order, said = split
     if folder.exists(MANIFEST):  # it was complete when the job was stopped
         return
     about: dict[str, Any] = {"classes": source.classes, "seed": request.seed, "source": source.uri}
     with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
         if not writer.record:
             writer.record = _new_record(request.resize)
-        if not_read:
-            writer.record["not_read"] = not_read
+        writer.record |= said
         record = writer.record
         progress(f"writing {folder}", record["taken"], len(order), "images")
         for row, checked in workers.check(source, order[record["taken"] :]):

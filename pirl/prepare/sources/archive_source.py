@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 WITHIN = "//"
 """In a path, behind the name of an archive within an archive: no tidy path has two slashes."""
+NOTHING = pa.scalar("", pa.large_string())
 MOST_LINKS = 40
 """One behind the other; those that lead in a circle end here."""
 SHARD = re.compile(r"(?!n\d{8}$)(.*\D)?\d{2,}(-of-\d+)?")
@@ -149,7 +150,9 @@ def _class_paths(files: list[str], columns: list[pa.Array], are_labelled: bool) 
     """
     if len(files) > 1:
         stems = [pa.scalar(Folder(path).name.rpartition(".")[0] + WITHIN, pa.large_string()) for path in files]
-        columns = [pc.binary_join_element_wise(stem, names, "") for stem, names in zip(stems, columns, strict=True)]
+        columns = [
+            pc.binary_join_element_wise(stem, names, NOTHING) for stem, names in zip(stems, columns, strict=True)
+        ]
     paths = pa.concat_arrays(columns)
     above = pc.replace_substring_regex(paths, "^(.*//)?.*$", r"\1").dictionary_encode()
     inside = pc.replace_substring_regex(paths, "^.*//", "")
@@ -160,7 +163,7 @@ def _class_paths(files: list[str], columns: list[pa.Array], are_labelled: bool) 
     if are_labelled or has_folders or len(archives) < 2 or all(map(SHARD.fullmatch, archives)):
         places = ["".join(_without_stem(part) for part in place.split(WITHIN)[:-1]) for place in places]
     places = pa.array([place.replace(WITHIN, "/") for place in places], pa.large_string())
-    return pc.binary_join_element_wise(places.take(above.indices), inside, "")
+    return pc.binary_join_element_wise(places.take(above.indices), inside, NOTHING)
 
 
 def _stem(place: str) -> str:

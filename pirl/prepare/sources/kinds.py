@@ -83,6 +83,7 @@ def find_source(
         if test is not None:
             found.not_read.add("held-out images in the files for training", test.name(0), len(test.labels))
         held_out, test = _open_held_out(chosen.held_out, lambda split: opened(splits[split])[0], source)
+        found.not_read.held_out = first_and_more(splits[held_out])
     for split, names in splits.items():
         for name in names if split not in (chosen.train, held_out) else []:
             found.not_read.add(f"{suffix_of(name)} {f'of {split}' if split else 'beside the splits'}", name)

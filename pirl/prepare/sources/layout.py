@@ -36,8 +36,8 @@ def split_of(name: str) -> str | None:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a name has a word of, as `seg_train`."""
-    return next((_WORDS[word] for word in re.split(r"[-_. ]", name.lower()) if word in _WORDS), None)
+    """The split that the last word of a name stands for, as in `seg_train`."""
+    return _WORDS.get(re.split(r"[-_. ]", name.lower())[-1])
 
 
 class Part(NamedTuple):
@@ -121,6 +121,8 @@ def find_layout(paths: pa.Array, labelled: NDArray[np.bool_] | None, also: Seque
         splits.setdefault(roles[name], []).append(name)
 
     def part(split: str | None) -> Part:
+        if split is None:
+            return rest.outside([name for name, role in roles.items() if role])
         names = splits.get(split, [])
         return rest.inside(names).below_repeats(names)
 
@@ -133,6 +135,7 @@ def find_layout(paths: pa.Array, labelled: NDArray[np.bool_] | None, also: Seque
     for name in (name for split in splits if split not in (chosen.train, held_out) for name in splits[split]):
         what = "images beside the folders of the splits" if name == LOOSE else f"folder {name}/"
         not_read.add(what, name, counts[name])
+    not_read.held_out = ", ".join(f"{name}/" for name in splits.get(held_out, []))
     return Layout(train, part(held_out) if held_out else None, added)
 
 

@@ -7,7 +7,7 @@ source, and is said at the end of the job, written into the manifest, and refuse
 import posixpath
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 IMAGES = (
@@ -80,6 +80,10 @@ HEADS = (
 _HEADS = [(re.compile(pattern.encode(), re.DOTALL), suffix) for pattern, suffix in HEADS]
 
 
+LISTED = 100
+"""Reasons that are told apart in the manifest."""
+
+
 def tidy(name: str) -> str:
     """A path in a source as everybody writes it: `/a.png`, `././a.png`, `b//../a.png` and `a.png` are one."""
     return posixpath.normpath(f"/{name}").lstrip("/")
@@ -130,14 +134,21 @@ class Left(NamedTuple):
 
 
 class NotRead:
-    """An account of what a source holds that is not read: how many for each reason, and the first of them by name."""
+    """An account of what a source holds that is not read: how many for each reason, and the first of them by name.
+
+    Attributes:
+        left: By the reason.
+        held_out: The folders or files that are held out, as a person calls them.
+    """
 
     def __init__(self) -> None:
         self.left: dict[str, Left] = {}
+        self.held_out = ""
 
     def add(self, what: str, name: str, count: int = 1, *, may_be_images: bool = True) -> None:
         """Counts files; `what` is their suffix, or says why they are not read."""
         before = self.left.get(what)
+        name = name.encode(errors="backslashreplace").decode()  # names on a disk may be anything
         first = min(name, before.first) if before else name
         self.left[what] = Left(count + (before.files if before else 0), first, may_be_images)
 
@@ -175,14 +186,18 @@ class NotRead:
 
     def record(self) -> list[dict[str, Any]]:
         """For the manifest; in an order that hangs on nothing but what was found."""
-        return [{"what": what, **left._asdict()} for what, left in sorted(self.left.items())]
+        ranked = sorted(self.left.items(), key=lambda item: (not item[1].may_be_images, -item[1].files, item[0]))
+        listed, more = ranked[:LISTED], NotRead()
+        for what, left in ranked[LISTED:]:
+            more.add("images and files of other kinds", what, left.files, may_be_images=left.may_be_images)
+        return [{"what": what, **left._asdict()} for what, left in [*listed, *more.left.items()]]
 
 
-def lines(record: Iterable[dict[str, Any]]) -> list[str]:
+def lines(record: Sequence[dict[str, Any]]) -> list[str]:
     """What a record says, in lines for people: first what may be images."""
     said = []
     for title, may_be_images in (("not read", True), ("passed over", False)):
-        entries = sorted((e for e in record if e["may_be_images"] == may_be_images), key=lambda e: -e["files"])
+        entries = [entry for entry in record if entry["may_be_images"] == may_be_images]
         if entries:
             said.append(f"{title}: {', '.join(map(_entry, entries))}")
     return said

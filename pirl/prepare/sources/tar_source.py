@@ -52,7 +52,7 @@ def _check(path: str, file: IO[bytes], _: Columns) -> None:
 TAR = SourceKind(
     name="tar file",
     suffixes=(".tar",),
-    help="with such folders or a tar file for each class in it, or WebDataset's key.jpg with key.cls or key.json",
+    help="with such folders, or a tar for each class, or WebDataset's key.jpg and key.cls or .json",
     open=_open,
     check=_check,
 )
