@@ -150,6 +150,7 @@ class NotRead:
         before = self.left.get(what)
         name = name.encode(errors="backslashreplace").decode()  # names on a disk may be anything
         first = min(name, before.first) if before else name
+        may_be_images = may_be_images or (before is not None and before.may_be_images)
         self.left[what] = Left(count + (before.files if before else 0), first, may_be_images)
 
     def is_read(self, name: str, head: Callable[[], bytes] = lambda: b"") -> bool:

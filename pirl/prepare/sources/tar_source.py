@@ -186,6 +186,8 @@ def _broken_is_refused(path: str, file: IO[bytes]) -> Iterator[None]:
 
 def _members(path: str, file: IO[bytes]) -> Generator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     """All in a tar file but its folders, with the tar file itself."""
+    start, whole = file.tell(), file.seek(0, 2)  # the scratch file may grow meanwhile
+    file.seek(start)
     with closing(tarfile.open(fileobj=file, mode="r:")) as tar:
         while member := tar.next():
             tar.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
@@ -196,7 +198,7 @@ def _members(path: str, file: IO[bytes]) -> Generator[tuple[tarfile.TarInfo, tar
     # tarfile takes a damaged header, and the end of a file that was cut off, for the end of the archive.
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise ConfigError(f"{path} is cut off or damaged at byte {end:,}: copy it again")
-    while data := file.read(2**20):
+    while data := file.read(min(2**20, whole - file.tell())):
         if data.strip(tarfile.NUL):
             raise ConfigError(
                 f"{path} goes on behind its end at byte {end:,}, as tar files do that were put together with cat: "
