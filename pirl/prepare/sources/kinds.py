@@ -67,6 +67,12 @@ def find_source(
     def opened(names: list[str], inner: Sequence[str] = ()) -> Splits:
         return kind.open(replace(found, names=names, also=inner), columns, scratch, progress)
 
+    def only(names: list[str]) -> Source:
+        source, inside = opened(names)
+        if inside is not None:
+            found.not_read.add("images of test splits in files of one split", inside.name(0), len(inside.labels))
+        return source
+
     splits = _by_split(found, also)
     added = splits.pop(ALSO, [])
     inner = [word for word in also if not any(word in _called(name, found) for name in added)]
@@ -77,12 +83,12 @@ def find_source(
     if chosen is None:
         chosen, splits = Chosen(None, []), {None: sorted(name for names in splits.values() for name in names)}
     train, test = opened(splits[chosen.train], inner) if splits.get(chosen.train) else (None, None)
-    source = with_unlabelled(train, opened(added)[0] if added else None)
+    source = with_unlabelled(train, only(added) if added else None)
     held_out = None
     if chosen.held_out:
         if test is not None:
-            found.not_read.add("held-out images in the files for training", test.name(0), len(test.labels))
-        held_out, test = _open_held_out(chosen.held_out, lambda split: opened(splits[split])[0], source)
+            found.not_read.add("images of test splits in files of one split", test.name(0), len(test.labels))
+        held_out, test = _open_held_out(chosen.held_out, lambda split: only(splits[split]), source)
         found.not_read.held_out = first_and_more(splits[held_out])
     for split, names in splits.items():
         for name in names if split not in (chosen.train, held_out) else []:
