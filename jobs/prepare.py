@@ -33,6 +33,16 @@ sources:
 {KINDS}
   many such files     their folder, or a quoted pattern
 
+A folder in which all images lie is no class. Below it train/ is for training, and test/ (or val/, where
+there is no test/ or its images have no classes) is held out; Train/, testing/, valid/ and the like are such
+names too. Other folders beside these are not read, but with --also NAME: their images are for training,
+without labels.
+
+What is not read (HEIC, archives beside images, links to nothing, ...) is said at the end and in the
+manifest, and --strict refuses it before anything is written. Hidden files and those of systems (.git,
+__MACOSX, Thumbs.db) are never read. A file of unknown suffix is looked into, in an object store by a
+request for each.
+
 Both SOURCE and DESTINATION may be URLs (s3://bucket/key, gs://, ...). Credentials and endpoint come from the
 environment or the usual files: AWS_PROFILE, AWS_ENDPOINT_URL, ...
 
@@ -101,10 +111,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the shuffle (default: 0)")
     add("--resize", metavar="N", type=int, help="make the short side of larger images N pixels long, as 256")
     add("--shard-mb", metavar="MB", type=int, default=32, help="size of the files that are written (default: 32)")
-    add("--strict", action="store_true", help="stop at an image that cannot be used, not leave it out")
+    add("--strict", action="store_true", help="refuse what is not read, and stop at an image that cannot be used")
     add("--overwrite", action="store_true", help="replace a data set in DESTINATION")
     add("--image-column", metavar="NAME", default="image", help="of Parquet files (default: image)")
     add("--label-column", metavar="NAME", help="of Parquet or of WebDataset's .json (default: label, if there is one)")
+    add("--also", metavar="NAME", nargs="+", default=[], help="folders of SOURCE to train on too, without labels")
     add("--scratch", metavar="FOLDER", help="for images that cannot be read one by one where they are, meanwhile")
     add("--check", action="store_true", help="check the request, print DESTINATION, start nothing")
     add("--inspect", metavar="URI", help="say what the data set in URI holds, and draw some images")
