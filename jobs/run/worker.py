@@ -20,6 +20,7 @@ from pirl.runs.metrics import Metrics
 from pirl.runs.run import last_failure, write_failure
 from pirl.runs.run_files import checkpoint_name
 from pirl.runs.run_log import RunLog
+from pirl.storage.client import trust_stores
 from pirl.storage.folder import Folder
 from pirl.train import train
 
@@ -36,6 +37,7 @@ def ray_worker(arguments: dict[str, Any]) -> None:
 
     from jobs.run.ray_internals import kept_checkpoint
 
+    trust_stores()  # each node was asked before the start
     config, folder = from_json(arguments["config"]), arguments["folder"]
     if last_failure(folder):
         return  # this is Ray's retry of what would end the same way again

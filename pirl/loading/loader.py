@@ -27,6 +27,7 @@ from pirl.loading.decode import decoded
 from pirl.loading.prefetch import Prefetcher
 from pirl.loading.views import Views, sample_rng
 from pirl.processes import end_with_parent, keep_freed_memory
+from pirl.storage.client import trust_stores
 from pirl.storage.retry import take_count
 
 PREFETCHED_STEPS = 4
@@ -155,6 +156,7 @@ def start_process(_: int) -> None:
     """What a loader process does first."""
     end_with_parent()
     keep_freed_memory()
+    trust_stores()
 
 
 def _next(parts: Iterator[PartialBatch]) -> PartialBatch:

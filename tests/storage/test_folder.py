@@ -268,7 +268,7 @@ def test_a_server_that_gives_the_whole_file_for_a_span_is_refused(tmp_path):
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
-        with pytest.raises(StorageError, match="10240 bytes came, so this store does not read spans"):
+        with pytest.raises(StorageError, match="/file: this web server sends the whole file and no spans"):
             Folder(f"http://127.0.0.1:{server.server_port}", {}, SHORT).read_bytes("file", 0, 100)
         server.shutdown()
 
