@@ -4,14 +4,15 @@ import ctypes
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of mallopt(3)."""
 
 
-def end_with_parent() -> None:
-    """Lets this process end when the one that started it is killed.
+def end_with_parent(last: Callable[[], object] = lambda: None) -> None:
+    """Lets this process end when the one that started it is killed, after a last step.
 
     By itself it would wait for ever: its parent by number is the fork server, which lives as long as its children.
     """
@@ -20,6 +21,8 @@ def end_with_parent() -> None:
 
     def wait() -> None:
         parent.join()
+        with suppress(Exception):
+            last()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,10 +30,16 @@ from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
+from pirl.storage.temporary import temporary_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
-STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+LOGS = Path(tempfile.gettempdir()) / f"pirl-ray-logs-{os.getuid()}"
+"""Of a Ray that did not start."""
+RAY_LONGEST = 40
+"""Letters of the path of its folder: sockets have paths of 107, and Ray adds 64."""
+
+STORE_ENVIRONMENT = (*"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
 """Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
 
 LOCAL = {
@@ -145,15 +153,14 @@ def connect(meanwhile: Sequence[str] = ()) -> None:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 include_dashboard=False if starts_ray() else None,
+                _temp_dir=own_folder(),
                 runtime_env={"env_vars": here} if here else None,
             )
     except Exception as error:  # a plain one, too, when a machine is so busy that Ray gives up waiting
         what = str(error).strip().rstrip(".")
         if starts_ray():
-            raise OSError(
-                f"Ray did not start on this machine: {what}. Is it very busy, or out of memory or disk space? Ray's "
-                "logs are in /tmp/ray/session_latest/logs"
-            ) from None
+            why = f"{what}. Is it very busy, or out of memory or disk space?{kept_logs()}"
+            raise OSError(f"Ray did not start on this machine: {why}") from None
         if isinstance(error, (ConnectionError, RuntimeError, ValueError)):
             raise ConfigError(f"no Ray at {address}: {what}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
         raise OSError(f"Ray at {address} did not answer: {what}") from None
@@ -161,6 +168,26 @@ def connect(meanwhile: Sequence[str] = ()) -> None:
         from jobs.run.ray_internals import end_log_monitor
 
         end_log_monitor()
+
+
+def own_folder() -> str | None:
+    """Where a Ray that this process starts has its session, which goes with this process; None: where Ray is told."""
+    if not starts_ray() or "RAY_TMPDIR" in os.environ:
+        return None
+    shutil.rmtree(LOGS, ignore_errors=True)  # of a start that failed before
+    return str(temporary_folder(RAY_LONGEST))
+
+
+def kept_logs() -> str:
+    """Keeps the logs of a Ray that did not start, until the next one does; says where they are."""
+    session = Path(own_folder() or os.environ["RAY_TMPDIR"] + "/ray") / "session_latest"
+    if not (session / "logs").exists():
+        return ""
+    if "RAY_TMPDIR" in os.environ:
+        return f" Ray's logs are in {session}/logs"
+    with suppress(OSError):
+        shutil.copytree(session / "logs", LOGS, dirs_exist_ok=True)
+    return f" Ray's logs are in {LOGS}"
 
 
 def refuse_silent(address: str) -> None:

@@ -22,6 +22,7 @@ from pirl.runs.run_files import checkpoint_name
 from pirl.runs.run_log import RunLog
 from pirl.storage.client import trust_stores
 from pirl.storage.folder import Folder
+from pirl.storage.temporary import remove_temporary_folder
 from pirl.train import train
 
 Publish = Callable[[Metrics, Path, Callable[[Path], None]], None]
@@ -63,6 +64,8 @@ def ray_worker(arguments: dict[str, Any]) -> None:
         work(config, folder, scratch, publish, get_device(), show=None, stop=stop)
     except TrainingDiverged:
         return  # as all workers do, at the same step: an error would make Ray try again
+    finally:
+        remove_temporary_folder()  # Ray ends this process without Python's clean-up
 
 
 def work(

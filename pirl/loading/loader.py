@@ -29,6 +29,7 @@ from pirl.loading.views import Views, sample_rng
 from pirl.processes import end_with_parent, keep_freed_memory
 from pirl.storage.client import trust_stores
 from pirl.storage.retry import take_count
+from pirl.storage.temporary import lend_to_multiprocessing, remove_leftovers
 
 PREFETCHED_STEPS = 4
 
@@ -131,6 +132,7 @@ class Loader:
         # imports torch once for all loader processes of this worker.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
+        lend_to_multiprocessing()
         return DataLoader(
             _PartialBatches(self),
             batch_size=None,
@@ -154,7 +156,7 @@ def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
 
 def start_process(_: int) -> None:
     """What a loader process does first."""
-    end_with_parent()
+    end_with_parent(last=remove_leftovers)
     keep_freed_memory()
     trust_stores()
 

@@ -20,6 +20,7 @@ from pirl.prepare.scratch import Scratch, Span, bounded_map
 from pirl.prepare.sources.source import Source
 from pirl.processes import end_with_parent
 from pirl.storage.client import trust_stores
+from pirl.storage.temporary import lend_to_multiprocessing, remove_leftovers
 
 CHUNK_ROWS = 16
 """Images that a worker takes at a time: enough to hide what a message costs, few enough to keep memory small."""
@@ -38,6 +39,7 @@ class Workers:
         # Forked from a server without threads; it has imported the program once for all.
         context = get_context("forkserver")
         context.set_forkserver_preload(["__main__", "pirl.prepare.workers"])
+        lend_to_multiprocessing()
         self._pool = ProcessPoolExecutor(
             self.count, mp_context=context, initializer=_start, initargs=(scratch, short_side)
         )
@@ -77,7 +79,7 @@ def _start(scratch: Scratch, short_side: int | None) -> None:
     global _scratch, _short_side, _readers
     _scratch, _short_side, _readers = scratch, short_side, ThreadPoolExecutor(READ_THREADS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one that started them ends them
-    end_with_parent()
+    end_with_parent(last=remove_leftovers)
     trust_stores()
     # Pillow warns of oddities in files that it reads all the same; what it cannot read is counted.
     warnings.simplefilter("ignore")

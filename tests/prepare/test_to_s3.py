@@ -156,7 +156,7 @@ def test_where_the_environment_says_so_s3_is_read_without_credentials(tmp_path, 
     client, bucket = boto3.client("s3", endpoint_url=s3_server[0]), f"box-{uuid.uuid4().hex[:8]}"
     client.create_bucket(Bucket=bucket)
     for number in range(3):
-        client.put_object(Bucket=bucket, Key=f"photos/{number}.png", Body=png(number), ACL="public-read")
+        client.put_object(Bucket=bucket, Key=f"photos/a/{number}.png", Body=png(number), ACL="public-read")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
