@@ -30,7 +30,7 @@ from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
-from pirl.storage.temporary import temporary_folder
+from pirl.storage.temporary import remove_temporary_folder, temporary_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +59,11 @@ def run_on_ray(run: Run) -> int:
 
     Raises ConfigError if there is no such cluster, or it cannot carry the run.
     """
-    connect(meanwhile=AHEAD)
+    with connected():
+        return _run(run)
+
+
+def _run(run: Run) -> int:
     from clusters.preflight import check_nodes, check_resources, nodes_alive
 
     nodes = nodes_alive()
@@ -120,6 +124,19 @@ def fit(run: Run, *, alone: bool = False) -> None:
 def starts_ray() -> bool:
     """Whether this process, which a person has started, starts a Ray on this machine, which ends with it."""
     return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connects for the time of the block; of a Ray that was started for it nothing is left."""
+    try:
+        connect(meanwhile=AHEAD)
+        yield
+    finally:
+        import ray  # not before: it reads the environment when it is imported
+
+        ray.shutdown()
+        remove_temporary_folder()
 
 
 def connect(meanwhile: Sequence[str] = ()) -> None:

@@ -29,7 +29,7 @@ from pirl.loading.views import Views, sample_rng
 from pirl.processes import end_with_parent, keep_freed_memory
 from pirl.storage.client import trust_stores
 from pirl.storage.retry import take_count
-from pirl.storage.temporary import lend_to_multiprocessing, remove_leftovers
+from pirl.storage.temporary import lend_to_multiprocessing, remove_temporary_folder
 
 PREFETCHED_STEPS = 4
 
@@ -156,7 +156,7 @@ def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
 
 def start_process(_: int) -> None:
     """What a loader process does first."""
-    end_with_parent(last=remove_leftovers)
+    end_with_parent(last=remove_temporary_folder)
     keep_freed_memory()
     trust_stores()
 

@@ -20,7 +20,7 @@ from pirl.prepare.scratch import Scratch, Span, bounded_map
 from pirl.prepare.sources.source import Source
 from pirl.processes import end_with_parent
 from pirl.storage.client import trust_stores
-from pirl.storage.temporary import lend_to_multiprocessing, remove_leftovers
+from pirl.storage.temporary import lend_to_multiprocessing, remove_temporary_folder
 
 CHUNK_ROWS = 16
 """Images that a worker takes at a time: enough to hide what a message costs, few enough to keep memory small."""
@@ -79,7 +79,7 @@ def _start(scratch: Scratch, short_side: int | None) -> None:
     global _scratch, _short_side, _readers
     _scratch, _short_side, _readers = scratch, short_side, ThreadPoolExecutor(READ_THREADS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one that started them ends them
-    end_with_parent(last=remove_leftovers)
+    end_with_parent(last=remove_temporary_folder)
     trust_stores()
     # Pillow warns of oddities in files that it reads all the same; what it cannot read is counted.
     warnings.simplefilter("ignore")

@@ -48,7 +48,7 @@ def lend_to_multiprocessing() -> None:
 
 
 def remove_temporary_folder() -> None:
-    """For processes that end without Python's clean-up: removes the folder, and those of processes that are gone."""
+    """Removes it, and those of processes of this user that are gone; for what ends without Python's clean-up."""
     for key in [key for key in _folders if key[0] == os.getpid()]:
         folder, lock = _folders.pop(key)
         end = time.monotonic() + PATIENCE_S
@@ -57,13 +57,9 @@ def remove_temporary_folder() -> None:
             if folder.exists():
                 time.sleep(0.1)
         os.close(lock)
-        remove_leftovers(key[1])
-
-
-def remove_leftovers(parent: Path | None = None) -> None:
-    """Removes the folders of processes of this user that were killed."""
-    with suppress(OSError), _guarding(parent or Path(tempfile.gettempdir()), f"pirl-{os.getuid()}-"):
-        pass
+    for parent in {Path(tempfile.gettempdir()), Path("/tmp")}:
+        with suppress(OSError), _guarding(parent, f"pirl-{os.getuid()}-"):
+            pass
 
 
 def _make(parent: Path, prefix: str) -> tuple[Path, int]:
