@@ -171,9 +171,11 @@ def _print_settings(name: str) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
+    try:
+        code = main()
+    finally:
+        remove_temporary_folder()
     sys.stdout.flush()
     sys.stderr.flush()
-    remove_temporary_folder()
     # Not sys.exit: after SIGTERM, threads of Ray that still run were seen to abort the interpreter's shutdown.
     os._exit(code)
