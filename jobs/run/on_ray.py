@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -133,9 +134,8 @@ def connected() -> Iterator[None]:
         connect(meanwhile=AHEAD)
         yield
     finally:
-        import ray  # not before: it reads the environment when it is imported
-
-        ray.shutdown()
+        if ray := sys.modules.get("ray"):  # else it has not come to that
+            ray.shutdown()
         remove_temporary_folder()
 
 
