@@ -3,9 +3,13 @@
 import ctypes
 import multiprocessing
 import os
+import select
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+
+CLOSING_S = 5.0
+"""What the kernel may take to close the files of a process."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of mallopt(3)."""
@@ -21,6 +25,9 @@ def end_with_parent(last: Callable[[], object] = lambda: None) -> None:
 
     def wait() -> None:
         parent.join()
+        with suppress(OSError, AttributeError):  # it has gone; no Linux
+            # Its pipe has closed, which may be before other files of it do, and with them its locks.
+            select.select([os.pidfd_open(parent.pid or 0)], [], [], CLOSING_S)
         with suppress(Exception):
             last()
         os._exit(1)
