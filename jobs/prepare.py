@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import os
 import shlex
+import signal
 import time
 from concurrent.futures import BrokenExecutor
 
@@ -23,6 +24,7 @@ from pirl.prepare.sources.kinds import FILE_KINDS
 from pirl.prepare.write import PrepareRequest, check, check_sources, prepare
 from pirl.recipes import FEWEST, cifar10
 from pirl.storage.checks import check_place
+from pirl.storage.temporary import remove_temporary_folder
 
 OWN = ("check", "inspect", "sheet")
 """Options that are not part of a request."""
@@ -64,6 +66,7 @@ examples:
 def main() -> int:
     """Runs the job; returns 0: done, 1: failed while running, or 2: the request is wrong and nothing was written."""
     words = parse(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is temporary is removed
     if words.inspect is not None:
         return show(words.inspect, words.sheet)
     request = PrepareRequest(**{name: value for name, value in vars(words).items() if name not in OWN})
@@ -203,6 +206,7 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
+    remove_temporary_folder()
     # Not sys.exit: threads of the libraries may still be ending, and on a busy machine the interpreter's
     # shutdown was seen to abort on one of them after all was written.
     os._exit(code)

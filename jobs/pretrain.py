@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import inspect
+import os
 import signal
 import time
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pirl.recipes import RECIPES
 from pirl.runs.run import Resume, open_run, storage_at
 from pirl.storage.checks import check_can_write
 from pirl.storage.folder import Folder
+from pirl.storage.temporary import remove_temporary_folder
 
 EXAMPLES = """
   python jobs/pretrain.py                                     the built-in digits, on a Ray of its own
@@ -179,4 +181,11 @@ def _print_settings(name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+    finally:
+        remove_temporary_folder()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after SIGTERM, threads of Ray that still run were seen to abort the interpreter's shutdown.
+    os._exit(code)

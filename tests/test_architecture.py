@@ -26,7 +26,7 @@ ROOMS = {
 
 WITHIN = {
     "pirl.storage": [
-        *("retry", "temporary", "sealed", "client", "reading", "writing"),
+        *("causes", "retry", "temporary", "sealed", "client", "reading", "writing"),
         *("folder", "checks", "cache"),
     ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],

@@ -24,6 +24,9 @@ from pirl.methods.models import Trunk
 from pirl.methods.pirl import PIRL
 from pirl.runs.weights import Weights, read_weights
 
+RAY_TABLE = "table.txt"
+"""How the first worker on Ray hands over what is to be shown."""
+
 
 def check(request: EvaluationRequest) -> None:
     """Refuses, before anything starts, weights that are none, data that is missing or has no labels.
@@ -127,9 +130,13 @@ def _of_test(subject: Subject) -> str:
 
 def _on_ray(request: EvaluationRequest) -> int:
     """On the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code."""
-    from jobs.run.on_ray import AHEAD, connect
+    from jobs.run.on_ray import connected
 
-    connect(meanwhile=AHEAD)
+    with connected():
+        return _with_workers(request)
+
+
+def _with_workers(request: EvaluationRequest) -> int:
     import ray
     from ray.train import RunConfig, ScalingConfig
 
@@ -155,7 +162,8 @@ def _on_ray(request: EvaluationRequest) -> int:
     except ray.train.TrainingFailedError as error:
         print(f"failed: {in_words(error)}", file=sys.stderr)
         return 1
-    print(request.out.read("table.txt"), end="")
+    print(request.out.read(RAY_TABLE), end="")
+    request.out.remove(RAY_TABLE)
     return 0
 
 
@@ -165,4 +173,4 @@ def _in_worker(arguments: dict[str, Any]) -> None:
     request = arguments["request"]
     table = work(request, get_device(), print)
     if table:
-        request.out.write("table.txt", table + "\n")
+        request.out.write(RAY_TABLE, table + "\n")

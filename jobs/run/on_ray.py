@@ -10,7 +10,10 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,10 +33,19 @@ from pirl.runs.checkpoint_folder import prune_checkpoints
 from pirl.runs.run import Run
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
+from pirl.storage.temporary import remove_temporary_folder, temporary_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
-STORE_ENVIRONMENT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+LOGS = Path(tempfile.gettempdir()) / f"pirl-ray-logs-{os.getuid()}"
+"""Of a Ray that did not start."""
+RAY_LONGEST = 40
+"""Letters of the path of its folder: sockets have paths of 107, and Ray adds 64."""
+
+STORE_ENVIRONMENT = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"),
+    *("FSSPEC_S3_ANON", "FSSPEC_S3_ENDPOINT_URL", "FSSPEC_S3_REQUESTER_PAYS", "FSSPEC_S3_PROFILE"),
+)
 """Says where a store is, and goes from the driver to all workers. Secrets do not: each node has its own."""
 
 LOCAL = {
@@ -55,20 +67,24 @@ def run_on_ray(run: Run, live: LiveLine) -> int:
     """
     with live:
         live.now("starting Ray on this machine" if starts_ray() else "connecting to Ray")
-        connect(meanwhile=AHEAD)
-        from clusters.preflight import check_nodes, check_resources, nodes_alive
-        from jobs.run.ray_internals import placement_groups, remove_placement_groups
+        with connected():
+            return _run(run, live)
 
-        live.now("looking at the nodes of Ray")
-        remove_placement_groups(placement_groups(left=True))
-        nodes = nodes_alive()
-        check_resources(run.config, nodes)
-        check_nodes(run.config, run.folder.parent, nodes)
-        began = time.time()
-        with following(run.folder, RunFile.LOG, live), preemption_for_workers(), interruption() as ended:
-            fit(run, alone=starts_ray() or MARK in os.environ, live=live)
-        if not ended.why:
-            live.now("")
+
+def _run(run: Run, live: LiveLine) -> int:
+    from clusters.preflight import check_nodes, check_resources, nodes_alive
+    from jobs.run.ray_internals import placement_groups, remove_placement_groups
+
+    live.now("looking at the nodes of Ray")
+    remove_placement_groups(placement_groups(left=True))
+    nodes = nodes_alive()
+    check_resources(run.config, nodes)
+    check_nodes(run.config, run.folder.parent, nodes)
+    began = time.time()
+    with following(run.folder, RunFile.LOG, live), preemption_for_workers(), interruption() as ended:
+        fit(run, alone=starts_ray() or MARK in os.environ, live=live)
+    if not ended.why:
+        live.now("")
     return conclude(run, began, ended.why)
 
 
@@ -129,6 +145,18 @@ def starts_ray() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
+@contextmanager
+def connected() -> Iterator[None]:
+    """Connects for the time of the block; of a Ray that was started for it nothing is left."""
+    try:
+        connect(meanwhile=AHEAD)
+        yield
+    finally:
+        if ray := sys.modules.get("ray"):  # else it has not come to that
+            ray.shutdown()
+        remove_temporary_folder()
+
+
 def connect(meanwhile: Sequence[str] = ()) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts a Ray on this machine that only this process can reach.
 
@@ -160,15 +188,14 @@ def connect(meanwhile: Sequence[str] = ()) -> None:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
                 include_dashboard=False if starts_ray() else None,
+                _temp_dir=own_folder(),
                 runtime_env={"env_vars": here} if here else None,
             )
     except Exception as error:  # a plain one, too, when a machine is so busy that Ray gives up waiting
         what = str(error).strip().rstrip(".")
         if starts_ray():
-            raise OSError(
-                f"Ray did not start on this machine: {what}. Is it very busy, or out of memory or disk space? Ray's "
-                "logs are in /tmp/ray/session_latest/logs"
-            ) from None
+            why = f"{what}. Is it very busy, or out of memory or disk space?{kept_logs()}"
+            raise OSError(f"Ray did not start on this machine: {why}") from None
         if isinstance(error, (ConnectionError, RuntimeError, ValueError)):
             raise ConfigError(f"no Ray at {address}: {what}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
         raise OSError(f"Ray at {address} did not answer: {what}") from None
@@ -176,6 +203,26 @@ def connect(meanwhile: Sequence[str] = ()) -> None:
         from jobs.run.ray_internals import end_log_monitor
 
         end_log_monitor()
+
+
+def own_folder() -> str | None:
+    """Where a Ray that this process starts has its session, which goes with this process; None: where Ray is told."""
+    if not starts_ray() or "RAY_TMPDIR" in os.environ:
+        return None
+    shutil.rmtree(LOGS, ignore_errors=True)  # of a start that failed before
+    return str(temporary_folder(RAY_LONGEST))
+
+
+def kept_logs() -> str:
+    """Keeps the logs of a Ray that did not start, until the next one does; says where they are."""
+    session = Path(own_folder() or os.environ["RAY_TMPDIR"] + "/ray") / "session_latest"
+    if not (session / "logs").exists():
+        return ""
+    if "RAY_TMPDIR" in os.environ:
+        return f" Ray's logs are in {session}/logs"
+    with suppress(OSError):
+        shutil.copytree(session / "logs", LOGS, dirs_exist_ok=True)
+    return f" Ray's logs are in {LOGS}"
 
 
 def refuse_silent(address: str) -> None:

@@ -22,7 +22,9 @@ from pirl.runs.run import last_failure, write_failure
 from pirl.runs.run_files import RunFile, checkpoint_name
 from pirl.runs.run_log import RunLog
 from pirl.runs.weights import weights_of
+from pirl.storage.client import trust_stores
 from pirl.storage.folder import Folder
+from pirl.storage.temporary import remove_temporary_folder
 from pirl.train import train
 
 Publish = Callable[[Metrics, Path, Callable[[Path], None]], None]
@@ -38,6 +40,7 @@ def ray_worker(arguments: dict[str, Any], tell: Callable[[str], None]) -> None:
 
     from jobs.run.ray_internals import kept_checkpoint
 
+    trust_stores()  # each node was asked before the start
     config, folder = from_json(arguments["config"]), arguments["folder"]
     if last_failure(folder):
         return  # this is Ray's retry of what would end the same way again
@@ -63,6 +66,8 @@ def ray_worker(arguments: dict[str, Any], tell: Callable[[str], None]) -> None:
         work(config, folder, scratch, publish, get_device(), show=None, stop=stop, tell=tell)
     except TrainingDiverged:
         return  # as all workers do, at the same step: an error would make Ray try again
+    finally:
+        remove_temporary_folder()  # Ray ends this process without Python's clean-up
 
 
 def work(

@@ -24,7 +24,7 @@ from pirl.prepare.sources.kinds import check_source, find_source
 from pirl.prepare.sources.not_read import NotRead, lines
 from pirl.prepare.sources.source import Columns, Source
 from pirl.prepare.workers import Workers
-from pirl.storage.checks import check_can_write, check_place
+from pirl.storage.checks import check_can_write, check_place, refuse_web
 from pirl.storage.folder import Folder
 
 LISTED = 1000
@@ -124,6 +124,7 @@ def check_sources(request: PrepareRequest) -> None:
 def _check_words(request: PrepareRequest) -> None:
     """Refuses what is wrong whatever lies on disks and in stores."""
     check_place("DESTINATION", request.destination, "photos")
+    refuse_web("DESTINATION", request.destination)
     check_place("SOURCE", request.source, "photos")
     if request.test is not None:
         check_place("--test", request.test, "photos")

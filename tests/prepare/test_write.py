@@ -459,7 +459,7 @@ def test_rows_have_the_names_of_their_images_from_the_source_on(tmp_path, prepar
     write_parquet(tmp_path / "in" / "photos.parquet", rows=range(2))
     expected = {
         "photos": {f"{('ant', 'bee', 'cat')[row % 3]}/{row}.png" for row in range(6)},
-        "photos.tar": {f"photos.tar: {('ant', 'bee', 'cat')[row % 3]}/{row}.png" for row in range(6)},
+        "photos.tar": {f"photos.tar: photos/{('ant', 'bee', 'cat')[row % 3]}/{row}.png" for row in range(6)},
         "photos*.parquet": {"photos.parquet row 0", "photos.parquet row 1"},
     }
     for number, (source, names) in enumerate(expected.items()):
