@@ -155,7 +155,8 @@ def parse(argv: list[str]) -> RunRequest:
 
 def _recipe_list() -> str:
     lines = ((name, (inspect.getdoc(recipe) or "").splitlines()[0]) for name, recipe in RECIPES.items())
-    return "\n".join(f"  {name:<18}{line}" for name, line in lines)
+    width = max(map(len, RECIPES)) + 2
+    return "\n".join(f"  {name:<{width}}{line}" for name, line in lines)
 
 
 def _print_settings(name: str) -> None:

@@ -12,10 +12,32 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pirl.errors import ConfigError
+from pirl.permutations import ALL
 from pirl.pretext import PRETEXTS, PretextTask
-from pirl.sections import Augment, Checkpoint, Cluster, Data, Evaluation, Loss, Memory, Model, Optim, Pretext, Section
+from pirl.sections import (
+    Augment,
+    Checkpoint,
+    Cluster,
+    Data,
+    Evaluation,
+    Loss,
+    Memory,
+    Method,
+    MethodName,
+    Model,
+    Optim,
+    Pretext,
+    Section,
+)
 from pirl.storage.secrets import refuse_secret_url, refuse_secrets
 from pirl.wording import problem_with, unknown_name
+
+UNUSED: dict[MethodName, tuple[str, ...]] = {
+    "pirl": (),
+    "covariant": ("augment.crop_min", "model.head", "loss.", "memory."),
+    "supervised": ("pretext.", "model.head", "loss.", "memory."),
+}
+"""Settings that mean nothing to a method, as it has no memory bank or a view less: typed, they are refused."""
 
 
 class Config(Section):
@@ -25,6 +47,7 @@ class Config(Section):
     data: Data = Data()
     augment: Augment = Augment()
     model: Model = Model()
+    method: Method = Method()
     pretext: Pretext = Pretext()
     loss: Loss = Loss()
     memory: Memory = Memory()
@@ -46,10 +69,8 @@ class Config(Section):
             )
         if problem := self.too_many(self.cluster.workers, "cluster.workers"):
             raise ValueError(problem)
-        if self.loss.pretext_weight > 0 and not self.has_pretext:
-            raise ValueError(
-                f"pretext.name {self.pretext.name} has no second view to weigh: add --loss.pretext_weight 0 (NPID)"
-            )
+        if problem := self._problem_of_method():
+            raise ValueError(problem)
         if optim.final_lr > optim.lr:
             raise ValueError(
                 f"optim.final_lr {optim.final_lr} is above optim.lr {optim.lr}: type --optim.final-lr as well"
@@ -63,6 +84,32 @@ class Config(Section):
                 "of which bf16 makes wrong gradients on CPUs: use larger images or --optim.bf16 false"
             )
         return self
+
+    def _problem_of_method(self) -> str | None:
+        """What of the settings of method and pretext task does not fit together, and what to type."""
+        name, permutations = self.pretext.name, self.pretext.permutations
+        if self.has_bank and self.loss.pretext_weight > 0 and not self.has_pretext:
+            return f"pretext.name {name} has no second view to weigh: add --loss.pretext_weight 0 (NPID)"
+        if permutations is not None and permutations > ALL:
+            return f"pretext.permutations {permutations} is more than the {ALL} orders of nine patches: use fewer"
+        if permutations is not None and self.has_pretext and not self.second_view.shuffles:
+            return (
+                f"pretext.permutations {permutations} is of jigsaws, and pretext.name {name} cuts none: leave it away, "
+                "or add --pretext.name jigsaw"
+            )
+        if self.method.name == "covariant" and not self.has_pretext:
+            return f"method.name covariant has nothing to learn from pretext.name {name}: add --pretext.name jigsaw"
+        if self.method.name == "covariant" and self.second_view.shuffles and (permutations or 0) < 2:
+            return (
+                f"method.name covariant with pretext.name {name} says which of some permutations was applied, and "
+                f"pretext.permutations is {permutations}: use 2 or more, such as --pretext.permutations 100"
+            )
+        if self.data.label_noise > 0 and self.method.name != "supervised":
+            return (
+                f"data.label_noise {self.data.label_noise} changes labels, which method.name {self.method.name} does "
+                "not look at: add --method.name supervised"
+            )
+        return None
 
     @property
     def streams(self) -> int:
@@ -99,9 +146,25 @@ class Config(Section):
         return -(-view // (16 if self.model.stem == "imagenet" else 4))
 
     @property
+    def has_bank(self) -> bool:
+        """Whether there is a memory bank."""
+        return self.method.name == "pirl"
+
+    @property
+    def has_image_view(self) -> bool:
+        """Whether the network sees the image as it is."""
+        return self.method.name != "covariant"
+
+    @property
     def second_view(self) -> PretextTask:
-        """What makes it: nothing where λ = 0 gives it no weight, which is NPID."""
-        return PRETEXTS[self.pretext.name if self.loss.pretext_weight > 0 else "none"]
+        """What makes it: nothing for labels, and where λ = 0 gives it no weight, which is NPID."""
+        used = self.method.name == "covariant" or (self.has_bank and self.loss.pretext_weight > 0)
+        return PRETEXTS[self.pretext.name if used else "none"]
+
+    @property
+    def permutations(self) -> int | None:
+        """Orders that the patches of a second view may have; None for all, and where there are no patches."""
+        return self.pretext.permutations if self.second_view.shuffles else None
 
     @property
     def has_pretext(self) -> bool:
@@ -116,7 +179,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         changes: Values by dotted name, e.g. `{"loss.num_negatives": 4096}`. Hyphens count as underscores.
 
     Raises:
-        ConfigError: A name that does not exist (with the nearest that does), or values that are not allowed.
+        ConfigError: A name that does not exist (with the nearest that does), values that are not allowed, or a setting
+            that means nothing to the method.
     """
     tree = config.model_dump()
     names = list(_leaf_names(type(config)))
@@ -126,7 +190,15 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
             raise ConfigError(unknown_name(given, name, names))
         *sections, leaf = name.split(".")
         reduce(getitem, sections, tree)[leaf] = value
-    return from_dict(tree)
+    changed = from_dict(tree)
+    method = changed.method.name
+    typed = [given for given in changes if given.replace("-", "_").startswith(UNUSED[method])]
+    if typed:
+        raise ConfigError(
+            f"{', '.join(typed)} means nothing to method.name {method}: leave it away. It has no use for "
+            + " ".join(f"{name}*" if name.endswith(".") else name for name in UNUSED[method])
+        )
+    return changed
 
 
 def settle_streams(config: Config, begun: Config | None = None) -> Config:

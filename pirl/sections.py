@@ -37,6 +37,9 @@ class Data(Section):
     """What an image that is damaged does: it ends the run with its name, or another one takes its place."""
     max_skipped: Share = 0.01
     """The share of the images of an epoch that may be skipped; more end the run."""
+    label_noise: Share = 0.0
+    """The share of the labels that another class takes the place of, at random and for good: a control experiment with
+    method.name supervised."""
     deadline_s: Positive = 300
     """How long a request to a store is tried again, in seconds; a fifteenth of it is what one try may take."""
     read_ahead_mb: Positive = 128
@@ -47,6 +50,17 @@ class Data(Section):
     """Where they are kept; by default in the temporary folder (TMPDIR)."""
     storage_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to fsspec: endpoint, region, profile. Secrets are refused; they belong in the environment."""
+
+
+MethodName = Literal["pirl", "covariant", "supervised"]
+
+
+class Method(Section):
+    """What is learned from the images."""
+
+    name: MethodName = "pirl"
+    """`pirl` also is NPID, with loss.pretext_weight 0. `covariant`: the network says what the pretext task did.
+    `supervised`: it says the label."""
 
 
 class Augment(Section):
@@ -87,6 +101,9 @@ class Pretext(Section):
 
     name: PretextName = "jigsaw"
     """`both` rotates, then cuts the jigsaw. `none` is NPID and goes with loss.pretext_weight 0."""
+    permutations: Count | None = None
+    """Orders of the jigsaw's patches, chosen far from each other by the seed; by default all 9!, as the paper has it.
+    A covariant jigsaw needs a number: 100, 2,000 and 10,000 are usual. Each takes 0.6 ms when a run begins."""
     crop_min: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Smallest area of the pretext view's random crop, as a share of the image."""
 

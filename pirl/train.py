@@ -1,4 +1,4 @@
-"""Train PIRL: the step and the loop, in plain PyTorch.
+"""The loop that trains PIRL and the methods that it is compared with, in plain PyTorch.
 
 Runs in one process, under torchrun, or in the workers of Ray Train; whatever started it, `report` is where the
 numbers and the checkpoints go.
@@ -21,9 +21,12 @@ from pirl.data.plan import check_data, data_order
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
 from pirl.errors import TrainingStopped
 from pirl.loading.loader import Batch, Loader
+from pirl.loading.targets import Labels
 from pirl.loading.views import Views
+from pirl.methods.choice import Network, classes, new_network, new_step
 from pirl.methods.memory import MemoryBank
-from pirl.methods.pirl import PIRL, PIRLStep, parameter_groups
+from pirl.methods.pirl import parameter_groups
+from pirl.permutations import Permutations, permutation_set
 from pirl.runs import checkpoint
 from pirl.runs.checkpoint import TrainingState
 from pirl.runs.metrics import Meter, Metrics
@@ -35,7 +38,7 @@ from pirl.storage.folder import Folder
 Report = Callable[[Metrics, Path | None], None]
 """Called by every rank equally often, with the numbers since the last call and a checkpoint folder or None."""
 
-Measure = Callable[[PIRL], Metrics]
+Measure = Callable[[Network], Metrics]
 """Called by every rank with the network; gives numbers that are reported beside those of training."""
 
 
@@ -52,7 +55,8 @@ def train(
     tell: Callable[[str], None] = lambda text: None,
     measure: Measure | None = None,
     weights: Weights | None = None,
-) -> PIRL:
+    permutations: Permutations | None = None,
+) -> Network:
     """Trains until `config.optim.epochs` are done.
 
     Args:
@@ -66,13 +70,15 @@ def train(
         measure: Looks at the network each `evaluation.every_epochs`; at the last step only where
             `evaluation.enabled` is off, as what follows training measures it then.
         weights: Of the trunk before the first step; without them it begins with random ones.
+        permutations: Those of `pretext.permutations`, as the run has stored them; made anew without.
 
     Returns:
         The trained network.
 
     Raises:
         TrainingStopped: `stop` was true before the last step; `report` has taken the checkpoint.
-        ConfigError: The data set is too small for the batch or the negatives, or the batch for the workers.
+        ConfigError: The data set is too small for the batch or the negatives, the batch for the workers, or there are
+            no labels to learn.
         TrainingDiverged: The loss is not finite; names step, learning rate and images.
         CorruptImage: An image cannot be used and `data.on_error` is `raise`, or too many were skipped.
         StorageError: A store did not answer within `data.deadline_s`.
@@ -84,23 +90,25 @@ def train(
     last_step = config.optim.epochs * order.steps_per_epoch
 
     # What training changes, as it was saved or anew; a new bank may be filled by a pass over the data first.
-    state = first_state(config, dataset.rows, device)
+    state = first_state(config, dataset, device)
     network, optimizer = state.network, state.optimizer
     if weights and not resume:
         network.trunk.load_state_dict(dict(weights.tensors), strict=False)  # a file may not count batches
     first_step = checkpoint.load(resume, state) if resume else 0
-    start = -order.steps_per_epoch if not resume and config.memory.init == "forward" else first_step
+    fills = state.bank is not None and config.memory.init == "forward" and not resume
+    start = -order.steps_per_epoch if fills else first_step
 
-    pirl = PIRLStep(config, network, distributed(network, compiled=config.optim.compile), state.bank, state.log_z)
+    method = new_step(config, network, distributed(network, compiled=config.optim.compile), state.bank, state.log_z)
     most_skipped = config.data.max_skipped * dataset.rows
-    meter = Meter(first_step, last_step, order.steps_per_epoch, most_skipped, pirl.weights.tolist())
-    save = Saving(config, state, dataset.fingerprint, scratch, report, measure, meter)
+    meter = Meter(first_step, last_step, order.steps_per_epoch, most_skipped, method.weights.tolist(), method.names)
+    save = Saving(config, state, dataset.fingerprint, scratch, report, measure, meter, device)
+    views = views_of(config, permutations)
     tell("reading the first images")
-    for batch in batches(config, dataset, order, start, last_step, pin_memory=device.type == "cuda"):
+    for batch in batches(config, dataset, order, views, start, last_step, pin_memory=device.type == "cuda"):
         ids = served_ids(config, batch, device)
         meter.add_reads(batch, ids)
         if batch.step < 0:
-            pirl.fill(batch, ids)
+            method.fill(batch, ids)
             if (batch.step - start) % config.checkpoint.log_every_steps == 0:
                 say(filling_line(batch.step - start + 1, order.steps_per_epoch))
             tell(filling_line(batch.step - start + 1, order.steps_per_epoch))
@@ -113,8 +121,8 @@ def train(
         # Forward and backward. DDP averages over ranks: the factor makes that the mean over the global batch, however
         # it is shared.
         set_lr(optimizer, config, batch.step / order.steps_per_epoch)
-        queries, losses = pirl.losses(batch, ids)
-        loss = (pirl.weights @ losses).sum() * (world_size() / len(batch.ids))
+        outputs, losses = method.losses(batch, ids)
+        loss = (method.weights @ losses).sum() * (world_size() / len(batch.ids))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if config.optim.clip_norm is not None:
@@ -125,7 +133,7 @@ def train(
         *sums, stops = all_reduce_sum(torch.cat([losses.detach().sum(dim=1), losses.new_tensor([stop()])])).tolist()
         meter.add(batch, [total / len(batch.ids) for total in sums], optimizer.param_groups[0]["lr"])
         optimizer.step()
-        pirl.update(batch, ids, queries)
+        method.update(batch, ids, outputs)
 
         # Numbers, measurements and checkpoints, where they are due.
         save.after_step(stopping=stops > 0)
@@ -146,6 +154,7 @@ class Saving:
     report: Report
     measure: Measure | None
     meter: Meter
+    device: torch.device
 
     def after_step(self, *, stopping: bool) -> None:
         """Does what is due after the step that the meter has counted last."""
@@ -155,7 +164,7 @@ class Saving:
         measure = self.measure if is_measured(config, meter.done, meter.steps_per_epoch) else None
         if not (save or measure or meter.done % config.checkpoint.log_every_steps == 0):
             return
-        metrics = meter.metrics(self.state.bank.local.device)
+        metrics = meter.metrics(self.device)
         if save or measure:
             for buffer in network.buffers():  # batch norm's statistics: training does not use them, what follows does
                 broadcast_from_zero(buffer)
@@ -176,26 +185,39 @@ def is_measured(config: Config, step: int, steps_per_epoch: int) -> bool:
     return every is not None and step % (every * steps_per_epoch) == 0
 
 
-def first_state(config: Config, rows: int, device: torch.device) -> TrainingState:
+def first_state(config: Config, dataset: Dataset, device: torch.device) -> TrainingState:
     """The state before the first step: a function of the config's seed."""
     torch.manual_seed(config.seed)
-    network = PIRL(config)
+    network = new_network(config, dataset)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optim, memory = config.optim, config.memory
     optimizer = SGD(parameter_groups(network, optim.weight_decay), lr=optim.lr, momentum=optim.momentum)
-    wire_dtype = getattr(torch, memory.wire_dtype)
-    bank = MemoryBank(rows, seed=config.seed, keep=memory.keep, wire_dtype=wire_dtype, device=device)
+    bank = None
+    if config.has_bank:
+        wire_dtype = getattr(torch, memory.wire_dtype)
+        bank = MemoryBank(dataset.rows, seed=config.seed, keep=memory.keep, wire_dtype=wire_dtype, device=device)
     return TrainingState(network, optimizer, bank, log_z=torch.full((), math.nan, device=device))
 
 
+def views_of(config: Config, permutations: Permutations | None) -> Views:
+    """What makes the views of the config's method."""
+    if permutations is None and config.permutations is not None:
+        permutations = permutation_set(config.seed, config.permutations)
+    data, task = config.data, config.second_view
+    return Views(
+        data.image_size, config.augment, task, config.pretext.crop_min, permutations, with_image=config.has_image_view
+    )
+
+
 def batches(
-    config: Config, dataset: Dataset, order: Order, first_step: int, last_step: int, *, pin_memory: bool
+    config: Config, dataset: Dataset, order: Order, views: Views, first_step: int, last_step: int, *, pin_memory: bool
 ) -> Loader:
     """The batches of this rank from `first_step` to `last_step`."""
+    is_supervised = config.method.name == "supervised"
     return Loader(
         dataset,
         order,
-        Views(config.data.image_size, config.augment, config.second_view, config.pretext.crop_min),
+        views,
         seed=config.seed,
         rank=rank(),
         world_size=world_size(),
@@ -205,6 +227,7 @@ def batches(
         pin_memory=pin_memory,
         skip=config.data.on_error == "skip",
         ahead_bytes=config.data.read_ahead_mb * 1e6,
+        labels=Labels(classes(config, dataset), config.data.label_noise, config.seed) if is_supervised else None,
     )
 
 

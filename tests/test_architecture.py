@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = {
     "pirl": [
-        *("errors", "wording", "processes", "pretext"),
+        *("errors", "wording", "processes", "permutations", "pretext"),
         "storage.secrets",
         *("sections", "config", "recipes", "dist"),
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate"),
@@ -30,8 +30,8 @@ WITHIN = {
         *("folder", "checks", "cache"),
     ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
-    "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "loader"],
-    "pirl.methods": ["models", "nce", "memory", "pirl"],
+    "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "targets", "loader"],
+    "pirl.methods": ["models", "nce", "memory", "pirl", "classify", "choice"],
 }
 """The files of those rooms in which one stands upon another, in order."""
 

@@ -339,3 +339,48 @@ def test_a_run_has_its_streams_as_numbers_and_one_that_has_begun_keeps_them():
     assert settle_streams(typed, begun).data.streams == 8, "which is then refused as another setting"
     with pytest.raises(ConfigError, match=r"cluster\.workers 8 is more than the 4 streams"):
         settle_streams(override(Config(), {"cluster.workers": 8}), begun)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretext.permutations": 362_881}, "is more than the 362880 orders of nine patches"),
+        ({"pretext.permutations": 0}, "pretext.permutations 0"),
+        ({"pretext.permutations": 100, "pretext.name": "rotation"}, "pretext.name rotation cuts none"),
+        ({"method.name": "covariant"}, "--pretext.permutations 100"),
+        ({"method.name": "covariant", "pretext.permutations": 1}, "use 2 or more"),
+        ({"method.name": "covariant", "pretext.name": "none"}, "nothing to learn from pretext.name none"),
+        ({"data.label_noise": 0.1}, "add --method.name supervised"),
+        ({"method.name": "supervised", "data.label_noise": 1.5}, "data.label_noise 1.5"),
+        ({"method.name": "supervised", "loss.num_negatives": 5}, "loss.num_negatives means nothing to "),
+        (
+            {"method.name": "supervised", "memory.keep": 0.1, "pretext.name": "jigsaw"},
+            "memory.keep, pretext.name means",
+        ),
+        ({"method.name": "covariant", "pretext.name": "rotation", "loss.pretext-weight": 0.5}, "loss.pretext-weight"),
+        ({"method.name": "covariant", "pretext.name": "rotation", "augment.crop_min": 0.5}, "augment.crop_min means"),
+        ({"method.name": "clusterfit"}, "'pirl', 'covariant' or 'supervised'"),
+    ],
+)
+def test_methods_refuse_what_does_not_go_with_them(changes, message):
+    assert message in refuse(changes)
+
+
+def test_what_a_recipe_says_of_the_bank_is_no_matter_to_a_method_without_one():
+    config = override(
+        override(Config(), {"loss.num_negatives": 7, "loss.pretext_weight": 0}), {"method.name": "supervised"}
+    )
+    assert (config.has_bank, config.has_pretext, config.has_image_view) == (False, False, True)
+    covariant = override(config, {"method.name": "covariant", "pretext.permutations": 100})
+    assert (covariant.has_bank, covariant.has_pretext, covariant.has_image_view) == (False, True, False)
+    assert from_json(covariant.model_dump_json()) == covariant
+
+
+def test_targets_of_the_pretext_tasks():
+    def targets(**pretext):
+        config = override(Config(), {"method.name": "covariant", **{f"pretext.{k}": v for k, v in pretext.items()}})
+        return config.second_view.targets(config.permutations or 0)
+
+    assert targets(name="rotation") == 4
+    assert targets(permutations=100) == 100
+    assert targets(name="both", permutations=100) == 400

@@ -19,6 +19,9 @@ IMAGENET = [
     "imagenet_c2x",
 ]
 
+DIGITS = ["digits_jigsaw", "digits_rotation", "digits_supervised"]
+COVARIANT = ["imagenet_covariant_jigsaw", "imagenet_covariant_rotation"]
+
 PAPER = {
     "data.batch_size": 1024,
     "data.image_size": 224,
@@ -48,7 +51,7 @@ def settings(name):
 
 
 def test_all_recipes_are_there_under_their_own_names():
-    assert list(RECIPES) == ["digits", "cifar10", "photos", *IMAGENET]
+    assert list(RECIPES) == ["digits", *DIGITS, "cifar10", "photos", *IMAGENET, *COVARIANT]
     assert [recipe.__name__ for recipe in RECIPES.values()] == list(RECIPES)
 
 
@@ -89,7 +92,35 @@ def test_the_other_imagenet_runs_differ_in_what_names_them(name, expected):
 
 def test_npid_makes_no_second_view():
     assert not RECIPES["imagenet_npid"]().has_pretext
-    assert all(RECIPES[name]().has_pretext for name in RECIPES if name != "imagenet_npid")
+    assert not RECIPES["digits_supervised"]().has_pretext
+    others = RECIPES.keys() - {"imagenet_npid", "digits_supervised"}
+    assert all(RECIPES[name]().has_pretext for name in others)
+
+
+@pytest.mark.parametrize("name", COVARIANT)
+def test_the_covariant_runs_have_the_official_settings(name):
+    values, jigsaw = settings(name), name == "imagenet_covariant_jigsaw"
+    expected = {
+        "method.name": "covariant",
+        "data.batch_size": 256,
+        "model.arch": "resnet50",
+        "optim.epochs": 105,
+        "optim.lr": 0.1,
+        "optim.warmup_epochs": 5 if jigsaw else 0,
+        "optim.momentum": 0.9,
+        "optim.weight_decay": 1e-4,
+        "augment.hue": 0,
+        "augment.gray": 0.66 if jigsaw else 0,
+        "pretext.permutations": 2000 if jigsaw else None,
+        "pretext.crop_min": 0.6 if jigsaw else 0.08,
+    }
+    assert {key: values[key] for key in expected} == expected
+
+
+def test_the_digits_differ_in_the_method_alone():
+    for name in DIGITS:
+        changed = {key for key, value in settings(name).items() if value != settings("digits")[key]}
+        assert changed <= {"method.name", "pretext.name", "pretext.permutations"}
 
 
 @pytest.mark.parametrize("gpus", [False, True])
@@ -169,6 +200,6 @@ def test_the_command_of_the_docstring_starts_the_recipe(name):
     assert changed <= {"data.uri"}, "what it learns is in the recipe and not in the command"
 
 
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", [*IMAGENET, *COVARIANT])
 def test_papers_and_tables_are_named(name):
     assert re.search(r"[Tt]able|appendix|section|official", inspect.getdoc(RECIPES[name]))

@@ -167,7 +167,7 @@ def test_loading_moves_no_row(run_ranks: Any, tmp_path: Path) -> None:
 
 def loaded_rows(config: Config, folder: Folder) -> torch.Tensor:
     """This rank's rows after loading a checkpoint."""
-    state = first_state(config, open_dataset("digits").rows, torch.device("cpu"))
+    state = first_state(config, open_dataset("digits"), torch.device("cpu"))
     assert checkpoint.load(folder, state) == 6
     return state.bank.local
 
@@ -178,7 +178,7 @@ def test_goes_on_with_new_settings(tmp_path: Path, kind: str) -> None:
     run(small(), tmp_path, None, 7)
     saved = Folder(f"{tmp_path}/checkpoint_000000006")
     changed = small({"loss.kind": kind, "optim.momentum": 0.5, "optim.weight_decay": 0.1})
-    state = first_state(changed, open_dataset("digits").rows, torch.device("cpu"))
+    state = first_state(changed, open_dataset("digits"), torch.device("cpu"))
     groups = [(group["momentum"], group["weight_decay"]) for group in state.optimizer.param_groups]
     checkpoint.load(saved, state)
     assert [(group["momentum"], group["weight_decay"]) for group in state.optimizer.param_groups] == groups

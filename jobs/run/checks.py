@@ -25,10 +25,14 @@ def check_request(run: Run, use_ray: bool) -> None:
     check_data(config, dataset, config.cluster.workers if use_ray else processes)
     if run.checkpoint and data_of(run.checkpoint) != dataset.fingerprint:
         raise NameTakenError(
-            f"{config.data.uri} is not the data set that {run.checkpoint} was trained on: the memory bank has a row "
-            "for each of those images",
+            f"{config.data.uri} is not the data set that {run.checkpoint} was trained on: its steps"
+            f"{' and the rows of its memory bank' if config.has_bank else ''} are those of other images",
             f"choose another name (--run {run.name}-2)",
         )
+    if run.checkpoint and config.permutations:
+        from pirl.runs.stored_permutations import read_permutations
+
+        read_permutations(run.folder, config)
     if config.model.weights and not run.checkpoint:
         from pirl.runs.weights import weights_of
 

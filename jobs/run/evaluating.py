@@ -20,8 +20,7 @@ from pirl.evaluate.reports import as_text, report_of, write_report
 from pirl.evaluate.splits import why_not
 from pirl.evaluate.store import FeatureStore, checksum
 from pirl.evaluate.subject import Subject
-from pirl.methods.models import Trunk
-from pirl.methods.pirl import PIRL
+from pirl.methods.models import Trunk, new_trunk
 from pirl.runs.weights import Weights, read_weights
 
 RAY_TABLE = "table.txt"
@@ -107,7 +106,7 @@ def subject_of(
     config = weights.config
     size = request.image_size or (config.data.image_size if config else 224 if weights.stem == "imagenet" else 32)
     torch.manual_seed(config.seed if config else request.seed)
-    untrained = PIRL(config).trunk if config else Trunk(weights.arch, weights.width, weights.stem)
+    untrained = new_trunk(config.model) if config else Trunk(weights.arch, weights.width, weights.stem)
     folder = Path(request.features or Path(tempfile.gettempdir()) / "pirl-features")
     return Subject(
         trunk=weights.trunk().to(device),

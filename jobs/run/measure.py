@@ -11,8 +11,8 @@ from pirl.data.dataset import Dataset
 from pirl.evaluate.evaluate import evaluate, evaluate_res5
 from pirl.evaluate.splits import why_not
 from pirl.evaluate.subject import Subject
-from pirl.methods.models import Trunk
-from pirl.methods.pirl import PIRL
+from pirl.methods.choice import Network
+from pirl.methods.models import Trunk, new_trunk
 from pirl.runs.metrics import Metrics
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
@@ -36,7 +36,7 @@ def probe(
     if asked is None:
         return None
 
-    def measured(network: PIRL) -> Metrics:
+    def measured(network: Network) -> Metrics:
         return evaluate_res5(_subject(config, network, None, known, asked, device, tell), config)
 
     return measured
@@ -46,7 +46,7 @@ def measure(
     config: Config,
     known: Dataset,
     folder: Folder,
-    network: PIRL,
+    network: Network,
     device: torch.device,
     say: Callable[[str], None],
     tell: Callable[[str], None],
@@ -57,7 +57,7 @@ def measure(
         return
     say("evaluating")
     torch.manual_seed(config.seed)  # the weights that training began with
-    untrained = PIRL(config).trunk.to(device)
+    untrained = new_trunk(config.model).to(device)
     report = evaluate(_subject(config, network, untrained, known, asked, device, tell), config)
     if dist.rank() == 0:
         folder.write(RunFile.EVALUATION, json.dumps(report, indent=2) + "\n")
@@ -65,7 +65,7 @@ def measure(
 
 def _subject(
     config: Config,
-    network: PIRL,
+    network: Network,
     untrained: Trunk | None,
     known: Dataset,
     asked: Dataset,

@@ -16,11 +16,13 @@ from pirl import dist
 from pirl.config import Config, from_json
 from pirl.data.dataset import open_data
 from pirl.errors import CorruptImage, StorageError, TrainingDiverged, TrainingStopped
+from pirl.permutations import Permutations
 from pirl.runs.checkpoint_folder import newest_checkpoint, remove_incomplete, steps_done, upload
 from pirl.runs.metrics import Metrics
 from pirl.runs.run import last_failure, write_failure
 from pirl.runs.run_files import RunFile, checkpoint_name
 from pirl.runs.run_log import RunLog
+from pirl.runs.stored_permutations import made_permutations, read_permutations, write_permutations
 from pirl.runs.weights import weights_of
 from pirl.storage.client import trust_stores
 from pirl.storage.folder import Folder
@@ -120,6 +122,7 @@ def work(
             if weights and log:
                 folder.write(RunFile.WEIGHTS, json.dumps(weights.about(), indent=2) + "\n")
                 log.line(f"beginning with {weights.in_words()}")
+            permutations = permutations_of(folder, config, begins=resume is None)
             network = train(
                 config,
                 dataset,
@@ -132,6 +135,7 @@ def work(
                 tell=tell,
                 measure=probe(config, dataset, device, say, tell) if config.evaluation.every_epochs else None,
                 weights=weights,
+                permutations=permutations,
             )
             if config.evaluation.enabled:
                 measure(config, dataset, folder, network, device, say, tell)
@@ -146,6 +150,16 @@ def work(
             raise
         finally:
             checkpoints.wait()  # the end of this process would break it off
+
+
+def permutations_of(folder: Folder, config: Config, *, begins: bool) -> Permutations | None:
+    """The orders that a jigsaw's patches may have: made and written when a run begins, read when it goes on."""
+    if not begins:
+        return read_permutations(folder, config)
+    permutations = made_permutations(config)
+    if permutations is not None and dist.rank() == 0:
+        write_permutations(folder, config, permutations)
+    return permutations
 
 
 class Checkpoints:

@@ -47,6 +47,10 @@ class RowGroup:
     corrupt: dict[int, str] = field(default_factory=dict)
     span: bytes = field(default=b"", repr=False)
 
+    def label(self, row: int) -> int:
+        """The class of a row, -1 where it has none."""
+        return -1 if self.labels is None else int(self.labels[row])
+
     def made_from(self, row: int) -> str:
         """What the image of a row was called in the source, for messages, in brackets; empty where nobody knows."""
         name = source_name(self.span, row)

@@ -13,7 +13,8 @@ def data_order(config: Config, dataset: Dataset) -> Order:
 
 
 def check_data(config: Config, dataset: Dataset, workers: int) -> None:
-    """Refuses a data set that is smaller than the batch or the negatives, and too many workers for batch norm.
+    """Refuses a data set that is smaller than the batch or the negatives, or has no labels to learn, and too many
+    workers for batch norm.
 
     Raises:
         ConfigError: What is too large, and what to use.
@@ -24,14 +25,30 @@ def check_data(config: Config, dataset: Dataset, workers: int) -> None:
             f"data.batch_size {batch_size} is more than the {dataset.rows} images of {dataset.uri}: "
             f"use a smaller --data.batch-size"
         )
-    if negatives >= dataset.rows:
+    if config.has_bank and negatives >= dataset.rows:
         raise ConfigError(
             f"loss.num_negatives {negatives} needs more than the {dataset.rows} images of "
             f"{dataset.uri}: use --loss.num-negatives {dataset.rows - 1} or less"
         )
+    if config.method.name == "supervised":
+        check_labels(dataset)
     # The first step has the smallest shares.
     if config.model.norm == "batch" and min(data_order(config, dataset).shares(0, workers)) < 2:
         raise ConfigError(
             f"data.batch_size {batch_size} leaves one of {workers} workers a single image in some steps, and "
             "batch norm needs several: use a larger --data.batch-size or fewer workers"
+        )
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Refuses images without labels, or of one class only, for learning them; raises ConfigError with what to do."""
+    remedy = "python jobs/prepare.py writes them from class folders; without labels use --method.name pirl"
+    if dataset.labels is None:
+        raise ConfigError(f"method.name supervised learns labels, and the images of {dataset.uri} have none: {remedy}")
+    rows = dataset.class_rows
+    used = [name for number, name in enumerate(dataset.labels) if rows is None or rows[number]]
+    if len(used) < 2:
+        raise ConfigError(
+            f"method.name supervised tells classes apart, and the images of {dataset.uri} are of "
+            f"{f'one class, {used[0]}' if used else 'none'}: {remedy}"
         )

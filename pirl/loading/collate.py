@@ -21,10 +21,11 @@ class PartialBatch(NamedTuple):
 
     Attributes:
         pixels: uint8 (n,), all views one after another, the pixels of each as height, width, channel.
-        shapes: Theirs: (b, S, S, 3), and with a pretext view (b, V, h, w, 3).
-        colors: float32 (b, P), and with a pretext view (b, V, P): their colour parameters.
+        shapes: Theirs: of the image view (b, S, S, 3), and of a pretext view (b, V, h, w, 3).
+        colors: float32 (b, P), and of a pretext view (b, V, P): their colour parameters.
         served: int64 (b,), whose views they are.
         retries: Reads that had to be tried again since the last part.
+        targets: int64 (b,), what the network is to say of each, -1 where there is nothing to say.
     """
 
     pixels: Tensor
@@ -32,16 +33,17 @@ class PartialBatch(NamedTuple):
     colors: list[NDArray[np.float32]]
     served: NDArray[np.int64]
     retries: int
+    targets: NDArray[np.int64]
 
     def views(self, device: torch.device) -> list[Tensor]:
-        """The views on a device: uint8 (b, 3, S, S), and with a pretext view (b, V, 3, h, w), channels last."""
+        """The views on a device: uint8 (b, 3, S, S), and a pretext view (b, V, 3, h, w), channels last."""
         return _pieces(self.pixels.to(device, non_blocking=True), self.shapes)
 
 
-def collate(samples: list[Sample], served: list[int], retries: int) -> PartialBatch:
-    """Puts the views of samples one after another."""
+def collate(samples: list[Sample], served: list[int], retries: int, targets: list[int] | None = None) -> PartialBatch:
+    """Puts the views of samples one after another; targets are what the pretext task did, where none are given."""
     kinds = [
-        [(s.image, s.image_color) for s in samples],
+        [(s.image, s.image_color) for s in samples if s.image is not None and s.image_color is not None],
         [(s.pretext, s.pretext_color) for s in samples if s.pretext is not None and s.pretext_color is not None],
     ]
     kinds = [kind for kind in kinds if kind]
@@ -51,7 +53,9 @@ def collate(samples: list[Sample], served: list[int], retries: int) -> PartialBa
         # As rows of pixels, since that is how they lie in memory: about 8 times as fast at 224 px.
         torch.stack([view.movedim(-3, -1) for view, _ in kind], out=place.movedim(-3, -1))
     colors = [torch.stack([color for _, color in kind]).numpy() for kind in kinds]
-    return PartialBatch(pixels, shapes, colors, np.array(served, np.int64), retries)
+    if targets is None:
+        targets = [sample.target for sample in samples]
+    return PartialBatch(pixels, shapes, colors, np.array(served, np.int64), retries, np.array(targets, np.int64))
 
 
 def _empty(size: int) -> Tensor:

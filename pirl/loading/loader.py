@@ -25,6 +25,7 @@ from pirl.loading.collate import PartialBatch, collate
 from pirl.loading.color import color_and_normalize
 from pirl.loading.decode import decoded
 from pirl.loading.prefetch import Prefetcher
+from pirl.loading.targets import Labels
 from pirl.loading.views import Views, sample_rng
 from pirl.processes import end_with_parent, keep_freed_memory
 from pirl.storage.client import trust_stores
@@ -44,10 +45,11 @@ class Batch:
         shares: How many of them each rank serves.
         mine: This rank's part of `ids`.
         parts: The views, as each loader process made them.
-        colors: Of all parts, float32 (B, P), and with a pretext view (B, V, P).
+        colors: Of all parts, float32 (B, P), and of a pretext view (B, V, P).
         served: Whose views they are: `ids[mine]`, but for images that others took the place of.
         retries: Reads for this batch that had to be tried again, with those ahead of it.
         wait_s: Seconds that the step waited for this batch.
+        targets: int64 (B,), what the network is to say of each image, -1 where there is nothing to say.
     """
 
     step: int
@@ -59,12 +61,13 @@ class Batch:
     served: Tensor
     retries: int
     wait_s: float
+    targets: Tensor
 
     def views(self, device: torch.device) -> list[Tensor]:
         """The views as the network takes them, on a device: colours are changed and normalised there.
 
         Returns:
-            float32 (B, 3, S, S), and with a pretext view (B·V, 3, h, w), channels last.
+            float32 (B, 3, S, S), and of a pretext view (B·V, 3, h, w), channels last.
         """
         # Joined there: what is joined here would be new memory, which is not pinned.
         kinds = zip(*([view.flatten(end_dim=-4) for view in part.views(device)] for part in self.parts), strict=True)
@@ -89,6 +92,7 @@ class Loader:
         pin_memory: Whether batches go to a GPU.
         skip: Whether another image takes the place of one that cannot be read; else it raises CorruptImage.
         ahead_bytes: What each process reads ahead of need.
+        labels: Makes the targets of the labels; without it they are what the pretext task did.
     """
 
     dataset: Dataset
@@ -104,6 +108,7 @@ class Loader:
     pin_memory: bool = False
     skip: bool = False
     ahead_bytes: float = 128e6
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
         self.steps = range(self.first_step, self.last_step)
@@ -118,12 +123,13 @@ class Loader:
             wait_s = time.perf_counter() - began
             colors = [_joined(some) for some in zip(*(piece.colors for piece in pieces), strict=True)]
             served = _joined([piece.served for piece in pieces])
+            targets = _joined([piece.targets for piece in pieces])
             retries = sum(piece.retries for piece in pieces)
             shares = self.order.shares(step, self.world_size)
             start = sum(shares[: self.rank])
             ids = torch.from_numpy(reader.batch_ids(step))
             mine = slice(start, start + shares[self.rank])
-            yield Batch(step, ids, shares, mine, pieces, colors, served, retries, wait_s)
+            yield Batch(step, ids, shares, mine, pieces, colors, served, retries, wait_s, targets)
 
     def _data_loader(self) -> "DataLoader[PartialBatch]":
         if self.processes == 0:
@@ -185,30 +191,34 @@ class _PartialBatches(IterableDataset[PartialBatch]):
         with Prefetcher(self.dataset, self.order, streams, loader.steps, loader.ahead_bytes) as groups:
             for step in loader.steps:
                 epoch = step // self.order.steps_per_epoch
-                samples, served = [], []
+                samples, served, labels = [], [], []
                 ids = reader.batch_ids(step, streams)
                 for id, number, row in zip(ids.tolist(), *self.dataset.groups_of(ids), strict=True):
                     others = self._others(reader, step, streams, id)
-                    image, actual = self._image(groups, id, number, row, others)
+                    image, actual, label = self._image(groups, id, number, row, others)
                     samples.append(loader.views(image, sample_rng(loader.seed, epoch, id), image_only=epoch < 0))
                     served.append(actual)
-                yield collate(samples, served, take_count())
+                    labels.append(loader.labels(actual, label) if loader.labels else -1)
+                yield collate(samples, served, take_count(), labels if loader.labels else None)
 
-    def _image(self, groups: Prefetcher, id: int, number: int, row: int, others: Iterator[int]) -> tuple[Tensor, int]:
-        """An image as uint8 (3, H, W), or the first of others in its place that can be used; and its id.
+    def _image(
+        self, groups: Prefetcher, id: int, number: int, row: int, others: Iterator[int]
+    ) -> tuple[Tensor, int, int]:
+        """An image as uint8 (3, H, W), or the first of others in its place that can be used; its id and its label.
 
         Raises:
             CorruptImage: It cannot be read or decoded, and no other is to take its place; says shard, row and id.
         """
         try:
-            return decoded(self.dataset, groups[number], id, row), id
+            return decoded(self.dataset, groups[number], id, row), id, groups[number].label(row)
         except CorruptImage:
             if not self.loader.skip:
                 raise
         for other in others:
             number, row = self.dataset.group_of(other)
             with suppress(CorruptImage):
-                return decoded(self.dataset, groups.aside(number), other, row), other
+                group = groups.aside(number)
+                return decoded(self.dataset, group, other, row), other, group.label(row)
         raise CorruptImage(f"{self.dataset.uri}: no image can take the place of that with id {id}")
 
     def _others(self, reader: OrderReader, step: int, streams: range, id: int) -> Iterator[int]:

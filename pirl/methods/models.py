@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from pirl.sections import ROW_DIM
+from pirl.sections import ROW_DIM, Model
 
 Arch = Literal["resnet18", "resnet34", "resnet50"]
 Stem = Literal["imagenet", "small"]
@@ -95,6 +95,11 @@ class Trunk(nn.Module):
         res4 = self.layer3(res3)
         res5 = self.layer4(res4)
         return dict(zip(TAPS, (conv1, res2, res3, res4, res5), strict=True))
+
+
+def new_trunk(model: Model) -> Trunk:
+    """A trunk as a config has it, with random weights."""
+    return Trunk(model.arch, model.width, model.stem, model.norm)
 
 
 class HeadF(nn.Module):

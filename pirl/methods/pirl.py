@@ -14,7 +14,7 @@ from pirl.dist import gather_parts
 from pirl.loading.loader import Batch
 from pirl.methods import nce
 from pirl.methods.memory import MemoryBank
-from pirl.methods.models import HeadF, HeadG, Trunk, statistics_kept
+from pirl.methods.models import HeadF, HeadG, new_trunk, statistics_kept
 
 
 class PIRL(nn.Module):
@@ -27,7 +27,7 @@ class PIRL(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         model = config.model
-        self.trunk = Trunk(model.arch, model.width, model.stem, model.norm)
+        self.trunk = new_trunk(model)
         self.f = HeadF(self.trunk.out_channels, model.head)
         self.g: HeadG | None = None
         if config.has_pretext:
@@ -60,8 +60,11 @@ class PIRLStep:
         log_z: Normalising constant of `npid`, which the first batch sets where it is NaN.
 
     Attributes:
+        names: Of the terms, in reports.
         weights: Of the heads in the loss (Eq. 5): (1-λ) for f and λ for g; just 1 where there is no g.
     """
+
+    names = ("loss_image", "loss_pretext")
 
     def __init__(self, config: Config, network: PIRL, model: nn.Module, bank: MemoryBank, log_z: Tensor) -> None:
         self.config, self.network, self.model, self.bank, self.log_z = config, network, model, bank, log_z

@@ -30,9 +30,9 @@ from torch.optim import Optimizer
 
 from pirl.config import Config
 from pirl.dist import all_gather_dicts, rank
+from pirl.methods.choice import Network
 from pirl.methods.memory import MemoryBank
 from pirl.methods.models import export_state_dict
-from pirl.methods.pirl import PIRL
 from pirl.runs.checkpoint_folder import VERSION, read_state
 from pirl.runs.run_files import CheckpointFile
 from pirl.storage.folder import Folder
@@ -44,12 +44,22 @@ LONGEST_PAUSE_S = 1.0
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that training changes; `bank` has this rank's rows, `log_z` of `npid` is NaN until it is estimated."""
+    """Everything that training changes.
 
-    network: PIRL
+    Attributes:
+        bank: With this rank's rows; None for methods without one.
+        log_z: Of `npid`, NaN until it is estimated; saved with the bank.
+    """
+
+    network: Network
     optimizer: Optimizer
-    bank: MemoryBank
+    bank: MemoryBank | None
     log_z: Tensor
+
+    @property
+    def rows(self) -> int | None:
+        """Of the bank on all ranks; None without one."""
+        return self.bank.rows if self.bank else None
 
 
 def save(folder: Path, config: Config, state: TrainingState, step: int, data: int) -> None:
@@ -63,7 +73,7 @@ def save(folder: Path, config: Config, state: TrainingState, step: int, data: in
         config: Goes along as `config.json`.
         state: What to save; the trunk is also exported to `trunk.safetensors`, named as torchvision names it.
         step: Steps done.
-        data: Fingerprint of the data set, whose images the rows of the bank belong to.
+        data: Fingerprint of the data set, whose images the rows of the bank and the steps belong to.
 
     Raises:
         RuntimeError: It cannot be written.
@@ -78,7 +88,8 @@ def save(folder: Path, config: Config, state: TrainingState, step: int, data: in
         (folder / CheckpointFile.CONFIG).write_text(config.model_dump_json(indent=2))
         for name in (CheckpointFile.METADATA, CheckpointFile.TRUNK, CheckpointFile.CONFIG):
             sizes[name] = (folder / name).stat().st_size
-        known = {"version": VERSION, "step": step, "rows": state.bank.rows, "data": data, "bytes": sizes}
+        known: dict[str, Any] = {"version": VERSION, "method": config.method.name, "step": step}
+        known |= {"rows": state.rows, "data": data, "bytes": sizes}
         known["metadata_crc32"] = zlib.crc32((folder / CheckpointFile.METADATA).read_bytes())
         (folder / CheckpointFile.STATE).write_bytes(sealed(known))
 
@@ -93,15 +104,17 @@ def load(folder: Folder, state: TrainingState) -> int:
         Steps done.
 
     Raises:
-        ValueError: The checkpoint is of another version, or of a data set of another size.
+        ValueError: The checkpoint is of another version, of a data set of another size, or of a method with a bank
+            where there is none, or without.
         RuntimeError: It cannot be read, or is damaged.
         OSError: The same, where that is known before its tensors are read.
     """
     known = read_state(folder)
     if known["version"] != VERSION:
         raise ValueError(f"{folder} is a checkpoint of version {known['version']}; this is version {VERSION}")
-    if known["rows"] != state.bank.rows:
-        raise ValueError(f"{folder} has a bank of {known['rows']} rows, the data has {state.bank.rows} images")
+    if known["rows"] != state.rows:
+        its, ours = (f"a bank of {rows} rows" if rows else "no bank" for rows in (known["rows"], state.rows))
+        raise ValueError(f"{folder} is of method {known.get('method', 'pirl')} and has {its}; this run has {ours}")
     # The checkpoint brings the optimiser's settings along; those of this run's config may be others.
     settings = [{name: group[name] for name in ("momentum", "weight_decay")} for group in state.optimizer.param_groups]
     tensors = _tensors(state)
@@ -175,4 +188,5 @@ def _tensors(state: TrainingState) -> dict[str, Any]:
     """The state as tensors that torch.distributed.checkpoint reads in place."""
     with torch.no_grad():
         network, optimizer = get_state_dict(state.network, state.optimizer)
-    return {"network": network, "optimizer": optimizer, "bank": state.bank.sharded(), "log_z": state.log_z}
+    of_bank = {"bank": state.bank.sharded(), "log_z": state.log_z} if state.bank else {}
+    return {"network": network, "optimizer": optimizer, **of_bank}

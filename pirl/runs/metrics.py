@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,7 @@ class Meter:
     Attributes:
         most_skipped: Images that may be skipped in an epoch.
         weights: Of the terms of the loss.
+        names: Of the terms, in reports.
         retries: Of this rank since the last report.
         skips: Images that were skipped since the last report, on all ranks.
         skipped: Ids of those of this epoch.
@@ -32,6 +34,7 @@ class Meter:
     steps_per_epoch: int
     most_skipped: float
     weights: list[float]
+    names: Sequence[str] = ()
     retries: int = 0
     skips: int = 0
     skipped: list[int] = field(default_factory=list)
@@ -117,13 +120,12 @@ class Meter:
     def _means(self) -> Metrics:
         """Since the last report, of this rank; there was a step since."""
         seconds = time.perf_counter() - self.began
-        names = ["loss_image", "loss_pretext"]
         return {
             "step": self.done,
             "last_step": self.last_step,
             "epoch": self.done / self.steps_per_epoch,
             "loss": self.loss / self.steps,
-            **{name: term / self.steps for name, term in zip(names, self.terms, strict=False)},
+            **{name: term / self.steps for name, term in zip(self.names, self.terms, strict=False)},
             "lr": self.lr,
             "samples_per_s": self.samples / seconds,
             "data_wait_s": self.wait_s,

@@ -11,6 +11,8 @@ _FILLING = "filling the memory bank: "
 def progress_line(metrics: Mapping[str, float]) -> str:
     """One report as a line that a person can follow."""
     terms = [f"{name} {metrics[f'loss_{name}']:.3f}" for name in ("image", "pretext") if f"loss_{name}" in metrics]
+    if "pretext_accuracy" in metrics:
+        terms.append(f"accuracy {metrics['pretext_accuracy']:.1%}")
     return "   ".join(
         [
             f"epoch {metrics['epoch']:6.2f}/{_epochs(metrics):.0f}",

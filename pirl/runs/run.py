@@ -24,7 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
 FIXED = (
     *("data.uri", "data.image_size", "data.batch_size", "data.streams", "data.window_groups"),
-    *("model.", "pretext.name", "seed"),
+    *("method.", "model.", "pretext.name", "pretext.permutations", "seed"),
 )
 """Settings that a checkpoint, or what its number of steps means, depends on: not even `--resume must` changes them."""
 

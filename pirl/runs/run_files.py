@@ -21,6 +21,8 @@ class RunFile(StrEnum):
     """Why the run ended where trying again would not help."""
     WEIGHTS = "weights.json"
     """Which weights it began with, and their checksum, where `model.weights` names some."""
+    PERMUTATIONS = "permutations.json"
+    """The orders that a jigsaw's patches may have, where `pretext.permutations` limits them."""
     STOPPED = "stopped.json"
     """After which epoch the scheduler of a sweep stopped it, by metric."""
     SCRATCH = ".scratch"

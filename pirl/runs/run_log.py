@@ -49,7 +49,8 @@ class RunLog:
         """Records one report, whose `step` is the number of steps done."""
         with (self.folder / RunFile.METRICS).open("a") as file:
             file.write(json.dumps(metrics) + "\n")
-        for name in ("loss", "loss_image", "loss_pretext", "lr", "samples_per_s", "data_wait_share"):
+        losses = ("loss", "loss_image", "loss_pretext", "pretext_accuracy")
+        for name in (*losses, "lr", "samples_per_s", "data_wait_share"):
             if name in metrics:
                 self.board.add_scalar(name, metrics[name], int(metrics["step"]))
         self.board.flush()

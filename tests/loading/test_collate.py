@@ -47,7 +47,7 @@ def test_parts_of_several_processes_come_to_the_device_as_those_of_one(pretext):
 
     def batch(*parts):
         colors = [torch.from_numpy(np.concatenate(some)) for some in zip(*(part.colors for part in parts), strict=True)]
-        return Batch(0, torch.arange(3), [3], slice(0, 3), list(parts), colors, torch.arange(3), 0, 0.0)
+        return Batch(0, torch.arange(3), [3], slice(0, 3), list(parts), colors, torch.arange(3), 0, 0.0, torch.zeros(3))
 
     for some, others in zip(batch(one).views(CPU), batch(first, second).views(CPU), strict=True):
         assert torch.equal(some, others)

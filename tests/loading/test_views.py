@@ -14,7 +14,8 @@ from sklearn.datasets import load_sample_image
 from pirl.loading.crops import draw_crop, plain_view, random_resized_crop
 from pirl.loading.decode import decode
 from pirl.loading.views import Views, sample_rng
-from pirl.pretext import PRETEXTS, cell_side, draw_jigsaw, patch_side
+from pirl.permutations import permutation_set
+from pirl.pretext import PRETEXTS, cell_side, draw_jigsaw, draw_order, patch_side
 from pirl.sections import Augment
 
 
@@ -178,11 +179,16 @@ def test_sizes_follow_the_image_size(photo, size, cell, patch):
     assert (cell_side(size), patch_side(size)) == (cell, patch)
 
 
+def cuts_of(cell, patch, rng, permutations=None):
+    order, _ = draw_order(permutations, rng)
+    return draw_jigsaw(order, cell, patch, 0.5, rng)
+
+
 def test_every_order_of_the_cells_is_as_likely():
     draws = 9000
     orders = np.empty((draws, 9), int)
     for id in range(draws):
-        cuts = np.array(draw_jigsaw(85, 64, 0.5, sample_rng(0, 0, id)))
+        cuts = np.array(cuts_of(85, 64, sample_rng(0, 0, id)))
         orders[id] = cuts[:, 0] // 85 * 3 + cuts[:, 1] // 85
     assert (np.sort(orders, 1) == np.arange(9)).all()
     # Each cell at each place: 81 counts of mean 1,000, with 64 degrees of freedom; above 112 once in 5,000.
@@ -193,7 +199,7 @@ def test_every_order_of_the_cells_is_as_likely():
 
 
 def test_patches_lie_anywhere_in_their_cells_and_half_are_mirrored():
-    cuts = np.array([draw_jigsaw(12, 9, 0.5, sample_rng(1, 0, id)) for id in range(1000)])
+    cuts = np.array([cuts_of(12, 9, sample_rng(1, 0, id)) for id in range(1000)])
     for axis in (0, 1):
         offsets = np.bincount(cuts[:, :, axis].ravel() % 12)
         assert len(offsets) == 4
@@ -211,9 +217,10 @@ def test_all_four_rotations_come(photo):
     turned = [whole.rot90(k, (1, 2)) for k in range(4)]
     counts = np.zeros(4)
     for id in range(80):
-        pretext = views(square, sample_rng(0, 0, id)).pretext[0]
-        distance = [(pretext.float() - t.float()).abs().mean() for t in turned]
+        sample = views(square, sample_rng(0, 0, id))
+        distance = [(sample.pretext[0].float() - t.float()).abs().mean() for t in turned]
         counts[int(np.argmin(distance))] += 1
+        assert sample.target == np.argmin(distance)
     assert stats.chisquare(counts).pvalue > 0.001
 
 
@@ -222,7 +229,7 @@ def test_a_sample_depends_on_seed_epoch_and_id_alone(photo):
 
     def flat(seed, epoch, id):
         sample = views(photo, sample_rng(seed, epoch, id))
-        return torch.cat([t.flatten().float() for t in vars(sample).values()])
+        return torch.cat([t.flatten().float() for t in vars(sample).values() if isinstance(t, torch.Tensor)])
 
     first = flat(0, 0, 7)
     views(photo, sample_rng(0, 0, 8))  # whatever was drawn before
@@ -246,3 +253,38 @@ def test_plain_view_is_torchvisions_resize_and_centre_crop(photo, shape, size):
     image = tvf.resize(photo, shape[1:])
     expected = tvf.center_crop(tvf.resize(image, [round(size * 256 / 224)]), [size, size])
     assert torch.equal(plain_view(image, size), expected)
+
+
+def test_the_target_of_what_is_mirrored_is_how_its_mirror_image_is_turned(photo):
+    square = photo[:, :427, :427]
+    whole = random_resized_crop(square, 64, 1.0, np.random.default_rng(0))
+    turned = [whole.flip(-1).rot90(k, (1, 2)).float() for k in range(4)]
+    views = Views(64, Augment(flip=1), PRETEXTS["rotation"], 1.0)
+    for id in range(20):
+        sample = views(square, sample_rng(0, 0, id))
+        assert sample.target == np.argmin([(sample.pretext[0].float() - t).abs().mean() for t in turned])
+
+
+def test_patches_lie_in_the_order_of_the_set_and_the_target_is_its_row():
+    orders = permutation_set(2, 30)
+    seen = set()
+    for id in range(400):
+        order, number = draw_order(orders, sample_rng(0, 0, id))
+        assert order == orders[number].tolist()
+        cuts = draw_jigsaw(order, 12, 9, 0.5, sample_rng(1, 0, id))
+        assert [top // 12 * 3 + left // 12 for top, left, _ in cuts] == order
+        seen.add(number)
+    assert seen == set(range(30))
+
+
+def test_a_covariant_view_is_alone_and_has_its_target(photo):
+    orders = permutation_set(2, 30)
+    views = Views(32, Augment(), PRETEXTS["both"], 0.6, orders, with_image=False)
+    targets = set()
+    for id in range(40):
+        sample = views(photo, sample_rng(0, 0, id))
+        assert sample.image is None
+        assert (sample.pretext.shape, sample.pretext_color.shape) == ((9, 3, 9, 9), (9, 4))
+        targets.add(sample.target)
+    assert max(targets) < 4 * 30
+    assert len({target % 4 for target in targets}) == 4

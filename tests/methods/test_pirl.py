@@ -141,7 +141,7 @@ def step_of(rows=100, **changes):
     images = torch.randint(256, (B, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     part = collate([views(image, sample_rng(0, 0, id)) for id, image in enumerate(images)], [7, 8, 9], 0)
     ids, colors = torch.tensor([7, 8, 9]), [torch.from_numpy(color) for color in part.colors]
-    batch = Batch(0, ids, [B], slice(0, B), [part], colors, ids, 0, 0.0)
+    batch = Batch(0, ids, [B], slice(0, B), [part], colors, ids, 0, 0.0, torch.zeros(B, dtype=torch.int64))
     return PIRLStep(config, network, network, bank, torch.full((), math.nan)), batch
 
 

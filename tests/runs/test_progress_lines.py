@@ -37,3 +37,9 @@ def test_the_line_for_a_terminal_has_what_matters_most_in_80_columns():
 )
 def test_lines_that_the_next_one_replaces(line, passing):
     assert is_passing(line) == passing
+
+
+def test_what_says_classes_shows_how_often_it_is_right():
+    metrics = {k: v for k, v in METRICS.items() if not k.startswith("loss_")} | {"pretext_accuracy": 0.4567}
+    assert "   loss 3.250 (accuracy 45.7%)   lr" in progress_line(metrics)
+    assert is_passing(progress_line(metrics))
