@@ -44,8 +44,9 @@ def digits() -> Config:
 def digits_jigsaw() -> Config:
     """The digits by covariant jigsaw: the network says which of 100 permutations was applied.
 
-    Expected: TODO
-    Cost: TODO
+    Expected: 95 % of the permutations right in training, but 89.7 % with a linear probe of res5 (one seed, --no-ray),
+    less than the 94.7 of random weights: what it sees are patches of 5 pixels.
+    Cost: about 3 minutes on two CPU cores.
     Command: python jobs/pretrain.py digits_jigsaw
     """
     return override(digits(), {"method.name": "covariant", "pretext.permutations": 100})
@@ -54,8 +55,9 @@ def digits_jigsaw() -> Config:
 def digits_rotation() -> Config:
     """The digits by covariant rotation: the network says by which angle they were turned.
 
-    Expected: TODO
-    Cost: TODO
+    Expected: 91 % of the angles right in training, as some digits look alike when turned, and 96.4 % with a linear
+    probe of res5 (one seed, --no-ray); random weights reach 94.7.
+    Cost: about 1.5 minutes on two CPU cores.
     Command: python jobs/pretrain.py digits_rotation
     """
     return override(digits(), {"method.name": "covariant", "pretext.name": "rotation"})
@@ -64,8 +66,8 @@ def digits_rotation() -> Config:
 def digits_supervised() -> Config:
     """The digits by their labels, as a reference; with --data.label-noise a control experiment.
 
-    Expected: TODO
-    Cost: TODO
+    Expected: 99.7 % with a linear probe of res5 (one seed, --no-ray); random weights reach 94.7.
+    Cost: about 2 minutes on two CPU cores.
     Command: python jobs/pretrain.py digits_supervised
     """
     return override(digits(), {"method.name": "supervised"})

@@ -174,7 +174,7 @@ def refuse_without_effect(given: argparse.Namespace, axes: Mapping[str, Any], fi
 
 def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
     """Raises ConfigError where losses are not on one scale, as settings of the sweep change what the loss is."""
-    unlike = [name for name in axes if name.startswith(("loss.", "pretext.", "data.", "augment."))]
+    unlike = [name for name in axes if name.startswith(("method.", "loss.", "pretext.", "data.", "augment."))]
     if metric == "loss" and unlike:
         raise ConfigError(
             f"--metric loss cannot compare trials with other {', '.join(unlike)}: it changes what the loss is, not "

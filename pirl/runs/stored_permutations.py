@@ -1,4 +1,4 @@
-"""The orders of a run's patches, as a file of the run: what a covariant network says is the number of one of them."""
+"""The orders of a run's patches, as a file of the run: a covariant network says the number of one of them."""
 
 import json
 
@@ -32,7 +32,7 @@ def read_permutations(folder: Folder, config: Config) -> Permutations | None:
     if config.permutations is None:
         return None
     file = folder / RunFile.PERMUTATIONS
-    remedy = "put it back, or choose another --run: what the network has learned are numbers of its orders"
+    remedy = "put it back, or choose another --run: what the run has learned goes with its orders"
     try:
         text, whole = until_whole(file.read_bytes, is_whole)
     except FileNotFoundError:
