@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
-from jobs.run.worker import permutations_of
+from jobs.run.checks import check_request
+from jobs.run.worker import permutations_of, work
 from pirl.config import Config, override
 from pirl.errors import ConfigError
 from pirl.permutations import permutation_set
+from pirl.runs.checkpoint_folder import newest_checkpoint
+from pirl.runs.run import Run
 from pirl.runs.stored_permutations import read_permutations, write_permutations
 from pirl.storage.folder import Folder
+from tests.test_train import small
 
 CONFIG = override(Config(), {"pretext.permutations": 30, "seed": 4})
 
@@ -47,3 +52,23 @@ def test_a_file_that_is_gone_damaged_or_of_another_run_is_refused(folder, tmp_pa
     file.write_text(file.read_text().replace("1", "2", 1))
     with pytest.raises(ConfigError, match="is damaged"):
         read_permutations(folder, CONFIG)
+
+
+def test_a_run_writes_them_and_goes_on_with_them_alone(folder, tmp_path):
+    """A run whose orders are gone is refused before anything starts."""
+    config = override(small(), {"pretext.permutations": 5, "optim.epochs": 1, "evaluation.enabled": False})
+    run, scratch = folder / "run", tmp_path / "scratch"
+    scratch.mkdir()
+
+    def trained(config):
+        work(config, run, scratch, lambda metrics, checkpoint, send: send(checkpoint), torch.device("cpu"), show=None)
+        return Run(run, config, newest_checkpoint(run))
+
+    begun = trained(config)
+    assert np.array_equal(read_permutations(run, config), permutation_set(0, 5))
+    check_request(begun, use_ray=False)
+    longer = trained(override(config, {"optim.epochs": 2}))
+    assert longer.checkpoint.name == "checkpoint_000000024"
+    (tmp_path / "run" / "permutations.json").unlink()
+    with pytest.raises(ConfigError, match="is gone"):
+        check_request(longer, use_ray=False)
