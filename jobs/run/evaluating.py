@@ -15,6 +15,7 @@ from jobs.run.here import join_group
 from pirl import dist
 from pirl.data.dataset import Dataset, open_data
 from pirl.errors import ConfigError
+from pirl.evaluate.ensemble import Ensemble
 from pirl.evaluate.evaluate import PROTOCOLS
 from pirl.evaluate.reports import as_text, report_of, write_report
 from pirl.evaluate.splits import why_not
@@ -36,6 +37,12 @@ def check(request: EvaluationRequest) -> None:
         StorageError: The store did not answer.
     """
     weights = read_weights(request.target)
+    other = read_weights(request.ensemble) if request.ensemble else None
+    if other and other.stem != weights.stem:
+        raise ConfigError(
+            f"--ensemble {other.uri} has the {other.stem} stem, and {weights.uri} the {weights.stem} one: their maps "
+            "have other sides, so use two networks of one stem"
+        )
     train, test = splits_of(request, weights)
     needing = [name for name in request.protocols if PROTOCOLS[name].labels]
     if needing and (reason := why_not(train, test)):
@@ -81,6 +88,7 @@ def work(request: EvaluationRequest, device: torch.device, say: Callable[[str], 
     subject = subject_of(request, weights, device, say if first else lambda line: None)
     about = {
         "weights": {**weights.about(), "trunk_sha256": checksum(subject.trunk)},
+        **({"ensemble": read_weights(request.ensemble).about()} if request.ensemble else {}),
         "network": {"arch": weights.arch, "width": weights.width, "stem": weights.stem},
         "command": list(request.command),
     }
@@ -106,11 +114,16 @@ def subject_of(
     train, test = splits_of(request, weights)
     config = weights.config
     size = request.image_size or (config.data.image_size if config else 224 if weights.stem == "imagenet" else 32)
+    others = [read_weights(request.ensemble)] if request.ensemble else []
     torch.manual_seed(config.seed if config else request.seed)
     untrained = PIRL(config).trunk if config else Trunk(weights.arch, weights.width, weights.stem)
+    trunk = weights.trunk()
+    for other in others:
+        trunk = Ensemble(trunk, other.trunk())
+        untrained = Ensemble(untrained, Trunk(other.arch, other.width, other.stem))
     folder = Path(request.features or Path(tempfile.gettempdir()) / "pirl-features")
     return Subject(
-        trunk=weights.trunk().to(device),
+        trunk=trunk.to(device),
         untrained=untrained.to(device) if request.random else None,
         train=train,
         test=test,
