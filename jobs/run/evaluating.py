@@ -29,6 +29,10 @@ RAY_TABLE = "table.txt"
 """How the first worker on Ray hands over what is to be shown."""
 
 
+RAY_MARKER = ".validate_storage_marker"
+"""What Ray Train leaves in a folder to see that all can write there."""
+
+
 def check(request: EvaluationRequest) -> None:
     """Refuses, before anything starts, weights that are none, data that is missing or has no labels.
 
@@ -176,7 +180,7 @@ def _with_workers(request: EvaluationRequest) -> int:
         print(f"failed: {in_words(error)}", file=sys.stderr)
         return 1
     print(request.out.read(RAY_TABLE), end="")
-    request.out.remove(RAY_TABLE)
+    request.out.remove(RAY_TABLE, RAY_MARKER)
     return 0
 
 
