@@ -20,7 +20,7 @@ def with_global_norms(net: nn.Module) -> nn.Module:
     for module in list(net.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                own = GlobalNorm(child.num_features, child.eps, child.momentum)
+                own = GlobalNorm(child.num_features, child.eps, child.momentum).to(child.weight)
                 own.load_state_dict(child.state_dict())
                 setattr(module, name, own)
     return net

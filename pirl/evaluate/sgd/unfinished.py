@@ -65,7 +65,7 @@ class Unfinished:
         with torch.no_grad():
             for own, value in zip(self.tensors, tensors, strict=True):
                 own.copy_(value)
-        say(f"{self.name}: goes on after {epochs} epochs")
+        say(f"{self.name}: goes on after epoch {epochs}")
         return epochs
 
 
