@@ -1,10 +1,13 @@
 """Whole networks that are fine-tuned, to all labels and to some: against a plain loop, over ranks, after a kill."""
 
+import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,11 +24,11 @@ from pirl.evaluate.sgd.subset import labels_of, stratified, written
 from pirl.loading.color import color_and_normalize
 from pirl.loading.decode import decode
 from pirl.loading.views import Views, sample_rng
-from pirl.methods.models import Trunk
+from pirl.methods.models import Trunk, export_state_dict
 from pirl.pretext import PRETEXTS
 from pirl.storage.folder import Folder
 from tests.conftest import GlooPool
-from tests.evaluate.sgd.small import StoppingFolder, subject_of
+from tests.evaluate.sgd.small import StoppingFolder, subject_of, trunk_of
 
 SCHEDULE = Schedule(epochs=2, lr=0.05, batch=64, weight_decay=1e-4, drops=(0.5,))
 
@@ -153,3 +156,23 @@ def test_settings_are_typed_as_words() -> None:
     assert request.protocols["linear_sgd"].ten_crops is True
     assert request.config.cluster.loader_processes == 2
     assert parse(["digits"]).config.cluster.loader_processes == 0
+
+
+def test_a_fit_that_diverges_is_told_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is exit code 1, since work had begun."""
+    from jobs import evaluate
+
+    (tmp_path / "w.safetensors").write_bytes(safetensors.torch.save(export_state_dict(trunk_of(0))))
+    words = "--no-random --data digits --image-size 16 --max-images 128 --protocol finetune --finetune.batch 32"
+    out = tmp_path / "out"
+    given = [str(tmp_path / "w.safetensors"), *words.split(), "--finetune.lr", "1e30", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *given])
+    monkeypatch.setattr(evaluate.signal, "signal", lambda *_: None)  # this process keeps its own
+    assert evaluate.main() == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"failed: finetune: weights are no numbers after epoch 1: use an --finetune.lr below 1e\+30", error
+    )
+    assert not list(out.glob("*"))

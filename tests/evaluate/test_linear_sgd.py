@@ -158,11 +158,12 @@ def _measured(scratch: Folder | None = None) -> list[Any]:
 
 
 def test_after_a_kill_the_same_request_goes_on_with_the_same_result(tmp_path: Path) -> None:
-    measurements, details, _ = _measured()
+    measurements, details, said = _measured()
     with pytest.raises(KeyboardInterrupt):
         _measured(StoppingFolder(str(tmp_path)))
     (state,) = tmp_path.glob("*.pt")
     kept = state.read_bytes()
+    assert "linear_sgd: 4 epochs of 128 images, 12 steps of 48" in said
     again = _measured(Folder(str(tmp_path)))
     assert "linear_sgd: goes on after epoch 2" in again[2]
     assert again[:2] == [measurements, details]
@@ -230,7 +231,7 @@ def test_without_random_changes_it_comes_close_to_the_exact_fit(monkeypatch: pyt
 
 
 def test_a_loss_that_is_no_number_ends_it_with_what_to_type() -> None:
-    with pytest.raises(TrainingDiverged, match=r"epoch 1: use an --linear_sgd.lr below 1e\+30"):
+    with pytest.raises(TrainingDiverged, match=r"after epoch 1: use an --linear_sgd.lr below 1e\+30"):
         linear_sgd.measure(subject_of(untrained=None), LinearSGD(epochs=2, lr=1e30, batch=32))
 
 
@@ -239,6 +240,16 @@ def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
         writer.add(b"", 1)
     with pytest.raises(ConfigError, match="images of one class, dog"):
         linear_sgd.refuse(SETTINGS, open_dataset(str(tmp_path)), None)
+
+
+def test_a_step_of_one_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--linear_sgd.batch 1 leaves a step a single one of 128 images"):
+        linear_sgd.measure(subject_of(), LinearSGD(batch=1))
+
+
+def test_it_says_that_it_takes_only_some_images() -> None:
+    *_, said = _measured()
+    assert any(line.startswith("linear_sgd: the first 128 of the 1,438 images of ") for line in said)
 
 
 def _with_a_small_batch() -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pirl import dist
+from pirl.data.dataset import Dataset
 from pirl.evaluate.countdown import Countdown
-from pirl.evaluate.features import group_count, read_views
+from pirl.evaluate.features import group_count, read_views, rows_of
 from pirl.evaluate.measurement import Measurement, shares
 from pirl.evaluate.subject import Subject
 from pirl.loading.color import normalize
@@ -21,6 +22,14 @@ CHUNK = 256
 """Views that go through the network together."""
 MANY = 5
 """Of top-5; told where there are more classes."""
+
+
+def images_of(subject: Subject, what: str, dataset: Dataset) -> int:
+    """How many images of a data set are used; says it where that is not all."""
+    rows = rows_of(dataset, subject.limit)
+    if rows < dataset.rows:
+        subject.say(f"{what}: the first {rows:,} of the {dataset.rows:,} images of {dataset.uri} (--max-images)")
+    return rows
 
 
 def right(subject: Subject, what: str, scores: Scores, classifiers: int, *, ten_crops: bool) -> Tensor:
@@ -39,7 +48,7 @@ def right(subject: Subject, what: str, scores: Scores, classifiers: int, *, ten_
     test, views = subject.test, 10 if ten_crops else 1
     view = partial(ten_views if ten_crops else plain_view, image_size=subject.image_size)
     groups, starts = group_count(test, subject.limit), test.starts
-    rows = int(starts[groups])
+    rows = images_of(subject, what, test)
     found = torch.zeros(2, classifiers, rows, device=subject.device)
     labels = torch.zeros(rows, dtype=torch.int64, device=subject.device)
     progress = Countdown(subject.say, f"{what}: test", rows)

@@ -18,7 +18,7 @@ from pirl.data.order import Order
 from pirl.errors import ConfigError, TrainingDiverged
 from pirl.evaluate.countdown import Countdown
 from pirl.evaluate.features import group_count
-from pirl.evaluate.sgd.counting import Scores
+from pirl.evaluate.sgd.counting import Scores, images_of
 from pirl.evaluate.sgd.unfinished import Unfinished
 from pirl.evaluate.store import checksum
 from pirl.evaluate.subject import Subject
@@ -105,56 +105,56 @@ def fit(
 
     Raises:
         ConfigError: There are more ranks than can share a batch.
-        TrainingDiverged: A loss is no number.
+        ConfigError: A step would have a single image.
+        TrainingDiverged: A weight is no number.
     """
-    rows = int(dataset.starts[group_count(dataset, subject.limit)])
-    if rows < dataset.rows:
-        subject.say(f"{name}: the first {rows:,} of {dataset.rows:,} images (--max-images)")
+    rows, option = images_of(subject, name, dataset), f"--{name.partition('-')[0]}"
     schedule = for_images(schedule, rows)
-    option = f"--{name.partition('-')[0]}"
     order = order_of(subject, dataset, schedule.batch, f"{option}.batch")
     steps = order.steps_per_epoch
+    if rows // steps < 2:
+        raise ConfigError(
+            f"{option}.batch {schedule.batch} leaves a step a single one of {rows:,} images, and batch norm needs "
+            "several: use a larger one"
+        )
+    subject.say(
+        f"{name}: {schedule.epochs} epochs of {rows:,} images, {schedule.epochs * steps:,} steps of {schedule.batch}"
+    )
     optimizer = _optimizer(nets, schedule)
     unfinished = Unfinished(subject, name, _about(subject, nets, dataset, order, schedule), _tensors(nets, optimizer))
     done = unfinished.load()
     progress = Countdown(subject.say, name, (schedule.epochs - done) * rows)
-    finite = torch.ones((), dtype=torch.bool, device=subject.device)
     for batch in _batches(subject, dataset, order, done * steps, schedule.epochs * steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr_at(batch.step / (schedule.epochs * steps))
-        losses = _step(nets, scores(batch.views(subject.device)[0]), batch.labels.to(subject.device), optimizer)
-        finite &= losses.isfinite().all()
+        _step(nets, scores(batch.views(subject.device)[0]), batch.labels.to(subject.device), optimizer)
         progress.add(len(batch.ids))
         if (batch.step + 1) % steps == 0:
-            if not finite:  # asked for once an epoch: each time the CPU waits for the GPU
-                raise TrainingDiverged(
-                    f"{name}: the loss is no number in epoch {batch.step // steps + 1}: use an {option}.lr below "
-                    f"{schedule.lr:g}",
-                    batch.step + 1,
-                )
-            unfinished.save((batch.step + 1) // steps)
+            epoch = (batch.step + 1) // steps
+            if not all(bool(parameter.isfinite().all()) for parameter in nets.parameters()):
+                told = f"{name}: weights are no numbers after epoch {epoch}: use an {option}.lr below {schedule.lr:g}"
+                raise TrainingDiverged(told, batch.step + 1)
+            unfinished.save(epoch)
     counts = {"images": rows, "epochs": schedule.epochs, "steps": schedule.epochs * steps, "batch": order.batch_size}
     return {**counts, "lr": schedule.lr_at(0)}
 
 
-def _step(nets: nn.ModuleList, scores: Tensor, labels: Tensor, optimizer: SGD) -> Tensor:
-    """One step; returns the mean loss (K,) of the global batch."""
+def _step(nets: nn.ModuleList, scores: Tensor, labels: Tensor, optimizer: SGD) -> None:
+    """One step down the mean loss of the global batch, of each classifier."""
     # For torch classes stand in dimension 1, and the K classifiers are K places of an image.
     places = labels[:, None].expand(-1, len(scores))
-    sums = F.cross_entropy(scores.permute(1, 2, 0), places, ignore_index=-1, reduction="none").sum(0)
+    loss = F.cross_entropy(scores.permute(1, 2, 0), places, ignore_index=-1, reduction="sum")
     optimizer.zero_grad()
-    sums.sum().backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in nets.parameters() if p.grad is not None]
-    count = (labels >= 0).sum().to(sums)[None]
+    count = (labels >= 0).sum().to(loss)[None]
     # One message, and no ranks' means: their shares differ.
-    summed = dist.all_reduce_sum(torch.cat([*(g.flatten() for g in gradients), sums.detach(), count]))
+    summed = dist.all_reduce_sum(torch.cat([*(g.flatten() for g in gradients), count]))
     summed /= summed[-1].clamp_min(1).clone()
-    pieces = summed.split_with_sizes([*(g.numel() for g in gradients), len(sums), 1])
+    pieces = summed.split_with_sizes([*(g.numel() for g in gradients), 1])
     for gradient, piece in zip(gradients, pieces, strict=False):
         gradient.copy_(piece.view_as(gradient))
     optimizer.step()
-    means: Tensor = pieces[-2]
-    return means
 
 
 def _optimizer(nets: nn.ModuleList, schedule: Schedule) -> SGD:

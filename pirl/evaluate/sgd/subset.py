@@ -16,6 +16,7 @@ from pirl.data.dataset import Dataset, open_dataset
 from pirl.data.writer import ShardWriter
 from pirl.evaluate.countdown import Countdown
 from pirl.evaluate.features import group_count
+from pirl.evaluate.sgd.counting import images_of
 from pirl.evaluate.subject import Subject
 from pirl.storage.folder import Folder
 from pirl.storage.temporary import temporary_folder
@@ -24,7 +25,7 @@ from pirl.storage.temporary import temporary_folder
 def labels_of(subject: Subject) -> Tensor:
     """int64 (N,) of the training images, -1 for those without a label or that cannot be used; a collective."""
     dataset, groups = subject.train, group_count(subject.train, subject.limit)
-    found = torch.zeros(int(dataset.starts[groups]), dtype=torch.int64, device=subject.device)
+    found = torch.zeros(images_of(subject, "labels", dataset), dtype=torch.int64, device=subject.device)
     progress = Countdown(subject.say, f"labels of {dataset.uri}", groups, "row groups")
     for number in range(dist.rank(), groups, dist.world_size()):
         group = dataset.load_group(number) if subject.skip else dataset.read_group(number)
