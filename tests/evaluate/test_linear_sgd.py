@@ -163,7 +163,7 @@ def test_after_a_kill_the_same_request_goes_on_with_the_same_result(tmp_path: Pa
         _measured(StoppingFolder(str(tmp_path)))
     (state,) = tmp_path.glob("*.pt")
     kept = state.read_bytes()
-    assert "linear_sgd: 4 epochs of 128 images, 12 steps of 48" in said
+    assert "linear_sgd: 4 epochs of 128 images, 12 steps of up to 48" in said
     again = _measured(Folder(str(tmp_path)))
     assert "linear_sgd: goes on after epoch 2" in again[2]
     assert again[:2] == [measurements, details]

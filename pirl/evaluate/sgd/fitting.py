@@ -118,7 +118,7 @@ def fit(
             "several: use a larger one"
         )
     subject.say(
-        f"{name}: {schedule.epochs} epochs of {rows:,} images, {schedule.epochs * steps:,} steps of {schedule.batch}"
+        f"{name}: {schedule.epochs} epochs of {rows:,} images, {schedule.epochs * steps:,} steps of up to {schedule.batch}"
     )
     optimizer = _optimizer(nets, schedule)
     unfinished = Unfinished(subject, name, _about(subject, nets, dataset, order, schedule), _tensors(nets, optimizer))
