@@ -117,9 +117,8 @@ def fit(
             f"{option}.batch {schedule.batch} leaves a step a single one of {rows:,} images, and batch norm needs "
             "several: use a larger one"
         )
-    subject.say(
-        f"{name}: {schedule.epochs} epochs of {rows:,} images, {schedule.epochs * steps:,} steps of up to {schedule.batch}"
-    )
+    dealt = f"{schedule.epochs * steps:,} steps of up to {schedule.batch}"
+    subject.say(f"{name}: {schedule.epochs} epochs of {rows:,} images, {dealt}")
     optimizer = _optimizer(nets, schedule)
     unfinished = Unfinished(subject, name, _about(subject, nets, dataset, order, schedule), _tensors(nets, optimizer))
     done = unfinished.load()
