@@ -14,7 +14,7 @@ from typing import Any
 from jobs.run.evaluation_request import EvaluationRequest
 from jobs.settings import Parser, pairs, settings_and_storage
 from pirl.config import Config, override
-from pirl.errors import ConfigError, StorageError, StoreRefusedError
+from pirl.errors import ConfigError, CorruptImage, StorageError, StoreRefusedError, TrainingDiverged
 from pirl.processes import torchrun
 from pirl.sections import Section
 from pirl.storage.checks import check_can_write, check_place
@@ -25,6 +25,7 @@ examples:
   python jobs/evaluate.py runs/digits                                     kNN, linear probes, few labels
   python jobs/evaluate.py runs/digits --protocol knn linear --knn.k 20 200
   python jobs/evaluate.py runs/cifar10 --data data/photos --protocol few --few.per-class 1 10 100
+  python jobs/evaluate.py runs/cifar10 --protocol linear_sgd semi --semi.shares 0.01 0.1
   python jobs/evaluate.py resnet18.pth --data data/photos --image-size 224 --out resnet18-on-photos
   torchrun --nproc-per-node 2 -- jobs/evaluate.py runs/digits
   ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/cifar10 --cluster.workers 4
@@ -50,11 +51,11 @@ def main() -> int:
     except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except StorageError as error:
+    except (StorageError, CorruptImage, TrainingDiverged) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; features that were made stay, and the same command goes on", file=sys.stderr)
+        print("interrupted; features and finished epochs stay, and the same command goes on", file=sys.stderr)
         return 1
 
 
@@ -132,7 +133,7 @@ def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRe
     settings, storage = settings_and_storage(known)
     names = {key.replace("-", "_"): value for key, value in changes.items()}
     shared = {key: value for key, value in names.items() if key.startswith(("data.", "cluster."))}
-    config = override(Config(), {**settings, "cluster.workers": 1, **settings, **shared})
+    config = override(Config(), {"cluster.workers": 1, "cluster.loader_processes": 0, **settings, **shared})
     target = _place("TARGET", known.target, config)
     if "/" not in known.target.rstrip("/") and not target.exists() and (Folder(storage) / known.target).exists():
         target = Folder(storage, target.options) / known.target

@@ -138,6 +138,8 @@ def subject_of(
         skip=request.config.data.on_error == "skip",
         say=say,
         store=FeatureStore(folder),
+        scratch=request.out,
+        loader_processes=request.config.cluster.loader_processes,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.evaluate.measurement import Measurement, Outcome
-from pirl.evaluate.protocols import few, knn, linear
+from pirl.evaluate.protocols import few, finetune, knn, linear, linear_sgd, semi
 from pirl.evaluate.subject import Subject
 from pirl.sections import Section
 
@@ -33,6 +33,9 @@ PROTOCOLS = {
     "linear": Protocol(linear.measure, linear.Linear),
     "knn": Protocol(knn.measure, knn.KNN, refuse=knn.refuse),
     "few": Protocol(few.measure, few.Few),
+    "linear_sgd": Protocol(linear_sgd.measure, linear_sgd.LinearSGD, refuse=linear_sgd.refuse),
+    "semi": Protocol(semi.measure, semi.Semi, refuse=semi.refuse),
+    "finetune": Protocol(finetune.measure, finetune.Finetune, refuse=finetune.refuse),
 }
 """By their names on the command line. To add one, write a file into `protocols/`, and give it a line."""
 

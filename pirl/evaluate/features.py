@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 
 import numpy as np
@@ -16,6 +17,9 @@ from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view
 from pirl.loading.decode import decoded
 from pirl.methods.models import Trunk
+
+BLACK = torch.zeros(3, 8, 8, dtype=torch.uint8)
+"""In place of an image that cannot be used."""
 
 BLOCK = 4
 """Row groups that go through the trunk together: 256 images where groups have 64."""
@@ -92,7 +96,7 @@ def extract_rounds(
     Raises:
         CorruptImage: An image cannot be used, and `skip` is off; says shard, row and id.
     """
-    starts, groups = dataset.starts, _groups(dataset, limit)
+    starts, groups = dataset.starts, group_count(dataset, limit)
     blocks = [range(first, min(first + BLOCK, groups)) for first in range(0, groups, BLOCK)]
     sizes = [int(starts[block.stop] - starts[block.start]) for block in blocks]
     mode = trunk.training
@@ -112,7 +116,7 @@ def extract_rounds(
 
 def rows_of(dataset: Dataset, limit: int | None = None) -> int:
     """How many images `extract` takes."""
-    return int(dataset.starts[_groups(dataset, limit)])
+    return int(dataset.starts[group_count(dataset, limit)])
 
 
 def widths(trunk: Trunk, image_size: int, device: torch.device) -> dict[str, int]:
@@ -125,7 +129,8 @@ def widths(trunk: Trunk, image_size: int, device: torch.device) -> dict[str, int
     return {name: values.shape[1] for name, values in one.items()}
 
 
-def _groups(dataset: Dataset, limit: int | None) -> int:
+def group_count(dataset: Dataset, limit: int | None) -> int:
+    """How many row groups the first `limit` images are in; all of them without a limit."""
     groups = len(dataset.starts) - 1
     return groups if limit is None else min(groups, int(np.searchsorted(dataset.starts, limit)))
 
@@ -134,22 +139,33 @@ def _features_of(
     trunk: Trunk, dataset: Dataset, block: range, image_size: int, device: torch.device, *, skip: bool
 ) -> Features:
     """The features of some row groups, computed together."""
-    read = [dataset.load_group(number) for number in block]
-    places = [(group, row) for group in read for row in range(len(group.ids))]
-    found = [_view(dataset, group, row, image_size, skip) for group, row in places]
-    labels = torch.full((len(found),), -1, device=device)
-    if not found:
-        return Features(
-            {name: torch.empty(0, d, device=device) for name, d in widths(trunk, image_size, device).items()}, labels
-        )
-    usable = torch.tensor([view is not None for view in found], device=device)
-    blank = torch.zeros(3, image_size, image_size, dtype=torch.uint8)
-    views = torch.stack([blank if view is None else view for view in found])
-    if dataset.labels is not None:
-        given = np.concatenate([group.labels for group in read if group.labels is not None])
-        labels = torch.where(usable, torch.from_numpy(given).to(device), -1)
+    if not block:
+        empty = {name: torch.empty(0, d, device=device) for name, d in widths(trunk, image_size, device).items()}
+        return Features(empty, torch.empty(0, dtype=torch.int64, device=device))
+    views, labels = read_views(dataset, block, partial(plain_view, image_size=image_size), skip=skip)
     with torch.inference_mode():
-        return Features(pool(trunk.taps(normalize(views.to(device)))), labels)
+        return Features(pool(trunk.taps(normalize(views.to(device)))), labels.to(device))
+
+
+def read_views(
+    dataset: Dataset, block: range, view: Callable[[Tensor], Tensor], *, skip: bool
+) -> tuple[Tensor, Tensor]:
+    """The views of all images of some row groups, and their labels.
+
+    Args:
+        view: From an image, uint8 (3, H, W), to a view, of one shape for all.
+        skip: An image that cannot be used gets a black view, and no label; else it raises CorruptImage.
+
+    Returns:
+        uint8 (B, ...), and int64 (B,), -1 where there is none.
+    """
+    views, labels = [], []
+    for group in (dataset.load_group(number) for number in block):
+        for row in range(len(group.ids)):
+            image = _image(dataset, group, row, skip)
+            views.append(view(BLACK if image is None else image))
+            labels.append(-1 if image is None or group.labels is None else int(group.labels[row]))
+    return torch.stack(views), torch.tensor(labels)
 
 
 def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -159,9 +175,9 @@ def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: F.adaptive_avg_pool2d(value, sides[name]).flatten(1) for name, value in maps.items()}
 
 
-def _view(dataset: Dataset, group: RowGroup, row: int, image_size: int, skip: bool) -> Tensor | None:
+def _image(dataset: Dataset, group: RowGroup, row: int, skip: bool) -> Tensor | None:
     try:
-        return plain_view(decoded(dataset, group, int(group.ids[row]), row), image_size)
+        return decoded(dataset, group, int(group.ids[row]), row)
     except CorruptImage:
         if skip:
             return None

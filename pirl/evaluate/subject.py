@@ -14,6 +14,7 @@ from pirl.evaluate.measurement import dealt
 from pirl.evaluate.store import FeatureStore
 from pirl.methods.models import Trunk
 from pirl.methods.pirl import PIRL
+from pirl.storage.folder import Folder
 
 MAX_IMAGES = 100_000
 """Images of each split that are used at most, by default: exact fits hold the features of one tap in memory."""
@@ -39,6 +40,8 @@ class Subject:
         say: Takes lines of progress, on rank 0.
         tell: Takes what goes on, for who watches.
         store: Keeps features; without it they are held in memory.
+        scratch: Where a measurement that takes long saves how far it is; without it, nothing is saved.
+        loader_processes: That read and decode the images of training, for each rank; 0 does it in this process.
     """
 
     trunk: Trunk
@@ -54,6 +57,8 @@ class Subject:
     say: Callable[[str], None] = lambda line: None
     tell: Callable[[str], None] = lambda text: None
     store: FeatureStore | None = None
+    scratch: Folder | None = None
+    loader_processes: int = 0
     _held: dict[tuple[SplitName, bool], Features] = field(default_factory=dict, repr=False)
 
     def features(self, split: SplitName, *, trained: bool = True) -> Features:

@@ -25,6 +25,7 @@ class PartialBatch(NamedTuple):
         colors: float32 (b, P), and with a pretext view (b, V, P): their colour parameters.
         served: int64 (b,), whose views they are.
         retries: Reads that had to be tried again since the last part.
+        labels: int64 (b,), their classes, -1 where there is none.
     """
 
     pixels: Tensor
@@ -32,13 +33,14 @@ class PartialBatch(NamedTuple):
     colors: list[NDArray[np.float32]]
     served: NDArray[np.int64]
     retries: int
+    labels: NDArray[np.int64]
 
     def views(self, device: torch.device) -> list[Tensor]:
         """The views on a device: uint8 (b, 3, S, S), and with a pretext view (b, V, 3, h, w), channels last."""
         return _pieces(self.pixels.to(device, non_blocking=True), self.shapes)
 
 
-def collate(samples: list[Sample], served: list[int], retries: int) -> PartialBatch:
+def collate(samples: list[Sample], served: list[int], retries: int, labels: list[int]) -> PartialBatch:
     """Puts the views of samples one after another."""
     kinds = [
         [(s.image, s.image_color) for s in samples],
@@ -51,7 +53,7 @@ def collate(samples: list[Sample], served: list[int], retries: int) -> PartialBa
         # As rows of pixels, since that is how they lie in memory: about 8 times as fast at 224 px.
         torch.stack([view.movedim(-3, -1) for view, _ in kind], out=place.movedim(-3, -1))
     colors = [torch.stack([color for _, color in kind]).numpy() for kind in kinds]
-    return PartialBatch(pixels, shapes, colors, np.array(served, np.int64), retries)
+    return PartialBatch(pixels, shapes, colors, np.array(served, np.int64), retries, np.array(labels, np.int64))
 
 
 def _empty(size: int) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pirl.data.dataset import Dataset
+from pirl.data.dataset import Dataset, RowGroup
 from pirl.data.order import Order, OrderReader, streams_of
 from pirl.errors import CorruptImage, StorageError
 from pirl.loading.collate import PartialBatch, collate
@@ -46,6 +46,7 @@ class Batch:
         parts: The views, as each loader process made them.
         colors: Of all parts, float32 (B, P), and with a pretext view (B, V, P).
         served: Whose views they are: `ids[mine]`, but for images that others took the place of.
+        labels: Their classes, int64 like `served`; -1 where there is none.
         retries: Reads for this batch that had to be tried again, with those ahead of it.
         wait_s: Seconds that the step waited for this batch.
     """
@@ -57,6 +58,7 @@ class Batch:
     parts: list[PartialBatch]
     colors: list[Tensor]
     served: Tensor
+    labels: Tensor
     retries: int
     wait_s: float
 
@@ -118,12 +120,13 @@ class Loader:
             wait_s = time.perf_counter() - began
             colors = [_joined(some) for some in zip(*(piece.colors for piece in pieces), strict=True)]
             served = _joined([piece.served for piece in pieces])
+            labels = _joined([piece.labels for piece in pieces])
             retries = sum(piece.retries for piece in pieces)
             shares = self.order.shares(step, self.world_size)
             start = sum(shares[: self.rank])
             ids = torch.from_numpy(reader.batch_ids(step))
             mine = slice(start, start + shares[self.rank])
-            yield Batch(step, ids, shares, mine, pieces, colors, served, retries, wait_s)
+            yield Batch(step, ids, shares, mine, pieces, colors, served, labels, retries, wait_s)
 
     def _data_loader(self) -> "DataLoader[PartialBatch]":
         if self.processes == 0:
@@ -152,6 +155,11 @@ def _as_it_is(part: Any) -> Any:
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
+
+
+def _label(group: RowGroup, row: int) -> int:
+    """Of a row; -1 where it has none."""
+    return -1 if group.labels is None else int(group.labels[row])
 
 
 def start_process(_: int) -> None:
@@ -185,30 +193,35 @@ class _PartialBatches(IterableDataset[PartialBatch]):
         with Prefetcher(self.dataset, self.order, streams, loader.steps, loader.ahead_bytes) as groups:
             for step in loader.steps:
                 epoch = step // self.order.steps_per_epoch
-                samples, served = [], []
+                samples, served, labels = [], [], []
                 ids = reader.batch_ids(step, streams)
                 for id, number, row in zip(ids.tolist(), *self.dataset.groups_of(ids), strict=True):
                     others = self._others(reader, step, streams, id)
-                    image, actual = self._image(groups, id, number, row, others)
+                    image, actual, label = self._image(groups, id, number, row, others)
                     samples.append(loader.views(image, sample_rng(loader.seed, epoch, id), image_only=epoch < 0))
                     served.append(actual)
-                yield collate(samples, served, take_count())
+                    labels.append(label)
+                yield collate(samples, served, take_count(), labels)
 
-    def _image(self, groups: Prefetcher, id: int, number: int, row: int, others: Iterator[int]) -> tuple[Tensor, int]:
-        """An image as uint8 (3, H, W), or the first of others in its place that can be used; and its id.
+    def _image(
+        self, groups: Prefetcher, id: int, number: int, row: int, others: Iterator[int]
+    ) -> tuple[Tensor, int, int]:
+        """An image as uint8 (3, H, W), or the first of others in its place that can be used; its id, and its class.
 
         Raises:
             CorruptImage: It cannot be read or decoded, and no other is to take its place; says shard, row and id.
         """
         try:
-            return decoded(self.dataset, groups[number], id, row), id
+            group = groups[number]
+            return decoded(self.dataset, group, id, row), id, _label(group, row)
         except CorruptImage:
             if not self.loader.skip:
                 raise
         for other in others:
             number, row = self.dataset.group_of(other)
             with suppress(CorruptImage):
-                return decoded(self.dataset, groups.aside(number), other, row), other
+                group = groups.aside(number)
+                return decoded(self.dataset, group, other, row), other, _label(group, row)
         raise CorruptImage(f"{self.dataset.uri}: no image can take the place of that with id {id}")
 
     def _others(self, reader: OrderReader, step: int, streams: range, id: int) -> Iterator[int]:

@@ -126,6 +126,24 @@ def test_linear_fit_is_the_optimum_that_scikit_learn_finds(penalty: float) -> No
     assert mine == pytest.approx(reference.score(x.numpy(), y.numpy()), abs=2 / len(x))
 
 
+def test_linear_probes_of_digits_are_scikit_learns() -> None:
+    """The whole protocol on features of a network, at the penalty that is chosen: within half a point."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    train = open_dataset("digits")
+    test = train.held_out()
+    assert test is not None
+    subject = Subject(_trunk(0), None, train, test, 16, CPU, limit=512)
+    known, asked = subject.labelled("train"), subject.labelled("test")
+    for found in linear.measure(subject, linear.Linear(taps=("conv1", "res4"))).measurements:
+        scaler = StandardScaler().fit(known.taps[found.name].numpy())
+        x, test_x = (scaler.transform(each.taps[found.name].numpy()) for each in (known, asked))
+        penalty = linear.choose_penalty(torch.from_numpy(x), known.labels)
+        reference = LogisticRegression(C=1 / (penalty * len(x)), max_iter=2000).fit(x, known.labels.numpy())
+        assert found.value == pytest.approx(reference.score(test_x, asked.labels.numpy()), abs=0.005)
+
+
 def test_linear_fit_starts_where_it_is_told() -> None:
     x, y = _clouds(200)
     x = (x - x.mean(0)) / x.std(0)

@@ -50,6 +50,7 @@ COUNTS = {
     "README.md": 23,
     "docs/architecture.md": 0,
     "docs/devcluster.md": 8,
+    "docs/evaluation.md": 3,
     "docs/how-it-works.md": 0,
     "docs/measurements.md": 15,
     "docs/preemption.md": 0,
@@ -59,7 +60,7 @@ COUNTS = {
     "prepare.py --help": 5,
     "slurm.py --help": 5,
     "sweep.py --help": 5,
-    "evaluate.py --help": 7,
+    "evaluate.py --help": 8,
     "recipes": 9,
     "clusters": 2,
 }
