@@ -14,6 +14,7 @@ from pirl.errors import ConfigError
 from pirl.recipes import RECIPES, photos
 from pirl.sections import Data
 from pirl.storage.checks import check_place
+from pirl.storage.folder import Folder
 from pirl.storage.secrets import refuse_user_in_environment
 
 
@@ -123,6 +124,43 @@ def storage_uri(given: str | None) -> str:
 def default_storage() -> Path:
     """`runs` in the current folder, or, in a Ray job, whose folder is temporary, in the home folder."""
     return Path.home() / "pirl-runs" if "RAY_JOB_CONFIG_JSON" in os.environ else Path("runs")
+
+
+def spread(argv: list[str]) -> list[str]:
+    """Joins the values of `--PROTOCOL.SETTING A B C` with commas: argparse does not know these options."""
+    joined: list[str] = []
+    for word in argv:
+        inside = joined and joined[-1].startswith("--") and "." in joined[-1].partition("=")[0] and "=" in joined[-1]
+        if word.startswith("--"):
+            joined.append(word)
+        elif joined and joined[-1].startswith("--") and "." in joined[-1] and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        elif inside and not joined[-1].startswith(("--data.", "--cluster.")):
+            joined[-1] += f",{word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def target_at(word: str, storage: str, config: Config) -> Folder:
+    """The run, checkpoint or file that TARGET names: a path, a URL, or the name of a run in the storage."""
+    target = place_at("TARGET", word, config)
+    if "/" not in word.rstrip("/") and not target.exists() and (Folder(storage) / word).exists():
+        return Folder(storage, target.options) / word
+    return target
+
+
+def place_at(what: str, uri: str, config: Config) -> Folder:
+    """A folder or file that a word of the command line names; raises ConfigError where it is no place at all."""
+    from pirl.runs.run import folder_at
+
+    check_place(what, uri, "runs/digits")
+    return folder_at(local(uri), config)
+
+
+def local(uri: str) -> str:
+    """A local path made absolute, since workers run in other folders; URLs and `digits` as they are."""
+    return uri if uri in ("", "digits") or "://" in uri else str(Path(uri).expanduser().resolve())
 
 
 def absolute(config: Config) -> Config:

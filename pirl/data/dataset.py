@@ -18,7 +18,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from pirl.data.digits import ensure_digits
-from pirl.data.parquet_pages import Bytes, checked_images, column, images_of
+from pirl.data.parquet_pages import Bytes, checked_images, column, images_of, source_names
 from pirl.data.writer import MANIFEST, VERSION, fingerprint, parsed
 from pirl.errors import ConfigError, CorruptImage, StorageError
 from pirl.sections import Data
@@ -38,12 +38,18 @@ class RowGroup:
         images: R encoded images, as views into the row group where that saves a copy.
         labels: int64 (R,), the classes, -1 where a row has none; None if the data set has no labels.
         corrupt: Rows whose image must not be used, and why.
+        span: The bytes that were read.
     """
 
     ids: Ints
     images: Sequence[Bytes]
     labels: Ints | None
     corrupt: dict[int, str] = field(default_factory=dict)
+    span: bytes = field(default=b"", repr=False)
+
+    def names(self) -> list[str | None]:
+        """What the images were called in their source; None where that was not written, or cannot be read."""
+        return source_names(self.span) or [None] * len(self.ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +130,7 @@ class Dataset:
             return self._lost(ids, shard, f"row group {within} does not have its checksum")
         verdict = self._verdict(shard) if wrong else ""
         corrupt = {row: f"{self.place(int(ids[row]))} does not have its checksum; {verdict}" for row in wrong}
-        return RowGroup(ids, images, labels, corrupt)
+        return RowGroup(ids, images, labels, corrupt, data)
 
     def is_cached(self, number: int) -> bool:
         """Whether a row group is on the disk of this node, though perhaps no longer when it is read."""

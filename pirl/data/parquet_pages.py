@@ -46,6 +46,16 @@ def checked_images(file: pq.ParquetFile) -> tuple[list[bytes], list[int]]:
     return images, [row for row, image in enumerate(images) if crc32(image) != sums[row]]
 
 
+def source_names(span: bytes) -> list[str | None]:
+    """What the images of a row group were called where they come from; nothing where that cannot be read."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(span))
+        names: list[str | None] = column(file, "name").to_pylist() if "name" in file.schema_arrow.names else []
+    except Exception:  # damaged bytes can make a reader raise anything
+        return []
+    return names
+
+
 def column(file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
     """A column of a row group, read by Arrow."""
     # Not in threads of its own: groups are read in threads already, and handing on costs more than it saves.

@@ -1,6 +1,6 @@
 """Features of a whole data set at every tap of a trunk, extracted by all ranks together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -133,21 +133,31 @@ def _features_of(
 ) -> Features:
     """The features of some row groups, computed together."""
     read = [dataset.load_group(number) for number in block]
-    places = [(group, row) for group in read for row in range(len(group.ids))]
-    found = [_view(dataset, group, row, image_size, skip) for group, row in places]
-    labels = torch.full((len(found),), -1, device=device)
-    if not found:
+    labels = torch.full((sum(len(group.ids) for group in read),), -1, device=device)
+    if not read:
         return Features(
             {name: torch.empty(0, d, device=device) for name, d in widths(trunk, image_size, device).items()}, labels
         )
-    usable = torch.tensor([view is not None for view in found], device=device)
-    blank = torch.zeros(3, image_size, image_size, dtype=torch.uint8)
-    views = torch.stack([blank if view is None else view for view in found])
+    views, found = views_of(dataset, read, image_size, skip=skip)
+    usable = found.to(device)
     if dataset.labels is not None:
         given = np.concatenate([group.labels for group in read if group.labels is not None])
         labels = torch.where(usable, torch.from_numpy(given).to(device), -1)
     with torch.inference_mode():
         return Features(pool(trunk.taps(normalize(views.to(device)))), labels)
+
+
+def views_of(dataset: Dataset, groups: Sequence[RowGroup], image_size: int, *, skip: bool) -> tuple[Tensor, Tensor]:
+    """The views of all images of row groups, uint8 (N, 3, S, S), and bool (N,), which images can be used.
+
+    Raises:
+        CorruptImage: One cannot be used, and `skip` is off; with it, its view is black.
+    """
+    places = [(group, row) for group in groups for row in range(len(group.ids))]
+    found = [_view(dataset, group, row, image_size, skip) for group, row in places]
+    blank = torch.zeros(3, image_size, image_size, dtype=torch.uint8)
+    views = torch.stack([blank if view is None else view for view in found])
+    return views, torch.tensor([view is not None for view in found])
 
 
 def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
