@@ -8,13 +8,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import os
 import signal
+from typing import Any
 
 from jobs.run.evaluation_request import EmbeddingRequest
-from jobs.settings import Parser, local, pairs, place_at, settings_and_storage, spread, target_at
+from jobs.settings import Parser, destination_at, local, places_and_settings, settings_and_storage, target_at
 from pirl.config import Config, override
 from pirl.errors import ConfigError, CorruptImage, RunFailed, StorageError, StoreRefusedError
 from pirl.processes import torchrun
 from pirl.storage.checks import check_can_write
+
+PLACES = """
+
+  TARGET       a run, a checkpoint, or a file with weights (.safetensors, .pth)
+  DESTINATION  a new folder or its URL; one that was cut off goes on
+"""
 
 EXAMPLES = """
 examples:
@@ -63,15 +70,13 @@ def parse(argv: list[str]) -> EmbeddingRequest:
     parser = Parser(
         prog="python jobs/embed.py",
         usage="python jobs/embed.py TARGET DESTINATION [--data URI] [--split train|test] [--tap TAP] ...",
-        description=__doc__,
+        description=__doc__ + PLACES,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
     )
     add = parser.add_argument
-    add("target", metavar="TARGET", nargs="?", help="a run, a checkpoint, or a file with weights (.safetensors, .pth)")
-    add("destination", metavar="DESTINATION", nargs="?", help="a new folder or URL; one that was cut off goes on")
     add("--data", metavar="URI", help="the images (default: those that the run was trained on)")
     add("--split", choices=["train", "test"], default="train", help="test is what was held out (default: train)")
     add("--tap", metavar="LAYER", default="res5", help="conv1, res2, res3, res4 or res5 (the default)")
@@ -83,24 +88,17 @@ def parse(argv: list[str]) -> EmbeddingRequest:
     add("--check", action="store_true", help="check the request, print DESTINATION, start nothing")
     add("--no-ray", action="store_true", help="in this process; so it is without RAY_ADDRESS and several workers")
     add("-h", "--help", action="store_true", help="this text")
-    known, rest = parser.parse_known_args(spread(argv))
+    known, target, destination, changes = places_and_settings(parser, argv)
     if known.help:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without a word
         parser.print_help()
         sys.exit(0)
-    for name, what in (("target", "no network: "), ("destination", "no place for the features: ")):
-        if not getattr(known, name):
-            raise ConfigError(f"{what}python jobs/embed.py TARGET DESTINATION, weights and a new folder")
     if known.image_size is not None and known.image_size < 16:
         raise ConfigError(f"--image-size {known.image_size}: use 16 or more")
-    return _request(known, rest)
+    return _request(known, target, destination, changes)
 
 
-def _request(known: argparse.Namespace, rest: list[str]) -> EmbeddingRequest:
-    word, changes = pairs(rest)
-    if word is not None:
-        raise ConfigError(f"unexpected {word!r}: TARGET is one run, checkpoint or file, and DESTINATION one folder")
-    names = {key.replace("-", "_"): value for key, value in changes.items()}
+def _request(known: argparse.Namespace, target: str, destination: str, names: dict[str, Any]) -> EmbeddingRequest:
     if "data.uri" in names:
         raise ConfigError(f"--data.uri {names['data.uri']}: type --data {names['data.uri']}")
     if strange := [key for key in names if not key.startswith(("data.", "cluster."))]:
@@ -108,8 +106,8 @@ def _request(known: argparse.Namespace, rest: list[str]) -> EmbeddingRequest:
     settings, storage = settings_and_storage(known)
     config = override(Config(), {"cluster.workers": 1, **settings, **names})
     return EmbeddingRequest(
-        target=target_at(known.target, storage, config),
-        out=place_at("DESTINATION", known.destination, config),
+        target=target_at(target, storage, config),
+        out=destination_at(destination, config),
         data=local(known.data or ""),
         split=known.split,
         tap=known.tap,

@@ -158,6 +158,13 @@ def place_at(what: str, uri: str, config: Config) -> Folder:
     return folder_at(local(uri), config)
 
 
+def destination_at(uri: str, config: Config) -> Folder:
+    """What DESTINATION names; raises ConfigError where nothing can be written."""
+    if uri.startswith(("http://", "https://")):
+        raise ConfigError(f"DESTINATION {uri} is on a web server, which is read alone: name a folder or a store")
+    return place_at("DESTINATION", uri, config)
+
+
 def local(uri: str) -> str:
     """A local path made absolute, since workers run in other folders; URLs and `digits` as they are."""
     return uri if uri in ("", "digits") or "://" in uri else str(Path(uri).expanduser().resolve())
@@ -181,3 +188,24 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments") and self.prog == SUBMIT:
             message += "; write the job file and its arguments behind --, e.g. -- jobs/pretrain.py digits"
         raise ConfigError(message)
+
+
+def places_and_settings(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, str, str, dict[str, Any]]:
+    """Reads a command line with TARGET and DESTINATION, wherever they stand between its options.
+
+    Returns:
+        What the parser knows, which takes options alone; TARGET and DESTINATION, both "" where help is asked for; and
+        the settings, with underscores in their names.
+
+    Raises:
+        ConfigError: As `pairs`, or for more or fewer words.
+    """
+    known, rest = parser.parse_known_args(spread(argv))
+    words = [word for word in rest if not word.startswith("-")]
+    _, changes = pairs([word for word in rest if word.startswith("-")])
+    if known.help:
+        words = ["", ""]
+    if len(words) != 2:
+        given = f"{len(words)} are given: {' '.join(words)}" if words else "none is given"
+        raise ConfigError(f"two words are needed, TARGET and DESTINATION, and {given}. See {parser.prog} --help")
+    return known, words[0], words[1], {name.replace("-", "_"): value for name, value in changes.items()}
