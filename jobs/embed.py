@@ -104,7 +104,8 @@ def _request(known: argparse.Namespace, target: str, destination: str, names: di
     if strange := [key for key in names if not key.startswith(("data.", "cluster."))]:
         raise ConfigError(f"--{strange[0].replace('_', '-')} is no setting of data or cluster: see --help")
     settings, storage = settings_and_storage(known)
-    config = override(Config(), {"cluster.workers": 1, **settings, **names})
+    given = {"data.uri": local(known.data)} if known.data else {}
+    config = override(Config(), {"cluster.workers": 1, **settings, **given, **names})
     return EmbeddingRequest(
         target=target_at(target, storage, config),
         out=destination_at(destination, config),

@@ -115,7 +115,8 @@ def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRe
     settings, storage = settings_and_storage(known)
     names = {key.replace("-", "_"): value for key, value in changes.items()}
     shared = {key: value for key, value in names.items() if key.startswith(("data.", "cluster."))}
-    config = override(Config(), {**settings, "cluster.workers": 1, **settings, **shared})
+    given = {"data.uri": local(known.data)} if known.data else {}
+    config = override(Config(), {"cluster.workers": 1, **settings, **given, **shared})
     target = target_at(known.target, storage, config)
     protocols = {name: _settings(name, names) for name in known.protocol}
     strange = [key for key in names if key not in shared and key.partition(".")[0] not in protocols]

@@ -145,8 +145,9 @@ def spread(argv: list[str]) -> list[str]:
 def target_at(word: str, storage: str, config: Config) -> Folder:
     """The run, checkpoint or file that TARGET names: a path, a URL, or the name of a run in the storage."""
     target = place_at("TARGET", word, config)
-    if "/" not in word.rstrip("/") and not target.exists() and (Folder(storage) / word).exists():
-        return Folder(storage, target.options) / word
+    if "/" not in word.rstrip("/") and not target.exists():
+        named = place_at("--storage", storage, config) / word
+        return named if named.exists() else target
     return target
 
 
@@ -155,7 +156,10 @@ def place_at(what: str, uri: str, config: Config) -> Folder:
     from pirl.runs.run import folder_at
 
     check_place(what, uri, "runs/digits")
-    return folder_at(local(uri), config)
+    place = local(uri)
+    if "://" not in config.data.uri:  # then the options that are typed for a store are meant for this one
+        config = config.model_copy(update={"data": config.data.model_copy(update={"uri": place})})
+    return folder_at(place, config)
 
 
 def destination_at(uri: str, config: Config) -> Folder:
