@@ -25,14 +25,14 @@ PLACES = """
 
 EXAMPLES = """
 examples:
-  python jobs/embed.py runs/digits features/digits                        res5 of the images it was trained on
-  python jobs/embed.py runs/cifar10 features/test --split test --tap res4 --dtype float16
+  python jobs/embed.py runs/pets features/pets                            res5 of the images it was trained on
+  python jobs/embed.py runs/pets features/test --split test --tap res4 --dtype float16
   python jobs/embed.py resnet50.pth s3://bucket/features --data data/photos --image-size 224
-  torchrun --nproc-per-node 2 -- jobs/embed.py runs/digits features/digits
-  ray job submit --working-dir . -- python jobs/embed.py /shared/runs/cifar10 /shared/features --cluster.workers 4
-  python jobs/slurm.py --cluster clusters/slurm-cpu.toml -- jobs/embed.py /shared/runs/cifar10 /shared/features
+  torchrun --nproc-per-node 2 -- jobs/embed.py runs/pets features/pets
+  ray job submit --working-dir . -- python jobs/embed.py /shared/runs/pets /shared/features --cluster.workers 4
+  python jobs/slurm.py --cluster clusters/slurm-cpu.toml -- jobs/embed.py /shared/runs/pets /shared/features
 
-Read them with pyarrow, pandas or duckdb: pandas.read_parquet("features/digits", columns=["id", "features"]).
+Read them with pyarrow, pandas or duckdb: pandas.read_parquet("features/pets", columns=["id", "features"]).
 """
 
 

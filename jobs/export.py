@@ -31,8 +31,8 @@ formats:
 Beside the file comes FILE.json: mean, std, size and resizing of the images, and the lines of Python that load it.
 
 examples:
-  python jobs/export.py runs/digits --format torchvision digits.pth
-  python jobs/export.py runs/cifar10 --format onnx s3://bucket/models/cifar10.onnx
+  python jobs/export.py runs/pets --format torchvision pets.pth
+  python jobs/export.py runs/pets --format onnx s3://bucket/models/pets.onnx
   python jobs/export.py resnet50.pth --format safetensors models/resnet50.safetensors --image-size 224
 """
 

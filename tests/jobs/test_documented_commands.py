@@ -22,17 +22,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from clusters.dev import command as devcluster
-from jobs import prepare, pretrain, slurm
+from jobs import embed, export, prepare, pretrain, slurm
 from jobs.batch import options
-from pirl.config import Config, from_json, leaves
+from pirl.config import Config, from_json, leaves, override
 from pirl.data.digits import ensure_digits
 from pirl.data.writer import ShardWriter
+from pirl.methods.models import Trunk
 from pirl.recipes import FEWEST, RECIPES
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
+from tests.runs.test_weights import write_run
 from tests.s3 import START_S
 from tune import request, sweep
 from tune.rows import repeat
@@ -51,10 +54,13 @@ COUNTS = {
     "docs/preemption.md": 0,
     "docs/slurm.md": 9,
     "docs/sweeps.md": 10,
+    "docs/using.md": 8,
     "pretrain.py --help": 8,
     "prepare.py --help": 5,
     "slurm.py --help": 5,
     "sweep.py --help": 5,
+    "embed.py --help": 6,
+    "export.py --help": 3,
     "recipes": 9,
     "clusters": 2,
 }
@@ -125,6 +131,8 @@ HELPS = {
     "prepare.py": (prepare.main, prepare.EXAMPLES),
     "slurm.py": (slurm.main, options.EPILOG),
     "sweep.py": (sweep.main, request.EXAMPLES),
+    "embed.py": (embed.main, embed.EXAMPLES),
+    "export.py": (export.main, export.EXAMPLES),
 }
 ALL = list(documented())
 
@@ -169,6 +177,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3_server: tuple[str, str]) 
         pq.write_table(pa.table({"image": [picture(32, at) for at in range(9)]}), top / f"{path}.parquet")
     shutil.copytree(ROOT / "clusters", top / "clusters", ignore=shutil.ignore_patterns("*.py", "dev", "node", "slurm"))
     shutil.copy(top / "clusters/slurm-cpu.toml", top / "clusters/mine.toml")
+    config = override(Config(), {"model.width": 4, "data.uri": str(top / "shared/photos")})
+    write_run(top / "shared/runs/pets", config)
+    shutil.copytree(top / "shared/runs", top / "runs")
+    torch.save(Trunk("resnet50", 4).state_dict(), top / "resnet50.pth")
     (top / "seeds.txt").write_text("--seed 1 --run digits-1\n")
     ensure_digits()
     for name in ("bucket", "my-bucket"):
@@ -236,6 +248,10 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
             return type_in(pretrain.main, *words, "--check")
         case "tune/sweep.py":
             return type_in(sweep.main, *words, "--check")
+        case "jobs/embed.py":
+            return type_in(embed.main, *words, "--check")
+        case "jobs/export.py":
+            return type_in(export.main, *words, "--check")
         case "jobs/prepare.py":
             # Overwriting, as the data for other commands lies there.
             return type_in(prepare.main, *words, *([] if "--inspect" in words else ["--check", "--overwrite"]))
