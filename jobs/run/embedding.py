@@ -95,7 +95,7 @@ def work(request: EmbeddingRequest, device: torch.device, say: Say) -> None:
     weights = read_weights(request.target)
     embedder = embedder_of(request, weights, device)
     asked, rank, first = embedder.request(), dist.rank(), dist.rank() == 0
-    ready = not request.overwrite and is_done(request.out, asked) if first else True
+    ready = not request.overwrite and is_done(request.out, asked, embedder.skip) if first else True
     if not all(dist.all_gather_dicts({str(rank): ready}).values()):
         if first:
             start(request.out, asked, request.overwrite)
@@ -136,7 +136,7 @@ def _on_ray(request: EmbeddingRequest) -> int:
     weights = read_weights(request.target)
     embedder = embedder_of(request, weights)
     asked = embedder.request()
-    if not request.overwrite and is_done(request.out, asked):
+    if not request.overwrite and is_done(request.out, asked, embedder.skip):
         print(request.out)
         return 0
     connect(meanwhile=AHEAD)

@@ -86,7 +86,6 @@ class Embedder:
             "tap": self.tap,
             "image_size": self.image_size,
             "dtype": self.dtype,
-            "on_error": "skip" if self.skip else "raise",
             "device": self.device.type,
             "pooling": POOLING,
             "torch": version("torch"),
@@ -95,7 +94,7 @@ class Embedder:
         }
 
     def find(self, number: int) -> Entry | None:
-        """A shard that is there and whole, read from end to end; None for any other."""
+        """A shard that is there, whole and as asked for, read from end to end; None for any other."""
         name = shard_name(number)
         try:
             with self.folder.reading(name) as file:
@@ -108,7 +107,8 @@ class Embedder:
             raise
         if table.schema != self.schema or table.num_rows != self.rows(number):
             return None
-        return self._entry(number, table)
+        entry = self._entry(number, table)
+        return entry if self.skip or not entry["without_features"] else None
 
     def write(self, number: int, done: Callable[[int], None] = lambda images: None) -> Entry:
         """Makes a shard.
@@ -185,8 +185,8 @@ def shard_name(number: int) -> str:
     return f"features-{number:05d}.parquet"
 
 
-def is_done(folder: Folder, request: Mapping[str, Any]) -> bool:
-    """Whether the folder holds all of this embedding."""
+def is_done(folder: Folder, request: Mapping[str, Any], skip: bool) -> bool:
+    """Whether the folder holds all of this embedding; with `skip` images may lack features."""
     files = folder.sizes()
     if EMBEDDING not in files or UNFINISHED in files:
         return False
@@ -194,6 +194,7 @@ def is_done(folder: Folder, request: Mapping[str, Any]) -> bool:
     return (
         about is not None
         and not _differs(about, request)
+        and (skip or not about["without_features"])
         and all(files.get(entry["path"]) == entry["bytes"] for entry in about["shards"])
     )
 

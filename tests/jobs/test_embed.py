@@ -244,12 +244,16 @@ def test_an_image_that_cannot_be_used_ends_it_or_has_no_features(embed, world):
     assert code == 1
     assert "(id 200)" in answer
     assert "add --data.on-error skip" in answer
-    code, answer = embed(*words, "--data.on-error", "skip", "--overwrite")
+    first = contents(world / "out")["features-00000.parquet"]
+    code, answer = embed(*words, "--data.on-error", "skip")
     assert code == 0
+    assert contents(world / "out")["features-00000.parquet"] == first
     assert "1 of 330 images could not be used" in answer
     features = rows(world / "out")["features"]
     assert [row for row, value in enumerate(features.to_pylist()) if value is None] == [200]
     assert json.loads((world / "out/embedding.json").read_text())["without_features"] == 1
+    assert embed(*words, "--data.on-error", "skip")[0] == 0
+    assert embed(*words)[0] == 1, "which takes no such image"
 
 
 def test_features_that_a_type_cannot_hold_are_not_written(embed, world):
