@@ -12,12 +12,12 @@ import signal
 from typing import Any
 
 from jobs.run.evaluation_request import EvaluationRequest
-from jobs.settings import Parser, pairs, settings_and_storage
+from jobs.settings import Parser, local, pairs, place_at, settings_and_storage, spread, target_at
 from pirl.config import Config, override
 from pirl.errors import ConfigError, CorruptImage, StorageError, StoreRefusedError, TrainingDiverged
 from pirl.processes import torchrun
 from pirl.sections import Section
-from pirl.storage.checks import check_can_write, check_place
+from pirl.storage.checks import check_can_write
 from pirl.storage.folder import Folder
 
 EXAMPLES = """
@@ -99,22 +99,6 @@ def parse(argv: list[str]) -> EvaluationRequest:
     return _request(known, changes)
 
 
-def spread(argv: list[str]) -> list[str]:
-    """Joins the values of `--PROTOCOL.SETTING A B C` with commas: argparse does not know these options."""
-    joined: list[str] = []
-    for word in argv:
-        inside = joined and joined[-1].startswith("--") and "." in joined[-1].partition("=")[0] and "=" in joined[-1]
-        if word.startswith("--"):
-            joined.append(word)
-        elif joined and joined[-1].startswith("--") and "." in joined[-1] and "=" not in joined[-1]:
-            joined[-1] += f"={word}"
-        elif inside and not joined[-1].startswith(("--data.", "--cluster.")):
-            joined[-1] += f",{word}"
-        else:
-            joined.append(word)
-    return joined
-
-
 def protocol_help() -> str:
     """What each protocol is, and its settings with their defaults."""
     from pirl.evaluate.evaluate import PROTOCOLS
@@ -133,17 +117,16 @@ def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRe
     settings, storage = settings_and_storage(known)
     names = {key.replace("-", "_"): value for key, value in changes.items()}
     shared = {key: value for key, value in names.items() if key.startswith(("data.", "cluster."))}
-    config = override(Config(), {"cluster.workers": 1, "cluster.loader_processes": 0, **settings, **shared})
-    target = _place("TARGET", known.target, config)
-    if "/" not in known.target.rstrip("/") and not target.exists() and (Folder(storage) / known.target).exists():
-        target = Folder(storage, target.options) / known.target
+    given = {"data.uri": local(known.data)} if known.data else {}
+    config = override(Config(), {"cluster.workers": 1, "cluster.loader_processes": 0, **settings, **given, **shared})
+    target = target_at(known.target, storage, config)
     protocols = {name: _settings(name, names) for name in known.protocol}
     strange = [key for key in names if key not in shared and key.partition(".")[0] not in protocols]
     if strange:
         asked = ", ".join(protocols)
         raise ConfigError(f"--{strange[0].replace('_', '-')} is no setting of {asked}, data or cluster: see --help")
     if known.out is not None:
-        out = _place("--out", known.out, config)
+        out = place_at("--out", known.out, config)
     elif target.path and target.path.is_file():
         out = Folder(str(Path(f"evaluation-{Path(target.name).stem}").resolve()))
     else:
@@ -152,15 +135,15 @@ def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRe
     return EvaluationRequest(
         target=target,
         out=out,
-        data=_local(known.data or ""),
-        test=_local(known.test or ""),
+        data=local(known.data or ""),
+        test=local(known.test or ""),
         protocols=protocols,
         config=config,
         image_size=known.image_size,
         max_images=known.max_images,
         seed=known.seed,
         random=not known.no_random,
-        ensemble=_place("--ensemble", known.ensemble, config) if known.ensemble is not None else None,
+        ensemble=place_at("--ensemble", known.ensemble, config) if known.ensemble is not None else None,
         features=known.features or "",
         use_ray=not known.no_ray
         and not torchrun("WORLD_SIZE")
@@ -188,18 +171,6 @@ def _settings(name: str, changes: dict[str, Any]) -> Section:
     except ValidationError as error:
         lines = [problem_with(each, list(cls.model_fields)) for each in error.errors()]
         raise ConfigError("\n".join(f"--{name}.{line}" for line in lines)) from None
-
-
-def _place(what: str, uri: str, config: Config) -> Folder:
-    from pirl.runs.run import folder_at
-
-    check_place(what, uri, "runs/digits")
-    return folder_at(_local(uri), config)
-
-
-def _local(uri: str) -> str:
-    """A local path made absolute, since workers run in other folders; URLs and `digits` as they are."""
-    return uri if uri in ("", "digits") or "://" in uri else str(Path(uri).expanduser().resolve())
 
 
 if __name__ == "__main__":

@@ -117,7 +117,6 @@ def subject_of(
     """The network with its images."""
     train, test = splits_of(request, weights)
     config = weights.config
-    size = request.image_size or (config.data.image_size if config else 224 if weights.stem == "imagenet" else 32)
     others = [read_weights(request.ensemble)] if request.ensemble else []
     torch.manual_seed(config.seed if config else request.seed)
     untrained = PIRL(config).trunk if config else Trunk(weights.arch, weights.width, weights.stem)
@@ -131,7 +130,7 @@ def subject_of(
         untrained=untrained.to(device) if request.random else None,
         train=train,
         test=test,
-        image_size=size,
+        image_size=weights.image_size(request.image_size),
         device=device,
         seed=request.seed,
         limit=request.max_images,

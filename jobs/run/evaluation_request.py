@@ -1,7 +1,8 @@
-"""What is asked of an evaluation, as it is sent to those who carry it out."""
+"""What is asked of an evaluation and of an embedding, as it is sent to those who carry it out."""
 
 import sys
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pirl.config import Config
 from pirl.sections import Section
@@ -36,3 +37,29 @@ class EvaluationRequest:
     use_ray: bool
     only_check: bool
     command: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv[1:]))
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """What the command line asks for.
+
+    Attributes:
+        target: The run, checkpoint or file.
+        out: DESTINATION.
+        data: Of the images; "" for those of the run.
+        split: Which of them: `test` is the split that was held out.
+        tap: One of `models.TAPS`.
+        config: Workers on Ray, as in `config.Cluster`; with how the store is reached, `config.Data`.
+    """
+
+    target: Folder
+    out: Folder
+    data: str
+    split: Literal["train", "test"]
+    tap: str
+    dtype: Literal["float32", "float16"]
+    config: Config
+    image_size: int | None
+    overwrite: bool
+    use_ray: bool
+    only_check: bool

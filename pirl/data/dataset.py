@@ -18,7 +18,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from pirl.data.digits import ensure_digits
-from pirl.data.parquet_pages import Bytes, checked_images, column, images_of, source_name
+from pirl.data.parquet_pages import Bytes, checked_images, column, images_of, source_names
 from pirl.data.writer import MANIFEST, VERSION, fingerprint, parsed
 from pirl.errors import ConfigError, CorruptImage, StorageError
 from pirl.sections import Data
@@ -49,8 +49,12 @@ class RowGroup:
 
     def made_from(self, row: int) -> str:
         """What the image of a row was called in the source, for messages, in brackets; empty where nobody knows."""
-        name = source_name(self.span, row)
+        name = self.names()[row]
         return "" if name is None else f" (made from {name})"
+
+    def names(self) -> list[str | None]:
+        """What the images were called in their source; None where that was not written, or cannot be read."""
+        return source_names(self.span) or [None] * len(self.ids)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """Features of a whole data set at every tap of a trunk, extracted by all ranks together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
@@ -159,13 +159,24 @@ def read_views(
     Returns:
         uint8 (B, ...), and int64 (B,), -1 where there is none.
     """
-    views, labels = [], []
-    for group in (dataset.load_group(number) for number in block):
-        for row in range(len(group.ids)):
-            image = _image(dataset, group, row, skip)
-            views.append(view(BLACK if image is None else image))
-            labels.append(-1 if image is None or group.labels is None else int(group.labels[row]))
-    return torch.stack(views), torch.tensor(labels)
+    groups = [dataset.load_group(number) for number in block]
+    views, usable = views_of(dataset, groups, view, skip=skip)
+    none = (np.full(len(group.ids), -1) for group in groups)
+    labels = [without if group.labels is None else group.labels for group, without in zip(groups, none, strict=True)]
+    return views, torch.where(usable, torch.from_numpy(np.concatenate(labels)), -1)
+
+
+def views_of(
+    dataset: Dataset, groups: Sequence[RowGroup], view: Callable[[Tensor], Tensor], *, skip: bool
+) -> tuple[Tensor, Tensor]:
+    """The views of all images of row groups, uint8 (N, ...), and bool (N,), which images can be used.
+
+    Raises:
+        CorruptImage: One cannot be used, and `skip` is off; with it, its view is black.
+    """
+    images = [_image(dataset, group, row, skip) for group in groups for row in range(len(group.ids))]
+    views = torch.stack([view(BLACK if image is None else image) for image in images])
+    return views, torch.tensor([image is not None for image in images])
 
 
 def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:

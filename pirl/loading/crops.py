@@ -1,6 +1,7 @@
 """Geometry of the views: crops of an image, resized; image by image, on uint8."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,9 +55,24 @@ def ten_views(image: Tensor, image_size: int) -> Tensor:
 def _scaled(image: Tensor, image_size: int) -> Tensor:
     """The image with its short side at 256/224 S."""
     _, height, width = image.shape
-    short = round(image_size * 256 / 224)
+    short = short_side(image_size)
     h, w = (short, short * width // height) if height <= width else (short * height // width, short)
     return resize(image, h, w)
+
+
+def short_side(image_size: int) -> int:
+    """Of the image before the centre of side `image_size` is cut out, in pixels."""
+    return round(image_size * 256 / 224)
+
+
+def view_rule(image_size: int) -> dict[str, Any]:
+    """How `plain_view` makes a view, for who makes it without this project."""
+    return {
+        "resize_short_side": short_side(image_size),
+        "interpolation": "bilinear, antialiased",
+        "crop": "center",
+        "size": image_size,
+    }
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

@@ -28,11 +28,12 @@ import torchvision
 from PIL import Image
 
 from clusters.dev import command as devcluster
-from jobs import evaluate, prepare, pretrain, slurm
+from jobs import embed, evaluate, export, prepare, pretrain, slurm
 from jobs.batch import options
 from pirl.config import Config, from_json, leaves, override
 from pirl.data.digits import ensure_digits
 from pirl.data.writer import ShardWriter
+from pirl.methods.models import Trunk
 from pirl.recipes import FEWEST, RECIPES
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
@@ -56,11 +57,14 @@ COUNTS = {
     "docs/preemption.md": 0,
     "docs/slurm.md": 9,
     "docs/sweeps.md": 10,
+    "docs/using.md": 8,
     "pretrain.py --help": 8,
     "prepare.py --help": 5,
     "slurm.py --help": 5,
     "sweep.py --help": 5,
     "evaluate.py --help": 8,
+    "embed.py --help": 6,
+    "export.py --help": 3,
     "recipes": 9,
     "clusters": 2,
 }
@@ -132,6 +136,8 @@ HELPS = {
     "slurm.py": (slurm.main, options.EPILOG),
     "sweep.py": (sweep.main, request.EXAMPLES),
     "evaluate.py": (evaluate.main, evaluate.EXAMPLES),
+    "embed.py": (embed.main, embed.EXAMPLES),
+    "export.py": (export.main, export.EXAMPLES),
 }
 ALL = list(documented())
 
@@ -176,6 +182,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3_server: tuple[str, str]) 
         pq.write_table(pa.table({"image": [picture(32, at) for at in range(9)]}), top / f"{path}.parquet")
     shutil.copytree(ROOT / "clusters", top / "clusters", ignore=shutil.ignore_patterns("*.py", "dev", "node", "slurm"))
     shutil.copy(top / "clusters/slurm-cpu.toml", top / "clusters/mine.toml")
+    config = override(Config(), {"model.width": 4, "data.uri": str(top / "shared/photos")})
+    write_run(top / "shared/runs/pets", config)
+    shutil.copytree(top / "shared/runs", top / "runs")
+    torch.save(Trunk("resnet50", 4).state_dict(), top / "resnet50.pth")
     (top / "seeds.txt").write_text("--seed 1 --run digits-1\n")
     ensure_digits()
     for name in ("bucket", "my-bucket"):
@@ -243,6 +253,10 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
             return type_in(pretrain.main, *words, "--check")
         case "tune/sweep.py":
             return type_in(sweep.main, *words, "--check")
+        case "jobs/embed.py":
+            return type_in(embed.main, *words, "--check")
+        case "jobs/export.py":
+            return type_in(export.main, *words, "--check")
         case "jobs/prepare.py":
             # Overwriting, as the data for other commands lies there.
             return type_in(prepare.main, *words, *([] if "--inspect" in words else ["--check", "--overwrite"]))
@@ -266,12 +280,10 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
 @contextmanager
 def runs() -> Iterator[None]:
     """In the block there are runs and weights, which else would be in the way of commands that make them."""
-    places = [Path("runs"), Path("shared/runs")]
-    for name in ("digits", "photos", "cifar10"):
-        uri = name if name == "digits" else str(Path("data", name).resolve())
-        config = override(Config(), {"model.width": 1, "data.uri": uri})
-        for place in places:
-            write_run(place / name, config)
+    places = [Path(storage, name) for storage in ("runs", "shared/runs") for name in ("digits", "photos", "cifar10")]
+    for place in places:
+        uri = "digits" if place.name == "digits" else str(Path("data", place.name).resolve())
+        write_run(place, override(Config(), {"model.width": 1, "data.uri": uri}))
     torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
     try:
         yield
