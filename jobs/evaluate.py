@@ -14,7 +14,7 @@ from typing import Any
 from jobs.run.evaluation_request import EvaluationRequest
 from jobs.settings import Parser, pairs, settings_and_storage
 from pirl.config import Config, override
-from pirl.errors import ConfigError, StorageError, StoreRefusedError
+from pirl.errors import ConfigError, CorruptImage, StorageError, StoreRefusedError, TrainingDiverged
 from pirl.processes import torchrun
 from pirl.sections import Section
 from pirl.storage.checks import check_can_write, check_place
@@ -26,6 +26,8 @@ examples:
   python jobs/evaluate.py runs/digits --protocol knn linear --knn.k 20 200
   python jobs/evaluate.py runs/cifar10 --data data/other --protocol few --few.per-class 1 10 100
   python jobs/evaluate.py resnet50.pth --data data/photos --image-size 224 --out resnet50-on-photos
+  python jobs/evaluate.py runs/imagenet --protocol svm --data VOCdevkit/VOC2007 --svm.low-shot 1 2 4 8 16 96
+  python jobs/evaluate.py runs/imagenet --protocol detection --data VOCdevkit/VOC2007
   torchrun --nproc-per-node 2 -- jobs/evaluate.py runs/digits
   ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/cifar10 --cluster.workers 4
   python jobs/slurm.py --cluster clusters/slurm-cpu.toml -- jobs/evaluate.py /shared/runs/cifar10
@@ -50,7 +52,7 @@ def main() -> int:
     except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except StorageError as error:
+    except (StorageError, CorruptImage, TrainingDiverged) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

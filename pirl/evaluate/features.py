@@ -12,8 +12,9 @@ from torch import Tensor
 from pirl import dist
 from pirl.data.dataset import Dataset, RowGroup
 from pirl.errors import CorruptImage
+from pirl.evaluate.voc import VocSplit
 from pirl.loading.color import normalize
-from pirl.loading.crops import plain_view
+from pirl.loading.crops import plain_view, resize
 from pirl.loading.decode import decoded
 from pirl.methods.models import Trunk
 
@@ -81,7 +82,7 @@ def extract_rounds(
 
     Args:
         trunk: On `device`. Its mode is as before afterwards.
-        image_size: Side of `crops.plain_view`, in pixels.
+        image_size: Side of `crops.plain_view`, or of the whole image of a `VocSplit`, in pixels.
         device: Where to compute, and where the features stay.
         limit: Stop after the row group that brings the number of images to this. The images of a data set
             lie in random order, so its first ones are a fair sample.
@@ -159,8 +160,10 @@ def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _view(dataset: Dataset, group: RowGroup, row: int, image_size: int, skip: bool) -> Tensor | None:
     try:
-        return plain_view(decoded(dataset, group, int(group.ids[row]), row), image_size)
+        image = decoded(dataset, group, int(group.ids[row]), row)
     except CorruptImage:
         if skip:
             return None
         raise
+    # The classes that an image of VOC shows may lie at its edge: the whole of it is squeezed, as in the source.
+    return resize(image, image_size, image_size) if isinstance(dataset, VocSplit) else plain_view(image, image_size)

@@ -12,6 +12,7 @@ from pirl.evaluate.features import Features, extract
 from pirl.evaluate.store import FeatureStore
 from pirl.methods.models import Trunk
 from pirl.methods.pirl import PIRL
+from pirl.storage.folder import Folder
 
 MAX_IMAGES = 100_000
 """Images of each split that are used at most, by default: exact fits hold the features of one tap in memory."""
@@ -36,6 +37,7 @@ class Subject:
         skip: Whether an image that cannot be used is left out.
         say: Takes lines of progress, on rank 0.
         store: Keeps features; without it they are held in memory.
+        out: Where reports go, and what a long measurement goes on from; None keeps nothing.
     """
 
     trunk: Trunk
@@ -50,6 +52,7 @@ class Subject:
     skip: bool = False
     say: Callable[[str], None] = lambda line: None
     store: FeatureStore | None = None
+    out: Folder | None = None
     _held: dict[tuple[SplitName, bool], Features] = field(default_factory=dict, repr=False)
 
     def features(self, split: SplitName, *, trained: bool = True) -> Features:
