@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pirl.errors import ConfigError
+from pirl.errors import ConfigError, CorruptImage
 from pirl.evaluate.features import extract, pool
 from pirl.evaluate.splits import why_not
 from pirl.evaluate.voc import VocSplit, open_voc, presence_of, years_of
@@ -126,6 +126,14 @@ def test_features_are_those_of_the_whole_image(devkit: Path) -> None:
         for name in TAPS:
             # float32: a convolution may add in another order for another batch size.
             torch.testing.assert_close(features.taps[name][id], one[name][0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_damaged_image_is_never_skipped(devkit: Path) -> None:
+    """Its classes would be fitted to what is blank."""
+    train, _ = _open(devkit / "VOC2007")
+    (devkit / "VOC2007/JPEGImages/000005.jpg").write_bytes(b"no image")
+    with pytest.raises(CorruptImage, match=r"VOC2007/JPEGImages/000005\.jpg"):
+        extract(Trunk("resnet18", 4), train, 32, CPU, skip=True)
 
 
 def test_other_protocols_are_told_of_several_classes(devkit: Path) -> None:
