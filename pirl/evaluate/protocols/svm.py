@@ -47,7 +47,10 @@ class SVM(Section):
     low_shot: tuple[Count, ...] = ()
     """Images of each class in further measurements, as 1 2 4 8 16 96: with (classes - 1) times as many others."""
     low_shot_cost: Positive = 1.0
-    """The cost in those: so few images cannot choose it, and test images must not."""
+    """The cost in those: so few images cannot choose it, and test images must not.
+
+    On `digits`, 8 images a class have 75, 79 and 79 % with 0.1, 1 and 10.
+    """
     draws: Count = 5
     """How often those images are drawn: the mean and the standard deviation are told."""
 
