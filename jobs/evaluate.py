@@ -27,6 +27,8 @@ examples:
   python jobs/evaluate.py runs/cifar10 --data data/photos --protocol few --few.per-class 1 10 100
   python jobs/evaluate.py runs/cifar10 --protocol linear_sgd semi --semi.shares 0.01 0.1
   python jobs/evaluate.py resnet18.pth --data data/photos --image-size 224 --out resnet18-on-photos
+  python jobs/evaluate.py runs/imagenet --protocol svm --data VOCdevkit/VOC2007 --svm.low-shot 1 2 4 8 16 96
+  python jobs/evaluate.py runs/imagenet --protocol detection --data VOCdevkit/VOC2007
   torchrun --nproc-per-node 2 -- jobs/evaluate.py runs/digits
   ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/cifar10 --cluster.workers 4
   python jobs/slurm.py --cluster clusters/slurm-cpu.toml --dry-run -- jobs/evaluate.py /shared/runs/cifar10

@@ -21,9 +21,11 @@ from pirl.evaluate.reports import as_text, report_of, write_report
 from pirl.evaluate.splits import why_not
 from pirl.evaluate.store import FeatureStore, checksum
 from pirl.evaluate.subject import Subject
+from pirl.evaluate.voc import LAYOUT, VocSplit, open_voc, years_of
 from pirl.methods.models import Trunk
 from pirl.methods.pirl import PIRL
 from pirl.runs.weights import Weights, read_weights
+from pirl.storage.folder import Folder
 
 RAY_TABLE = "table.txt"
 """How the first worker on Ray hands over what is to be shown."""
@@ -48,7 +50,11 @@ def check(request: EvaluationRequest) -> None:
             "have other sides, so use two networks of one stem"
         )
     train, test = splits_of(request, weights)
-    needing = [name for name in request.protocols if PROTOCOLS[name].labels]
+    for name in request.protocols:
+        if PROTOCOLS[name].voc == "only" and not isinstance(train, VocSplit):
+            raise ConfigError(f"{name} needs boxes, and {train.uri} has none: add --data with {LAYOUT}")
+    takes = [name for name in request.protocols if PROTOCOLS[name].voc != "no" and isinstance(train, VocSplit)]
+    needing = [name for name in request.protocols if PROTOCOLS[name].labels and name not in takes]
     if needing and (reason := why_not(train, test)):
         raise ConfigError(f"{', '.join(needing)}: {reason}")
     for name, settings in request.protocols.items():
@@ -61,11 +67,17 @@ def splits_of(request: EvaluationRequest, weights: Weights) -> tuple[Dataset, Da
     if not request.data and weights.config is None:
         raise ConfigError(f"{request.target} is a file, which has no data of its own: add --data URI")
 
+    data = request.config.data
+
     def opened(uri: str) -> Dataset:
-        data = request.config.data.model_copy(update={"uri": uri})
-        return open_data(data)
+        return open_data(data.model_copy(update={"uri": uri}))
 
     own = weights.config.data if weights.config else None
+    place, test = (Folder(uri, data.storage_options, data.deadline_s) for uri in (request.data, request.test))
+    boxes = any(PROTOCOLS[name].voc == "only" for name in request.protocols)
+    if (request.data and (boxes or years_of(place))) or (request.test and years_of(test)):
+        voc = open_voc(place, test if request.test else None)
+        return voc, voc.held_out()
     train = opened(request.data) if request.data or own is None else open_data(own)
     return train, opened(request.test) if request.test else train.held_out()
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.evaluate.measurement import Measurement, Outcome
-from pirl.evaluate.protocols import few, finetune, knn, linear, linear_sgd, semi
+from pirl.evaluate.protocols import detection, few, finetune, knn, linear, linear_sgd, svm
 from pirl.evaluate.subject import Subject
 from pirl.sections import Section
 
@@ -20,12 +20,14 @@ class Protocol:
         measure: Called by every rank, which all return the same.
         settings: Typed as `--NAME.SETTING VALUE`; its docstring is the line of `--help`.
         labels: Whether it needs images with labels, in both splits.
+        voc: Whether it takes PASCAL VOC, and nothing else.
         refuse: Raises ConfigError, before anything starts, for settings that the images cannot have.
     """
 
     measure: Callable[[Subject, Any], Outcome]
     settings: type[Section]
     labels: bool = True
+    voc: Literal["no", "too", "only"] = "no"
     refuse: Callable[[Any, Dataset, Dataset | None], None] | None = None
 
 
@@ -34,8 +36,10 @@ PROTOCOLS = {
     "knn": Protocol(knn.measure, knn.KNN, refuse=knn.refuse),
     "few": Protocol(few.measure, few.Few),
     "linear_sgd": Protocol(linear_sgd.measure, linear_sgd.LinearSGD, refuse=linear_sgd.refuse),
-    "semi": Protocol(semi.measure, semi.Semi, refuse=semi.refuse),
+    "semi": Protocol(finetune.measure_semi, finetune.Semi, refuse=finetune.refuse),
     "finetune": Protocol(finetune.measure, finetune.Finetune, refuse=finetune.refuse),
+    "svm": Protocol(svm.measure, svm.SVM, voc="too", refuse=svm.refuse),
+    "detection": Protocol(detection.measure, detection.Detection, labels=False, voc="only", refuse=detection.refuse),
 }
 """By their names on the command line. To add one, write a file into `protocols/`, and give it a line."""
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from pirl import dist
 from pirl.data.dataset import Dataset, RowGroup
 from pirl.errors import CorruptImage
+from pirl.evaluate.voc import VocSplit
 from pirl.loading.color import normalize
-from pirl.loading.crops import plain_view
+from pirl.loading.crops import plain_view, resize
 from pirl.loading.decode import decoded
 from pirl.methods.models import Trunk
 
@@ -87,7 +88,7 @@ def extract_rounds(
 
     Args:
         trunk: On `device`. Its mode is as before afterwards.
-        image_size: Side of `crops.plain_view`, in pixels.
+        image_size: Side of `crops.plain_view`, or of the whole image of a `VocSplit`, in pixels.
         device: Where to compute, and where the features stay.
         limit: Stop after the row group that brings the number of images to this. The images of a data set
             lie in random order, so its first ones are a fair sample.
@@ -142,7 +143,12 @@ def _features_of(
     if not block:
         empty = {name: torch.empty(0, d, device=device) for name, d in widths(trunk, image_size, device).items()}
         return Features(empty, torch.empty(0, dtype=torch.int64, device=device))
-    views, labels = read_views(dataset, block, partial(plain_view, image_size=image_size), skip=skip)
+    views, labels = read_views(
+        dataset,
+        block,
+        partial(whole_view if isinstance(dataset, VocSplit) else plain_view, image_size=image_size),
+        skip=skip,
+    )
     with torch.inference_mode():
         return Features(pool(trunk.taps(normalize(views.to(device)))), labels.to(device))
 
@@ -186,10 +192,15 @@ def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: F.adaptive_avg_pool2d(value, sides[name]).flatten(1) for name, value in maps.items()}
 
 
+def whole_view(image: Tensor, image_size: int) -> Tensor:
+    """An image squeezed to uint8 (3, S, S), as the source of the SVMs on VOC does: objects may lie at the edges."""
+    return resize(image, image_size, image_size)
+
+
 def _image(dataset: Dataset, group: RowGroup, row: int, skip: bool) -> Tensor | None:
     try:
         return decoded(dataset, group, int(group.ids[row]), row)
     except CorruptImage:
-        if skip:
+        if skip and not isinstance(dataset, VocSplit):  # whose classes are not in the features, to be taken away
             return None
         raise

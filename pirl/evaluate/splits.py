@@ -1,6 +1,7 @@
 """The two splits on which a trunk is measured: the images that it was trained on, and those that were held out."""
 
 from pirl.data.dataset import Dataset
+from pirl.evaluate.voc import VocSplit
 
 
 def why_not(dataset: Dataset, test: Dataset | None) -> str | None:
@@ -9,6 +10,8 @@ def why_not(dataset: Dataset, test: Dataset | None) -> str | None:
     if test is None:
         return f"{dataset.uri} has no test split beside it ({remedy})"
     for split in (dataset, test):
+        if isinstance(split, VocSplit):
+            return f"the images of {split.uri} show several classes each: use --protocol svm or detection"
         if split.labels is None:
             return f"the images of {split.uri} have no labels ({remedy})"
     if not _classes(dataset) & _classes(test):

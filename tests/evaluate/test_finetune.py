@@ -14,9 +14,8 @@ from torch import nn
 
 from pirl.data.order import OrderReader
 from pirl.errors import ConfigError
-from pirl.evaluate.protocols import finetune, semi
-from pirl.evaluate.protocols.finetune import Finetune
-from pirl.evaluate.protocols.semi import Semi
+from pirl.evaluate.protocols import finetune
+from pirl.evaluate.protocols.finetune import Finetune, Semi
 from pirl.evaluate.sgd import fitting
 from pirl.evaluate.sgd.fitting import Schedule, fit, order_of
 from pirl.evaluate.sgd.norms import with_global_norms
@@ -105,15 +104,15 @@ def test_the_subset_has_the_images_on_all_ranks_and_is_removed(run_ranks: GlooPo
 
 def test_semi_measures_each_share_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     settings = Semi(shares=(0.1, 0.5), epochs=2, lr=0.1, batch=32)
-    alone = semi.measure(subject_of(), settings)
+    alone = finetune.measure_semi(subject_of(), settings)
     names = [each.name for each in alone.measurements]
     assert names == [f"{share} % of the labels{top}" for share in (10, 50) for top in ("", ", top-5")]
     images = {share: done["images"] for share, done in alone.details["fits"].items()}
     assert images == {share: len(stratified(labels_of(subject_of()), float(share), 3)) for share in ("0.1", "0.5")}
     with pytest.raises(KeyboardInterrupt):  # in the first epoch of the second share
-        semi.measure(subject_of(scratch=StoppingFolder(str(tmp_path))), settings)
+        finetune.measure_semi(subject_of(scratch=StoppingFolder(str(tmp_path))), settings)
     said: list[str] = []
-    again = semi.measure(subject_of(scratch=Folder(str(tmp_path)), say=said.append), settings)
+    again = finetune.measure_semi(subject_of(scratch=Folder(str(tmp_path)), say=said.append), settings)
     assert "semi-0.1: goes on after epoch 2" in said
     assert (again.measurements, again.details) == (alone.measurements, alone.details)
     assert [path.name for path in tmp_path.iterdir()] == ["count"]

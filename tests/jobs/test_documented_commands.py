@@ -37,6 +37,7 @@ from pirl.methods.models import Trunk
 from pirl.recipes import FEWEST, RECIPES
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
+from tests.evaluate.voc_folder import write_year
 from tests.run_folder import write_run
 from tests.s3 import START_S
 from tune import request, sweep
@@ -51,7 +52,7 @@ COUNTS = {
     "README.md": 23,
     "docs/architecture.md": 0,
     "docs/devcluster.md": 8,
-    "docs/evaluation.md": 3,
+    "docs/evaluation.md": 8,
     "docs/how-it-works.md": 0,
     "docs/measurements.md": 15,
     "docs/preemption.md": 0,
@@ -185,6 +186,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3_server: tuple[str, str]) 
     config = override(Config(), {"model.width": 4, "data.uri": str(top / "shared/photos")})
     write_run(top / "shared/runs/pets", config)
     shutil.copytree(top / "shared/runs", top / "runs")
+    write_year(top / "VOCdevkit/VOC2007", {"trainval": 400, "test": 9})
     torch.save(Trunk("resnet50", 4).state_dict(), top / "resnet50.pth")
     (top / "seeds.txt").write_text("--seed 1 --run digits-1\n")
     ensure_digits()
@@ -280,7 +282,7 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
 @contextmanager
 def runs() -> Iterator[None]:
     """In the block there are runs and weights, which else would be in the way of commands that make them."""
-    places = [Path(storage, name) for storage in ("runs", "shared/runs") for name in ("digits", "photos", "cifar10")]
+    places = [Path(storage, name) for storage in ("runs", "shared/runs") for name in ("digits", "photos", "cifar10", "imagenet")]
     for place in places:
         uri = "digits" if place.name == "digits" else str(Path("data", place.name).resolve())
         write_run(place, override(Config(), {"model.width": 1, "data.uri": uri}))

@@ -1,9 +1,11 @@
-"""The whole network, fine-tuned with all labels: how good a beginning its weights are."""
+"""The whole network, fine-tuned: with all labels, and with a share of them (PIRL, section 4.3)."""
 
 from copy import deepcopy
 from functools import partial
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pirl.data.dataset import Dataset
@@ -12,12 +14,15 @@ from pirl.evaluate.protocols.linear_sgd import DROPS, first_linear
 from pirl.evaluate.sgd.counting import both, right
 from pirl.evaluate.sgd.fitting import Schedule, check_classes, fit
 from pirl.evaluate.sgd.norms import with_global_norms
+from pirl.evaluate.sgd.subset import labels_of, stratified, written
 from pirl.evaluate.sgd.unfinished import forget
 from pirl.evaluate.subject import Subject
 from pirl.sections import Count, Positive, Section
 
 NAME = "finetune"
 WEIGHT_DECAY = 1e-4
+SEMI_DROPS = (3 / 7,)
+"""After epoch 30 of 70."""
 
 
 class Finetune(Section):
@@ -31,7 +36,20 @@ class Finetune(Section):
     """Images in a step, over all workers."""
 
 
-def refuse(settings: Finetune, train: Dataset, test: Dataset | None) -> None:
+class Semi(Section):
+    """The whole network, fine-tuned with the labels of some images of each class."""
+
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01, 0.1)
+    """Of the images of each class, one measurement for each; at least one image of a class."""
+    epochs: Count = 70
+    """The learning rate falls to a tenth after 3/7 of them."""
+    lr: Positive = 0.01
+    """For a batch of 256; scaled to the batch."""
+    batch: Count = 256
+    """Images in a step, over all workers; no more than there are."""
+
+
+def refuse(settings: Finetune | Semi, train: Dataset, test: Dataset | None) -> None:
     """Raises ConfigError for images of one class."""
     check_classes(train)
 
@@ -42,6 +60,22 @@ def measure(subject: Subject, settings: Finetune) -> Outcome:
     measured, done = tuned(subject, NAME, "fine-tuned", subject.train, schedule)
     forget(subject, NAME)
     return Outcome(measured, {"fit": done})
+
+
+def measure_semi(subject: Subject, settings: Semi) -> Outcome:
+    """Top-1 and top-5 for each share, from the trained weights and from random ones."""
+    schedule = Schedule(settings.epochs, settings.lr, settings.batch, 0.0, SEMI_DROPS)
+    labels = labels_of(subject)
+    measured: list[Measurement] = []
+    details, names = {}, []
+    for share in settings.shares:
+        names.append(f"semi-{share:g}")
+        with written(subject, stratified(labels, share, subject.seed), names[-1]) as subset:
+            found, done = tuned(subject, names[-1], f"{100 * share:g} % of the labels", subset, schedule)
+        measured += found
+        details[f"{share:g}"] = done
+    forget(subject, *names)
+    return Outcome(measured, {"fits": details})
 
 
 def tuned(
