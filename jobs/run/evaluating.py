@@ -118,6 +118,8 @@ def subject_of(
         skip=request.config.data.on_error == "skip",
         say=say,
         store=FeatureStore(folder),
+        config=config,
+        checkpoint=weights.checkpoint,
     )
 
 

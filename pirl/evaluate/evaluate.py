@@ -9,7 +9,7 @@ import torch
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.evaluate.measurement import Measurement, Outcome
-from pirl.evaluate.protocols import few, knn, linear
+from pirl.evaluate.protocols import auc, few, health, invariance, knn, linear, retrieval
 from pirl.evaluate.subject import Subject
 from pirl.methods.models import Trunk
 from pirl.sections import Section
@@ -36,6 +36,10 @@ PROTOCOLS = {
     "linear": Protocol(linear.measure, linear.Linear),
     "knn": Protocol(knn.measure, knn.KNN, refuse=knn.refuse),
     "few": Protocol(few.measure, few.Few),
+    "auc": Protocol(auc.measure, auc.AUC, refuse=auc.refuse),
+    "retrieval": Protocol(retrieval.measure, retrieval.Retrieval, labels=False, refuse=retrieval.refuse),
+    "health": Protocol(health.measure, health.Health, labels=False, refuse=health.refuse),
+    "invariance": Protocol(invariance.measure, invariance.Invariance, labels=False, refuse=invariance.refuse),
 }
 """By their names on the command line. To add one, write a file into `protocols/`, and give it a line."""
 
