@@ -11,8 +11,8 @@ from torch import Tensor
 from pirl.dist import all_reduce_sum
 from pirl.errors import CorruptImage, TrainingDiverged
 from pirl.loading.loader import Batch
-from pirl.methods.health import has_collapsed, spread_of, spread_of_bank
 from pirl.methods.memory import MemoryBank
+from pirl.methods.spread import has_collapsed, spread_of, spread_of_bank
 from pirl.storage.retry import take_count
 
 Metrics = dict[str, float]
@@ -118,17 +118,20 @@ class Meter:
 
 
 def health(bank: MemoryBank, embeddings: Tensor, say: Callable[[str], None]) -> Metrics:
-    """How the rows of the bank spread, and the embeddings of the last batch; says it where these have collapsed."""
+    """How the rows of the bank spread, and the embeddings of the newest batch; says it where these have collapsed.
+
+    Collective.
+    """
     rows, newest = spread_of_bank(bank), spread_of(embeddings)
-    if has_collapsed(newest):
+    if has_collapsed(newest, len(embeddings)):
         say(
-            f"the embeddings have collapsed: their mean is {newest.mean_norm:.3f} long, and 1 means that all are the "
-            "same; what follows will hardly learn anything. Begin again with a smaller --optim.lr, or with "
-            "--optim.clip-norm 1 or a warm-up (--optim.warmup-epochs)"
+            f"the embeddings have collapsed: those of the last batch have an effective rank of "
+            f"{newest.effective_rank:.1f}, and 1 means that all are the same. Begin again with a smaller --optim.lr, "
+            "--optim.clip-norm 1 or --optim.warmup-epochs 1"
         )
     return {
         "bank_effective_rank": rows.effective_rank,
         "bank_uniformity": rows.uniformity,
         "bank_mean_norm": rows.mean_norm,
-        "batch_mean_norm": newest.mean_norm,
+        "batch_effective_rank": newest.effective_rank,
     }

@@ -26,7 +26,7 @@ BYTES_PER_S = 10**5
 
 BOARD = (
     *("loss", "loss_image", "loss_pretext", "lr", "samples_per_s", "data_wait_share"),
-    *("bank_effective_rank", "bank_uniformity", "bank_mean_norm", "batch_mean_norm"),
+    *("bank_effective_rank", "bank_uniformity", "bank_mean_norm", "batch_effective_rank"),
 )
 """Numbers that TensorBoard gets, where a report has them."""
 
