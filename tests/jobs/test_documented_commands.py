@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from clusters.dev import command as devcluster
-from jobs import prepare, pretrain, slurm
+from jobs import evaluate, prepare, pretrain, slurm
 from jobs.batch import options
 from pirl.config import Config, from_json, leaves
 from pirl.data.digits import ensure_digits
@@ -46,6 +46,7 @@ COUNTS = {
     "README.md": 22,
     "docs/architecture.md": 0,
     "docs/devcluster.md": 8,
+    "docs/evaluation.md": 4,
     "docs/how-it-works.md": 0,
     "docs/measurements.md": 14,
     "docs/preemption.md": 0,
@@ -239,6 +240,9 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
         case "jobs/prepare.py":
             # Overwriting, as the data for other commands lies there.
             return type_in(prepare.main, *words, *([] if "--inspect" in words else ["--check", "--overwrite"]))
+        case "jobs/evaluate.py":  # there is no run to measure
+            evaluate.parse(words)
+            return ""
         case "jobs/slurm.py" if "--" in words:
             return type_in(slurm.main, *([] if "--dry-run" in words else ["--dry-run"]), *words)
         case "jobs/slurm.py":  # there is no job to ask about
