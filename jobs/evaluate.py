@@ -24,11 +24,11 @@ EXAMPLES = """
 examples:
   python jobs/evaluate.py runs/digits                                     kNN, linear probes, few labels
   python jobs/evaluate.py runs/digits --protocol knn linear --knn.k 20 200
-  python jobs/evaluate.py runs/cifar10 --data data/other --protocol few --few.per-class 1 10 100
-  python jobs/evaluate.py resnet50.pth --data data/photos --image-size 224 --out resnet50-on-photos
+  python jobs/evaluate.py runs/cifar10 --data data/photos --protocol few --few.per-class 1 10 100
+  python jobs/evaluate.py resnet18.pth --data data/photos --image-size 224 --out resnet18-on-photos
   torchrun --nproc-per-node 2 -- jobs/evaluate.py runs/digits
   ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/cifar10 --cluster.workers 4
-  python jobs/slurm.py --cluster clusters/slurm-cpu.toml -- jobs/evaluate.py /shared/runs/cifar10
+  python jobs/slurm.py --cluster clusters/slurm-cpu.toml --dry-run -- jobs/evaluate.py /shared/runs/cifar10
 """
 
 
@@ -77,6 +77,7 @@ def parse(argv: list[str]) -> EvaluationRequest:
     add("--image-size", metavar="PIXELS", type=int, help="side of the views (default: the run's; 224, or 32 by stem)")
     add("--max-images", metavar="N", type=int, default=100_000, help="of each split, at most (default: 100,000)")
     add("--seed", type=int, default=0, help="of all draws (default: 0)")
+    add("--ensemble", metavar="OTHER", help="a second network: its features stand beside those of TARGET")
     add("--no-random", action="store_true", help="leave out the network with random weights beside it")
     add("--features", metavar="FOLDER", help="on each node, for features (default: pirl-features-… in TMPDIR)")
     add("--storage", metavar="URI", help="where runs lie, if TARGET is the name of one")
@@ -158,6 +159,7 @@ def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRe
         max_images=known.max_images,
         seed=known.seed,
         random=not known.no_random,
+        ensemble=_place("--ensemble", known.ensemble, config) if known.ensemble is not None else None,
         features=known.features or "",
         use_ray=not known.no_ray
         and not torchrun("WORLD_SIZE")

@@ -8,12 +8,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import os
 import shlex
+import signal
 import time
 from concurrent.futures import BrokenExecutor
 
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError
 
+from jobs.live_line import LiveLine
 from pirl.data.dataset import open_dataset
 from pirl.errors import BrokenImage, ConfigError, CorruptImage
 from pirl.prepare.inspect import check_sheet, describe, look
@@ -22,6 +24,7 @@ from pirl.prepare.sources.kinds import FILE_KINDS
 from pirl.prepare.write import PrepareRequest, check, check_sources, prepare
 from pirl.recipes import FEWEST, cifar10
 from pirl.storage.checks import check_place
+from pirl.storage.temporary import remove_temporary_folder
 
 OWN = ("check", "inspect", "sheet")
 """Options that are not part of a request."""
@@ -32,11 +35,22 @@ sources:
 {KINDS}
   many such files     their folder, or a quoted pattern
 
+A folder in which all images lie is no class. Below it train/ is for training, and test/ (or val/, where
+there is no test/ or its images have no classes) is held out; Train/, testing/, valid/ and the like are such
+names too. Other folders beside these are not read, but with --also NAME: their images are for training,
+without labels.
+
+What is not read (HEIC, archives beside images, links to nothing, ...) is said at the end and in the
+manifest, and --strict refuses it before anything is written. Hidden files and those of systems (.git,
+__MACOSX, Thumbs.db) are never read. A file of unknown suffix is looked into, in an object store by a
+request for each.
+
 Both SOURCE and DESTINATION may be URLs (s3://bucket/key, gs://, ...). Credentials and endpoint come from the
 environment or the usual files: AWS_PROFILE, AWS_ENDPOINT_URL, ...
 
 JPEG and PNG of 8-bit colour or gray are kept byte for byte. Other images, those that EXIF turns and those
-that --resize makes smaller are encoded anew: JPEG as JPEG of quality 95, others as PNG.
+that --resize makes smaller are encoded anew: JPEG as JPEG of quality 95, others as PNG. More than 8 bits
+are scaled by the bits that are used; images of up to 268 megapixels are read.
 
 When the job was stopped or killed, the same command goes on behind the files that are complete.
 
@@ -52,17 +66,21 @@ examples:
 def main() -> int:
     """Runs the job; returns 0: done, 1: failed while running, or 2: the request is wrong and nothing was written."""
     words = parse(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is temporary is removed
     if words.inspect is not None:
         return show(words.inspect, words.sheet)
     request = PrepareRequest(**{name: value for name, value in vars(words).items() if name not in OWN})
-    again = "the same command goes on from here"
+    again, live = "the same command goes on from here", LiveLine(sys.stderr)
     try:
         if words.check:
             check(request)
             check_sources(request)
             print(request.destination)
             return 0
-        prepare(request, ProgressPrinter())
+        with live:
+            live.now(f"looking through {request.source}")
+            prepare(request, ProgressPrinter(live))
+            live.now("")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -73,7 +91,7 @@ def main() -> int:
         print(f"failed: {error}\n{again}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped: {again}", file=sys.stderr)
+        print(f"{'' if live.shown else chr(10)}stopped: {again}", file=sys.stderr)  # there it has a line of its own
         return 1
     summarize(request)
     return 0
@@ -96,10 +114,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the shuffle (default: 0)")
     add("--resize", metavar="N", type=int, help="make the short side of larger images N pixels long, as 256")
     add("--shard-mb", metavar="MB", type=int, default=32, help="size of the files that are written (default: 32)")
-    add("--strict", action="store_true", help="stop at an image that cannot be used, not leave it out")
+    add("--strict", action="store_true", help="refuse what is not read, and stop at an image that cannot be used")
     add("--overwrite", action="store_true", help="replace a data set in DESTINATION")
     add("--image-column", metavar="NAME", default="image", help="of Parquet files (default: image)")
     add("--label-column", metavar="NAME", help="of Parquet or of WebDataset's .json (default: label, if there is one)")
+    add("--also", metavar="NAME", nargs="+", default=[], help="folders of SOURCE to train on too, without labels")
     add("--scratch", metavar="FOLDER", help="for images that cannot be read one by one where they are, meanwhile")
     add("--check", action="store_true", help="check the request, print DESTINATION, start nothing")
     add("--inspect", metavar="URI", help="say what the data set in URI holds, and draw some images")
@@ -137,24 +156,28 @@ def show(uri: str, sheet: str) -> int:
 
 
 class ProgressPrinter:
-    """Says on stderr how far the job is: in place on a terminal, rarely in a log."""
+    """Says on stderr how far the job is: on a terminal in its live line, rarely in a log."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: LiveLine) -> None:
+        self.live = live
         self.what, self.last, self.began, self.base = "", 0.0, 0.0, 0
 
     def __call__(self, what: str, done: int, total: int, unit: str) -> None:
         """Is called as often as you like."""
-        terminal, now = sys.stderr.isatty(), time.monotonic()
-        if what != self.what:
+        now, begins = time.monotonic(), what != self.what
+        if begins:
             self.what, self.last, self.began, self.base = what, now, now, done
             if done:
-                print(f"{what}: going on after {done:,} of {total:,} {unit}", file=sys.stderr)
-        if done < total and now - self.last < (0.2 if terminal else 10):
+                self.live.print(f"{what}: going on after {done:,} of {total:,} {unit}")
+        if done < total and now - self.last < (0.2 if self.live.shown else 10) and not (begins and self.live.shown):
             return
         self.last, rate = now, (done - self.base) / max(now - self.began, 1e-9)
         left = f", {duration((total - done) / rate)} left" if done < total and rate else ""
-        line = f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f}/s{left}"
-        print(f"\r{line:<79}" if terminal else line, end="" if terminal and done < total else "\n", file=sys.stderr)
+        numbers = f"{done:,} of {total:,} {unit}, {rate:,.0f}/s{left}"
+        if self.live.shown and done < total:  # a narrow terminal cuts the end
+            self.live.now(f"{done / total:.0%}, {numbers}: {what}")
+        else:
+            self.live.print(f"{what}: {numbers}")
 
 
 def duration(seconds: float) -> str:
@@ -183,6 +206,7 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
+    remove_temporary_folder()
     # Not sys.exit: threads of the libraries may still be ending, and on a busy machine the interpreter's
     # shutdown was seen to abort on one of them after all was written.
     os._exit(code)

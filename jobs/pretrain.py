@@ -7,10 +7,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import inspect
+import os
 import signal
 import time
 from dataclasses import dataclass
 
+from jobs.live_line import LiveLine
 from jobs.run.checks import check_request
 from jobs.settings import absolute, default_storage, pairs, recipe_for, recipe_name, settings_and_storage
 from pirl.config import Config, override
@@ -20,6 +22,7 @@ from pirl.recipes import RECIPES
 from pirl.runs.run import Resume, open_run, storage_at
 from pirl.storage.checks import check_can_write
 from pirl.storage.folder import Folder
+from pirl.storage.temporary import remove_temporary_folder
 
 EXAMPLES = """
   python jobs/pretrain.py                                     the built-in digits, on a Ray of its own
@@ -50,13 +53,15 @@ class RunRequest:
 
 def main() -> int:
     """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was started."""
+    live = live_line()
     try:
         request = parse(sys.argv[1:])
-        run = open_run(request.storage, request.name, request.config, request.resume)
-        if run.result is None:
-            if not torchrun("WORLD_SIZE"):  # its processes ask each other: one alone must not end here
-                check_can_write("--storage", request.storage)
-            check_request(run, request.use_ray)
+        with live.passing(f"checking {request.storage} and {request.config.data.uri}"):
+            run = open_run(request.storage, request.name, request.config, request.resume)
+            if run.result is None:
+                if not torchrun("WORLD_SIZE"):  # its processes ask each other: one alone must not end here
+                    check_can_write("--storage", request.storage)
+                check_request(run, request.use_ray)
         if request.only_check:
             print(run.folder)
             return 0
@@ -78,16 +83,22 @@ def main() -> int:
         if request.use_ray:  # which imports nothing of what workers need: Ray is started meanwhile
             from jobs.run.on_ray import run_on_ray
 
-            return run_on_ray(run)
-        from jobs.run.here import run_here
+            return run_on_ray(run, live)
+        with live.passing("importing PyTorch"):
+            from jobs.run.here import run_here
 
-        return run_here(run)
+        return run_here(run, live)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
+
+
+def live_line() -> LiveLine:
+    """Of torchrun's processes the first one shows it."""
+    return LiveLine(sys.stdout, allowed=not torchrun("RANK"))
 
 
 def parse(argv: list[str]) -> RunRequest:
@@ -130,7 +141,8 @@ def parse(argv: list[str]) -> RunRequest:
         sys.exit(0)
     settings, storage = settings_and_storage(known)
     changes = {**settings, **changes}
-    config = override(recipe_for(name, changes), changes)
+    with live_line().passing("reading the settings"):  # those of `photos` follow from its data set
+        config = override(recipe_for(name, changes), changes)
     return RunRequest(
         config=absolute(config),
         storage=storage_at(storage, config),
@@ -169,4 +181,11 @@ def _print_settings(name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+    finally:
+        remove_temporary_folder()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after SIGTERM, threads of Ray that still run were seen to abort the interpreter's shutdown.
+    os._exit(code)

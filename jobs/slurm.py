@@ -21,6 +21,7 @@ from jobs.batch.logs import follow_logs, print_logs
 from jobs.batch.options import refuse_words, submit_parser, watch_parser
 from jobs.batch.status import list_table, print_status
 from jobs.batch.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
+from jobs.live_line import LiveLine
 from jobs.settings import SUBMIT
 from pirl.errors import ConfigError, SlurmSilent
 
@@ -89,7 +90,7 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
     runs = [[*arguments, *line] for line in lines]
     for run in runs:
         refuse_words(profile, job, run)
-    folders = [check(profile, job, run) for run in runs]
+    folders = check_all(profile, job, runs)
     if twice := {folder for folder in folders if folders.count(folder) > 1 and folder}:
         raise ConfigError(f"two runs of {known.array} have the folder {twice.pop()}: give each a name with --run")
 
@@ -109,7 +110,8 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
     estimate = ""
     if profile.cluster == "slurm" and shutil.which("sbatch"):
         try:
-            estimate = ask_slurm(submission.script())
+            with LiveLine(sys.stderr).passing("asking SLURM when it can begin"):
+                estimate = ask_slurm(submission.script())
         except SlurmSilent as silence:
             if not known.dry_run:
                 raise
@@ -126,7 +128,8 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
         private_folder(parent)
     except OSError as error:
         raise ConfigError(f"job_folder {parent}: {error.strerror}") from None
-    job_ids = submission.submit()
+    with LiveLine(sys.stderr).passing("handing the job over"):
+        job_ids = submission.submit()
     tell(known, submission, job_ids, estimate)
     return 0
 
@@ -174,6 +177,16 @@ def array_lines(path: str) -> list[list[str]]:
     if not runs:
         raise ConfigError(f"--array {path} has no line with arguments")
     return runs
+
+
+def check_all(profile: Profile, job: str, runs: list[list[str]]) -> list[str]:
+    """Checks each run, as `check` does, and shows in a terminal which is being checked; returns their folders."""
+    live, folders = LiveLine(sys.stderr), list[str]()
+    with live.passing("checking the arguments"):
+        for number, run in enumerate(runs, 1):
+            live.now(f"checking run {number:,} of {len(runs):,}")
+            folders.append(check(profile, job, run))
+    return folders
 
 
 def check(profile: Profile, job: str, arguments: list[str]) -> str:

@@ -13,6 +13,10 @@ class StoreRefusedError(StorageError):
     """A store does not do what it was asked for, and would not later: forbidden, or a wrong request."""
 
 
+class ObjectRefusedError(StoreRefusedError):
+    """A store does not give one object, as one in an archive; of the others this says nothing."""
+
+
 class CorruptImage(RuntimeError):  # noqa: N818 - what is wrong says more than Error
     """Bytes of a shard are not those that were written, or are not an image."""
 

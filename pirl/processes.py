@@ -3,15 +3,20 @@
 import ctypes
 import multiprocessing
 import os
+import select
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+
+CLOSING_S = 5.0
+"""What the kernel may take to close the files of a process."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of mallopt(3)."""
 
 
-def end_with_parent() -> None:
-    """Lets this process end when the one that started it is killed.
+def end_with_parent(last: Callable[[], object] = lambda: None) -> None:
+    """Lets this process end when the one that started it is killed, after a last step.
 
     By itself it would wait for ever: its parent by number is the fork server, which lives as long as its children.
     """
@@ -20,6 +25,11 @@ def end_with_parent() -> None:
 
     def wait() -> None:
         parent.join()
+        with suppress(OSError, AttributeError):  # it has gone; no Linux
+            # Its pipe has closed, which may be before other files of it do, and with them its locks.
+            select.select([os.pidfd_open(parent.pid or 0)], [], [], CLOSING_S)
+        with suppress(Exception):
+            last()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -27,6 +27,7 @@ from pirl.methods.pirl import PIRL, PIRLStep, parameter_groups
 from pirl.runs import checkpoint
 from pirl.runs.checkpoint import TrainingState
 from pirl.runs.metrics import Meter, Metrics, health
+from pirl.runs.progress_lines import filling_line, live_text
 from pirl.runs.run_files import checkpoint_name
 from pirl.runs.weights import Weights
 from pirl.storage.folder import Folder
@@ -48,6 +49,7 @@ def train(
     device: torch.device | None = None,
     say: Callable[[str], None] = lambda line: None,
     stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], None] = lambda text: None,
     measure: Measure | None = None,
     weights: Weights | None = None,
 ) -> PIRL:
@@ -60,6 +62,7 @@ def train(
         device: Of the network and the bank; the CPU by default.
         say: Takes lines about what is done before the first step, and about embeddings that collapse.
         stop: Asked after each step; where it is true on any rank, all save a checkpoint and stop.
+        tell: Takes what goes on at the moment, for who watches; at each step.
         measure: Looks at the network each `evaluation.every_epochs`; at the last step only where
             `evaluation.enabled` is off, as what follows training measures it then.
         weights: Of the trunk before the first step; without them it begins with random ones.
@@ -92,15 +95,20 @@ def train(
     most_skipped = config.data.max_skipped * dataset.rows
     meter = Meter(first_step, last_step, order.steps_per_epoch, most_skipped, pirl.weights.tolist())
     save = Saving(config, state, dataset.fingerprint, scratch, report, measure, meter, say)
+    tell("reading the first images")
     for batch in batches(config, dataset, order, start, last_step, pin_memory=device.type == "cuda"):
         ids = served_ids(config, batch, device)
         meter.add_reads(batch, ids)
         if batch.step < 0:
             pirl.fill(batch, ids)
             if (batch.step - start) % config.checkpoint.log_every_steps == 0:
-                say(f"filling the memory bank: step {batch.step - start + 1:,}/{order.steps_per_epoch:,}")
+                say(filling_line(batch.step - start + 1, order.steps_per_epoch))
+            tell(filling_line(batch.step - start + 1, order.steps_per_epoch))
             meter.restart()
             continue
+
+        if batch.step == first_step:
+            tell("first step" + (": compiling the network, which takes minutes" if config.optim.compile else ""))
 
         # Forward and backward. DDP averages over ranks: the factor makes that the mean over the global batch, however
         # it is shared.
@@ -121,6 +129,7 @@ def train(
 
         # Numbers, measurements and checkpoints, where they are due.
         save.after_step(embeddings, stopping=stops > 0)
+        tell(live_text(meter.now()))
         if stops and meter.done < last_step:
             raise TrainingStopped(meter.done)
     return network

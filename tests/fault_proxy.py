@@ -2,7 +2,8 @@
 
 Runs in a process of its own: `python -m tests.fault_proxy UPSTREAM_PORT` prints the port that it listens on.
 `POST /__rule` with a Rule as JSON adds one, `POST /__reset` forgets rules and log, `GET /__log` returns the log:
-one object for each request, with `method`, `path`, `range`, `status` and the `fault` that was done to it.
+one object for each request, with `method`, `path`, `range`, `status`, the `fault` that was done to it, whether it was
+`signed`, and the `payer` that it named.
 """
 
 import asyncio
@@ -94,7 +95,8 @@ class Proxy:
         rule = self.fault_for(request)
         fault = rule.fault if rule else ""
         entry = {"method": request.method, "path": request.path, "range": request.headers.get("range", "")}
-        self.log.append({**entry, "status": 0, "fault": fault})
+        signed, payer = "authorization" in request.headers, request.headers.get("x-amz-request-payer", "")
+        self.log.append({**entry, "status": 0, "fault": fault, "signed": signed, "payer": payer})
         mine = self.log[-1]
         if rule and fault == "latency":
             await asyncio.sleep(rule.seconds)

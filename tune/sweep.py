@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from functools import cache
 from typing import Any
 
+from jobs.live_line import LiveLine
 from jobs.run.checks import check_request
 from pirl.config import Config, from_dict, leaves
 from pirl.errors import ConfigError, NameTakenError, StoreRefusedError
@@ -56,7 +57,11 @@ def known_rows(request: SweepRequest) -> list[Row]:
     if request.folder.find(RunFile.CONFIG) is not None:
         raise ConfigError(f"{request.folder} is a run: choose another --name for the sweep")
     refuse_other_sweep(request)
-    rows = [_known_row(request, trial) for trial in request.trials]
+    live, rows = LiveLine(sys.stdout), list[Row]()
+    with live.passing("checking the trials"):
+        for number, trial in enumerate(request.trials, 1):
+            live.now(f"checking trial {number:,} of {len(request.trials):,}")
+            rows.append(_known_row(request, trial))
     add_rounds(request, rows)
     if any(row.state == "waiting" for row in rows):
         check_can_write("--storage", request.folder)
@@ -115,12 +120,13 @@ def run(request: SweepRequest, rows: list[Row]) -> int:
 
     console = open_console()
     if any(row.state == "waiting" for row in rows):
-        from jobs.run.on_ray import connect
+        from jobs.run.on_ray import connect, starts_ray
         from jobs.run.outcome import interruption
         from jobs.run.preemption import preemption_for_workers
 
-        connect()
-        from tune.run.tuner import concurrency, run_trials  # only now: it imports ray
+        with LiveLine(sys.stdout).passing("starting Ray" if starts_ray() else "connecting to Ray"):
+            connect()
+            from tune.run.tuner import concurrency, run_trials  # only now: it imports ray
 
         room = concurrency(request.folder, rows)
         at_once = request.max_concurrent if request.max_concurrent and request.max_concurrent <= room else room + 1

@@ -15,6 +15,7 @@ from jobs.run.here import join_group
 from pirl import dist
 from pirl.data.dataset import Dataset, open_data
 from pirl.errors import ConfigError
+from pirl.evaluate.ensemble import Ensemble
 from pirl.evaluate.evaluate import PROTOCOLS
 from pirl.evaluate.reports import as_text, report_of, write_report
 from pirl.evaluate.splits import why_not
@@ -23,6 +24,9 @@ from pirl.evaluate.subject import Subject
 from pirl.methods.models import Trunk
 from pirl.methods.pirl import PIRL
 from pirl.runs.weights import Weights, read_weights
+
+RAY_TABLE = "table.txt"
+"""How the first worker on Ray hands over what is to be shown."""
 
 
 def check(request: EvaluationRequest) -> None:
@@ -33,6 +37,12 @@ def check(request: EvaluationRequest) -> None:
         StorageError: The store did not answer.
     """
     weights = read_weights(request.target)
+    other = read_weights(request.ensemble) if request.ensemble else None
+    if other and other.stem != weights.stem:
+        raise ConfigError(
+            f"--ensemble {other.uri} has the {other.stem} stem, and {weights.uri} the {weights.stem} one: their maps "
+            "have other sides, so use two networks of one stem"
+        )
     train, test = splits_of(request, weights)
     needing = [name for name in request.protocols if PROTOCOLS[name].labels]
     if needing and (reason := why_not(train, test)):
@@ -78,6 +88,7 @@ def work(request: EvaluationRequest, device: torch.device, say: Callable[[str], 
     subject = subject_of(request, weights, device, say if first else lambda line: None)
     about = {
         "weights": {**weights.about(), "trunk_sha256": checksum(subject.trunk)},
+        **({"ensemble": read_weights(request.ensemble).about()} if request.ensemble else {}),
         "network": {"arch": weights.arch, "width": weights.width, "stem": weights.stem},
         "command": list(request.command),
     }
@@ -103,11 +114,16 @@ def subject_of(
     train, test = splits_of(request, weights)
     config = weights.config
     size = request.image_size or (config.data.image_size if config else 224 if weights.stem == "imagenet" else 32)
+    others = [read_weights(request.ensemble)] if request.ensemble else []
     torch.manual_seed(config.seed if config else request.seed)
     untrained = PIRL(config).trunk if config else Trunk(weights.arch, weights.width, weights.stem)
+    trunk = weights.trunk()
+    for other in others:
+        trunk = Ensemble(trunk, other.trunk())
+        untrained = Ensemble(untrained, Trunk(other.arch, other.width, other.stem))
     folder = Path(request.features or Path(tempfile.gettempdir()) / "pirl-features")
     return Subject(
-        trunk=weights.trunk().to(device),
+        trunk=trunk.to(device),
         untrained=untrained.to(device) if request.random else None,
         train=train,
         test=test,
@@ -119,7 +135,7 @@ def subject_of(
         say=say,
         store=FeatureStore(folder),
         config=config,
-        checkpoint=weights.checkpoint,
+        checkpoint=None if others else weights.checkpoint,  # heads and bank are of one network
     )
 
 
@@ -129,9 +145,13 @@ def _of_test(subject: Subject) -> str:
 
 def _on_ray(request: EvaluationRequest) -> int:
     """On the cluster of RAY_ADDRESS, or on a Ray of its own; returns the exit code."""
-    from jobs.run.on_ray import AHEAD, connect
+    from jobs.run.on_ray import connected
 
-    connect(meanwhile=AHEAD)
+    with connected():
+        return _with_workers(request)
+
+
+def _with_workers(request: EvaluationRequest) -> int:
     import ray
     from ray.train import RunConfig, ScalingConfig
 
@@ -157,7 +177,8 @@ def _on_ray(request: EvaluationRequest) -> int:
     except ray.train.TrainingFailedError as error:
         print(f"failed: {in_words(error)}", file=sys.stderr)
         return 1
-    print(request.out.read("table.txt"), end="")
+    print(request.out.read(RAY_TABLE), end="")
+    request.out.remove(RAY_TABLE)
     return 0
 
 
@@ -167,4 +188,4 @@ def _in_worker(arguments: dict[str, Any]) -> None:
     request = arguments["request"]
     table = work(request, get_device(), print)
     if table:
-        request.out.write("table.txt", table + "\n")
+        request.out.write(RAY_TABLE, table + "\n")

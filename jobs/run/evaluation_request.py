@@ -14,6 +14,7 @@ class EvaluationRequest:
 
     Attributes:
         target: The run, checkpoint or file.
+        ensemble: Another one, whose features stand beside those of the first.
         out: Where reports are written.
         data: Of the images that vote and fit, and `test` of those that are counted; "" for the split beside them.
         protocols: Their settings, by their names.
@@ -30,6 +31,7 @@ class EvaluationRequest:
     max_images: int
     seed: int
     random: bool
+    ensemble: Folder | None
     features: str
     use_ray: bool
     only_check: bool

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as td
 
+from jobs.live_line import LiveLine
 from jobs.run.outcome import conclude, interruption
 from jobs.run.preemption import preemption_signal
 from jobs.run.worker import work
@@ -25,7 +26,7 @@ from pirl.storage.folder import Folder
 from pirl.storage.temporary import temporary_folder
 
 
-def run_here(run: Run) -> int:
+def run_here(run: Run, live: LiveLine) -> int:
     """Trains in this process, or as one of torchrun's; returns the exit code."""
     began = time.time()
     rank = torchrun("RANK") or 0
@@ -52,8 +53,9 @@ def run_here(run: Run) -> int:
         if rank == 0:
             prune_checkpoints(run.folder, run.config.checkpoint.keep)
 
-    with preemption_signal() as preempted, interruption() as ended:
-        work(run.config, run.folder, scratch, publish, device, show=print, stop=preempted.is_set)
+    with live, preemption_signal() as preempted, interruption() as ended:
+        work(run.config, run.folder, scratch, publish, device, show=live.log, stop=preempted.is_set, tell=live.now)
+        live.now("")
     shutil.rmtree(scratch, ignore_errors=True)
     with suppress(OSError):  # the others may have something in it
         scratch.parent.rmdir()

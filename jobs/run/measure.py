@@ -11,7 +11,9 @@ from pirl.data.dataset import Dataset
 from pirl.evaluate.evaluate import evaluate, evaluate_res5
 from pirl.evaluate.splits import why_not
 from pirl.evaluate.subject import Subject
+from pirl.methods.models import Trunk
 from pirl.methods.pirl import PIRL
+from pirl.runs.metrics import Metrics
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
 from pirl.train import Measure
@@ -26,14 +28,28 @@ def labelled_test_split(known: Dataset, say: Callable[[str], None]) -> Dataset |
     return asked
 
 
-def probe(config: Config, known: Dataset, device: torch.device, say: Callable[[str], None]) -> Measure | None:
+def probe(
+    config: Config, known: Dataset, device: torch.device, say: Callable[[str], None], tell: Callable[[str], None]
+) -> Measure | None:
     """What is measured during training; None on data without labels."""
     asked = labelled_test_split(known, say)
-    return None if asked is None else lambda network: dict(evaluate_res5(network.trunk, known, asked, config, device))
+    if asked is None:
+        return None
+
+    def measured(network: PIRL) -> Metrics:
+        return evaluate_res5(_subject(config, network, None, known, asked, device, tell), config)
+
+    return measured
 
 
 def measure(
-    config: Config, known: Dataset, folder: Folder, network: PIRL, device: torch.device, say: Callable[[str], None]
+    config: Config,
+    known: Dataset,
+    folder: Folder,
+    network: PIRL,
+    device: torch.device,
+    say: Callable[[str], None],
+    tell: Callable[[str], None],
 ) -> None:
     """Evaluates the trunk beside one with random weights, and writes `evaluation/pretrain.json`."""
     asked = labelled_test_split(known, say)
@@ -42,8 +58,19 @@ def measure(
     say("evaluating")
     torch.manual_seed(config.seed)  # the weights that training began with
     untrained = PIRL(config).trunk.to(device)
-    skip = config.data.on_error == "skip"
-    subject = Subject(network.trunk, untrained, known, asked, config.data.image_size, device, skip=skip, say=say)
-    report = evaluate(subject, config)
+    report = evaluate(_subject(config, network, untrained, known, asked, device, tell), config)
     if dist.rank() == 0:
         folder.write(RunFile.EVALUATION, json.dumps(report, indent=2) + "\n")
+
+
+def _subject(
+    config: Config,
+    network: PIRL,
+    untrained: Trunk | None,
+    known: Dataset,
+    asked: Dataset,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> Subject:
+    skip = config.data.on_error == "skip"
+    return Subject(network.trunk, untrained, known, asked, config.data.image_size, device, skip=skip, tell=tell)

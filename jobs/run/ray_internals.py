@@ -3,7 +3,8 @@
 - Default callbacks and scaling policy of `TorchTrainer`: leaves out processes that serve nobody here. Without it each
   takes two to eight seconds of a core at the start, and a hundredth of one while the run lasts.
 - `Node.kill_log_monitor`: ends the process that looks for output. Without it, a hundredth of a core.
-- `internal_kv`: the driver tells all workers of a preemption. Without it no checkpoint is saved then.
+- `internal_kv`: the driver tells all workers of a preemption, and a worker tells the driver what it does. Without it no
+  checkpoint is saved then, and a terminal does not show what goes on.
 - The GCS' table of placement groups: gives those of trials that were cut off back. Without it a sweep may never end.
 - `_base_exc`: what a worker raised, for the first line of an error. Without it the line says where, and not what.
 - `build_checkpoint_path_from_name`: where Ray looks for a checkpoint that we have sent ourselves. Without it, nowhere.
@@ -11,7 +12,7 @@
 
 from typing import Any
 
-from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_get, _internal_kv_put
 from ray.train import Checkpoint
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -67,6 +68,16 @@ def tell_workers(word: str) -> None:
 def is_told(word: str) -> bool:
     """Whether some process has left it."""
     return bool(_internal_kv_exists(word.encode(), namespace=NAMESPACE))
+
+
+def leave_text(key: str, text: str) -> None:
+    """Leaves a text for all processes of this Ray, in place of the one before."""
+    _internal_kv_put(key.encode(), text.encode(), overwrite=True, namespace=NAMESPACE)
+
+
+def left_text(key: str) -> str:
+    """The text that some process has left there; empty if none has."""
+    return (_internal_kv_get(key.encode(), namespace=NAMESPACE) or b"").decode()
 
 
 def raised_by(failure: BaseException) -> BaseException | None:

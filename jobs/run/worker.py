@@ -22,7 +22,9 @@ from pirl.runs.run import last_failure, write_failure
 from pirl.runs.run_files import RunFile, checkpoint_name
 from pirl.runs.run_log import RunLog
 from pirl.runs.weights import weights_of
+from pirl.storage.client import trust_stores
 from pirl.storage.folder import Folder
+from pirl.storage.temporary import remove_temporary_folder
 from pirl.train import train
 
 Publish = Callable[[Metrics, Path, Callable[[Path], None]], None]
@@ -30,14 +32,15 @@ Publish = Callable[[Metrics, Path, Callable[[Path], None]], None]
 by every rank, and not again before they are sent."""
 
 
-def ray_worker(arguments: dict[str, Any]) -> None:
-    """What each worker of Ray Train runs."""
+def ray_worker(arguments: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """What each worker of Ray Train runs; `tell` as for `work`."""
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
     from ray.train.torch import get_device
 
     from jobs.run.ray_internals import kept_checkpoint
 
+    trust_stores()  # each node was asked before the start
     config, folder = from_json(arguments["config"]), arguments["folder"]
     if last_failure(folder):
         return  # this is Ray's retry of what would end the same way again
@@ -60,9 +63,11 @@ def ray_worker(arguments: dict[str, Any]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="checkpoints-", dir=Path.cwd()))
     stop = preempted() if ray.train.get_context().get_world_rank() == 0 else lambda: False
     try:
-        work(config, folder, scratch, publish, get_device(), show=None, stop=stop)
+        work(config, folder, scratch, publish, get_device(), show=None, stop=stop, tell=tell)
     except TrainingDiverged:
         return  # as all workers do, at the same step: an error would make Ray try again
+    finally:
+        remove_temporary_folder()  # Ray ends this process without Python's clean-up
 
 
 def work(
@@ -73,6 +78,7 @@ def work(
     device: torch.device,
     show: Callable[[str], None] | None,
     stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> None:
     """What every worker does: go on from the newest checkpoint, train, evaluate, and let rank 0 write the numbers.
 
@@ -81,6 +87,7 @@ def work(
         publish: Takes each checkpoint.
         show: Takes lines of progress, beside the run's `train.log`.
         stop: Whether to save a checkpoint and stop; enough if one rank says so.
+        tell: Takes what goes on at the moment, of which nothing is kept; may be called at each step.
 
     Raises:
         TrainingDiverged: On all workers; as CorruptImage it is in the run folder's failure.json then.
@@ -122,11 +129,12 @@ def work(
                 device=device,
                 say=say,
                 stop=stop,
-                measure=probe(config, dataset, device, say) if config.evaluation.every_epochs else None,
+                tell=tell,
+                measure=probe(config, dataset, device, say, tell) if config.evaluation.every_epochs else None,
                 weights=weights,
             )
             if config.evaluation.enabled:
-                measure(config, dataset, folder, network, device, say)
+                measure(config, dataset, folder, network, device, say, tell)
         except TrainingStopped as error:
             say(str(error))
         except TrainingDiverged as error:

@@ -18,7 +18,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from pirl.data.digits import ensure_digits
-from pirl.data.parquet_pages import Bytes, checked_images, column, images_of
+from pirl.data.parquet_pages import Bytes, checked_images, column, images_of, source_name
 from pirl.data.writer import MANIFEST, VERSION, fingerprint, parsed
 from pirl.errors import ConfigError, CorruptImage, StorageError
 from pirl.sections import Data
@@ -38,12 +38,19 @@ class RowGroup:
         images: R encoded images, as views into the row group where that saves a copy.
         labels: int64 (R,), the classes, -1 where a row has none; None if the data set has no labels.
         corrupt: Rows whose image must not be used, and why.
+        span: The bytes that were read.
     """
 
     ids: Ints
     images: Sequence[Bytes]
     labels: Ints | None
     corrupt: dict[int, str] = field(default_factory=dict)
+    span: bytes = field(default=b"", repr=False)
+
+    def made_from(self, row: int) -> str:
+        """What the image of a row was called in the source, for messages, in brackets; empty where nobody knows."""
+        name = source_name(self.span, row)
+        return "" if name is None else f" (made from {name})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +130,11 @@ class Dataset:
         if not whole and not (wrong and same_rows):
             return self._lost(ids, shard, f"row group {within} does not have its checksum")
         verdict = self._verdict(shard) if wrong else ""
-        corrupt = {row: f"{self.place(int(ids[row]))} does not have its checksum; {verdict}" for row in wrong}
-        return RowGroup(ids, images, labels, corrupt)
+        group = RowGroup(ids, images, labels, span=data)
+        for row in wrong:
+            place = self.place(int(ids[row])) + group.made_from(row)
+            group.corrupt[row] = f"{place} does not have its checksum; {verdict}"
+        return group
 
     def is_cached(self, number: int) -> bool:
         """Whether a row group is on the disk of this node, though perhaps no longer when it is read."""

@@ -46,6 +46,16 @@ def checked_images(file: pq.ParquetFile) -> tuple[list[bytes], list[int]]:
     return images, [row for row, image in enumerate(images) if crc32(image) != sums[row]]
 
 
+def source_name(span: bytes, row: int) -> str | None:
+    """What the image of a row was called where it comes from; None where that was not written, or cannot be read."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(span))
+        name: str | None = column(file, "name")[row].as_py() if "name" in file.schema_arrow.names else None
+    except Exception:  # damaged bytes can make a reader raise anything
+        return None
+    return name
+
+
 def column(file: pq.ParquetFile, name: str) -> pa.ChunkedArray:
     """A column of a row group, read by Arrow."""
     # Not in threads of its own: groups are read in threads already, and handing on costs more than it saves.

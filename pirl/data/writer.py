@@ -41,6 +41,8 @@ GROUPS = b"pirl.groups"
 
 SCHEMA = pa.schema([("index", pa.int64()), ("image", pa.binary()), ("label", pa.int64()), ("crc32", pa.uint32())])
 """`index` is the row's id in the whole data set, 0 to rows - 1 in file order; `crc32` is that of `image`."""
+NAMED_SCHEMA = SCHEMA.append(pa.field("name", pa.string()))
+"""With what a person calls the image in the source, for messages."""
 
 LAYOUT = {"compression": "none", "use_dictionary": False, "write_statistics": ["index"], "data_page_size": 2**30}
 MAGIC = b"PAR1"
@@ -63,6 +65,7 @@ class ShardWriter:
         source: Where the images come from, for the record.
         shard_bytes: A shard ends with the row group that brings its images to this size.
         resume: Go on behind the shards that are there; `rows` and `record` are as they were at the end of the last.
+        named: Whether rows have names.
     """
 
     def __init__(
@@ -74,8 +77,9 @@ class ShardWriter:
         source: str,
         shard_bytes: int = SHARD_BYTES,
         resume: bool = False,
+        named: bool = False,
     ) -> None:
-        self.folder, self.shard_bytes = folder, shard_bytes
+        self.folder, self.shard_bytes, self.named = folder, shard_bytes, named
         self.rows = 0
         self.record: dict[str, Any] = {}
         self._about: dict[str, Any] = {"classes": classes and list(classes), "seed": seed, "source": source}
@@ -83,16 +87,18 @@ class ShardWriter:
         self._class_rows: Counter[int] = Counter()
         self._images: list[bytes] = []
         self._labels: list[int | None] = []
+        self._names: list[str | None] = []
         self._open: _Shard | None = None
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         if resume:
             self._resume()
 
-    def add(self, image: bytes, label: int | None) -> None:
-        """Appends a row: an encoded image (JPEG or PNG) and the number of its class."""
+    def add(self, image: bytes, label: int | None, name: str | None = None) -> None:
+        """Appends a row: an encoded image (JPEG or PNG), the number of its class, and its name in the source."""
         self._images.append(image)
         self._labels.append(label)
+        self._names.append(name)
         if label is not None:
             self._class_rows[label] += 1
         self.rows += 1
@@ -158,20 +164,22 @@ class ShardWriter:
         self._wait()
         images, self._images = self._images, []
         labels, self._labels = self._labels, []
-        ids = range(self.rows - len(images), self.rows)
-        self._writing = self._thread.submit(self._write, ids, images, labels, json.dumps(self._record_so_far()))
+        names, self._names = self._names, []
+        columns = {"index": range(self.rows - len(images), self.rows), "image": images, "label": labels, "name": names}
+        self._writing = self._thread.submit(self._write, columns, json.dumps(self._record_so_far()))
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
-    def _write(self, ids: range, images: list[bytes], labels: list[int | None], record: str) -> None:
+    def _write(self, columns: dict[str, Any], record: str) -> None:
         # In the thread: an upload takes its time, and the rows of the next group are made meanwhile.
+        schema = NAMED_SCHEMA if self.named else SCHEMA
         if self._open is None:
-            self._open = _Shard(self.folder / _shard_name(len(self._shards)))
-        crcs = [zlib.crc32(image) for image in images]
-        self._open.write_group(pa.table([ids, images, labels, crcs], schema=SCHEMA))
+            self._open = _Shard(self.folder / _shard_name(len(self._shards)), schema)
+        columns["crc32"] = [zlib.crc32(image) for image in columns["image"]]
+        self._open.write_group(pa.table([columns[name] for name in schema.names], schema=schema))
         if self._open.file.tell() >= self.shard_bytes:
             self._end_shard(record)
 
@@ -205,19 +213,19 @@ def _shard_name(number: int) -> str:
 class _Shard:
     """A Parquet file that is being written."""
 
-    def __init__(self, at: Folder) -> None:
-        self.name = at.name
+    def __init__(self, at: Folder, schema: pa.Schema) -> None:
+        self.name, self.schema = at.name, schema
         self.files = ExitStack()
         self.file: IO[bytes] = self.files.enter_context(at.writing())
         # Arrow counts what goes through its own file object, and nothing else, for the offsets in the footer.
         self.sink = pa.PythonFile(self.file, "w")
-        self.parquet = pq.ParquetWriter(self.sink, SCHEMA, **LAYOUT)
+        self.parquet = pq.ParquetWriter(self.sink, schema, **LAYOUT)
         self.groups: list[list[int]] = []
         self.rows = 0
 
     def write_group(self, table: pa.Table) -> None:
         alone = io.BytesIO()
-        with pq.ParquetWriter(alone, SCHEMA, store_schema=False, **LAYOUT) as writer:
+        with pq.ParquetWriter(alone, self.schema, store_schema=False, **LAYOUT) as writer:
             writer.write_table(table)
         whole = alone.getvalue()
         if self.groups:

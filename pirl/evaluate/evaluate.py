@@ -4,14 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.evaluate.measurement import Measurement, Outcome
 from pirl.evaluate.protocols import auc, few, health, invariance, knn, linear, retrieval
 from pirl.evaluate.subject import Subject
-from pirl.methods.models import Trunk
 from pirl.sections import Section
 
 
@@ -73,15 +70,12 @@ def evaluate(subject: Subject, config: Config) -> dict[str, Any]:
     return {**images, **report, "random": of(lambda each: each.random)}
 
 
-def evaluate_res5(
-    trunk: Trunk, train: Dataset, test: Dataset, config: Config, device: torch.device
-) -> dict[str, float]:
+def evaluate_res5(subject: Subject, config: Config) -> dict[str, float]:
     """The numbers of `evaluate` that tell how far training is; called by every rank.
 
     Returns:
         `{"linear_res5", "knn"}`, shares of 1, equal to the numbers of `evaluate`.
     """
-    subject = Subject(trunk, None, train, test, config.data.image_size, device, skip=config.data.on_error == "skip")
     settings = config.evaluation
     vote = knn.KNN(k=(settings.knn_k,), temperature=settings.knn_temperature)
     (fitted,) = linear.measure(subject, linear.Linear(taps=("res5",))).measurements

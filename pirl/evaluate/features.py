@@ -1,6 +1,6 @@
 """Features of a whole data set at every tap of a trunk, extracted by all ranks together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isqrt
 
@@ -42,10 +42,11 @@ def extract(
     limit: int | None = None,
     *,
     skip: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Features:
     """Runs the images through the trunk, in evaluation mode and float32; every rank returns all rows, in memory.
 
-    Args and rows are those of `extract_rounds`.
+    Args and rows are those of `extract_rounds`; `tell` takes what goes on.
 
     Raises:
         CorruptImage: An image cannot be used, and `skip` is off; says shard, row and id.
@@ -61,6 +62,7 @@ def extract(
             taps[name][here] = values
         labels[here] = part.labels
         start = here.stop
+        tell(f"evaluating: features of {rows:,} images, {start / rows:.0%}")
     return Features(taps, labels)
 
 

@@ -77,17 +77,24 @@ def bootstrap(statistic: Callable[[NDArray[np.int64]], float], rows: int, seed: 
     return _ends(np.array([statistic(source.integers(rows, size=rows)) for _ in range(RESAMPLES)]))
 
 
-def dealt(pieces: Sequence[Callable[[], Tensor]], length: int, device: torch.device) -> Tensor:
+def dealt(
+    pieces: Sequence[Callable[[], Tensor]],
+    length: int,
+    device: torch.device,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Tensor:
     """Does pieces of work, each on one rank, and gives all ranks what came of them; a collective.
 
     Args:
         pieces: Each gives `length` numbers.
+        tell: Takes what goes on.
 
     Returns:
         float64 (len(pieces), length).
     """
     found = torch.zeros(len(pieces), length, dtype=torch.float64, device=device)
     for number in range(dist.rank(), len(pieces), dist.world_size()):
+        tell(f"{number + 1} of {len(pieces)}")
         found[number] = pieces[number]().to(found)
     return dist.all_reduce_sum(found)
 

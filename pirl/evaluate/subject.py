@@ -1,15 +1,17 @@
 """What protocols are given: a network, labelled images, and features that are made when one asks for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
 from pirl.evaluate.features import Features, extract
+from pirl.evaluate.measurement import dealt
 from pirl.evaluate.store import FeatureStore
 from pirl.methods.models import Trunk
 from pirl.storage.folder import Folder
@@ -36,6 +38,7 @@ class Subject:
         limit: Images of each split that are used at most.
         skip: Whether an image that cannot be used is left out.
         say: Takes lines of progress, on rank 0.
+        tell: Takes what goes on, for who watches.
         store: Keeps features; without it they are held in memory.
     """
 
@@ -51,6 +54,7 @@ class Subject:
     limit: int | None = MAX_IMAGES
     skip: bool = False
     say: Callable[[str], None] = lambda line: None
+    tell: Callable[[str], None] = lambda text: None
     store: FeatureStore | None = None
     _held: dict[tuple[SplitName, bool], Features] = field(default_factory=dict, repr=False)
 
@@ -62,10 +66,13 @@ class Subject:
                 raise ConfigError("there is no test split" if trunk else "there is no random network")
             given = trunk, dataset, self.image_size, self.device, self.limit
             if self.store is None:
-                self._held[split, trained] = extract(*given, skip=self.skip)
+                self._held[split, trained] = extract(*given, skip=self.skip, tell=self._tell(trained))
             else:
                 self._held[split, trained] = self.store.features(*given, skip=self.skip, say=self.say)
         return self._held[split, trained]
+
+    def _tell(self, trained: bool) -> Callable[[str], None]:
+        return self.tell if trained else lambda text: self.tell(f"{text}, random weights")
 
     def labelled(self, split: SplitName, *, trained: bool = True) -> Features:
         """The same, of the images that have a label."""
@@ -74,6 +81,10 @@ class Subject:
         if bool(with_label.all()):
             return features
         return Features({name: rows[with_label] for name, rows in features.taps.items()}, features.labels[with_label])
+
+    def dealt(self, what: str, pieces: Sequence[Callable[[], Tensor]], length: int) -> Tensor:
+        """As `measurement.dealt`, of the protocol `what`."""
+        return dealt(pieces, length, self.device, lambda text: self.tell(f"evaluating: {what}, {text}"))
 
     @property
     def trunks(self) -> tuple[bool, ...]:

@@ -27,7 +27,9 @@ from pirl.loading.decode import decoded
 from pirl.loading.prefetch import Prefetcher
 from pirl.loading.views import Views, sample_rng
 from pirl.processes import end_with_parent, keep_freed_memory
+from pirl.storage.client import trust_stores
 from pirl.storage.retry import take_count
+from pirl.storage.temporary import lend_to_multiprocessing, remove_temporary_folder
 
 PREFETCHED_STEPS = 4
 
@@ -130,6 +132,7 @@ class Loader:
         # imports torch once for all loader processes of this worker.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
+        lend_to_multiprocessing()
         return DataLoader(
             _PartialBatches(self),
             batch_size=None,
@@ -153,8 +156,9 @@ def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
 
 def start_process(_: int) -> None:
     """What a loader process does first."""
-    end_with_parent()
+    end_with_parent(last=remove_temporary_folder)
     keep_freed_memory()
+    trust_stores()
 
 
 def _next(parts: Iterator[PartialBatch]) -> PartialBatch:

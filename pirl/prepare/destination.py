@@ -38,8 +38,9 @@ def check_destination(folder: Folder, request: dict[str, Any], overwrite: bool) 
         raise ConfigError(
             f"DESTINATION {folder} exists: choose another, or add --overwrite to replace the data set in it"
         )
-    for word, value in request.items():
-        if begun.get(word) != value:
+    for word in {**request, **begun}:
+        value = request.get(word)
+        if begun.get(word) != value and (word in request or word != "content"):
             raise ConfigError(
                 f"DESTINATION {folder} holds the beginning of another data set ({word} {begun.get(word)}, now {value}):"
                 " type what was typed then to go on with it, or add --overwrite to begin anew"

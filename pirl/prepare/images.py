@@ -1,26 +1,46 @@
 """Makes sure that training can read an image: a whole JPEG or PNG of 8-bit colour or gray, the right way up.
 
 Such bytes stay untouched. Any other image that can be read is encoded anew, and so is one that is made smaller:
-a JPEG as JPEG of quality 95, all others as PNG, which loses nothing.
+a JPEG as JPEG of quality 95, all others as PNG, which loses nothing. A JPEG that lacks nothing but its end marker gets
+one, and a PNG loses texts and the like where these are damaged or too long; the pixels of both stay untouched.
+
+An image of more than MOST_PIXELS is made smaller by 2, a JPEG while it is decoded, and one of more than MOST_READ is
+not read at all: so a process takes 4 GB at the most, for 16-bit colours of that size, and 3 GB for all else.
 """
 
 import io
-import struct
-import zlib
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from pirl.prepare import png
+from pirl.prepare.eight_bits import eight_bits
+from pirl.prepare.jpeg import START, layout_of, whole_jpeg
 
 QUALITY = 95
 """Of JPEG, from 1 to 100."""
 ORIENTATION = 0x0112
 """The EXIF field that says how to turn an image; training does not look at it."""
-GRAY = ("1", "L", "LA", "La")
-CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""By the kind of colour in the header of a PNG: gray, RGB, palette, gray with alpha, RGB with alpha."""
-UNPACKED_BYTES = 2**20
-"""Of a PNG, at a time: a small file may hold very many."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What it says; all other values say nothing."""
+MOST_PIXELS = 178_956_970
+"""Of what is written: 0.5 GB as training decodes it, in each of its loader processes. Pillow's own limit too."""
+MOST_READ = 2**28
+"""Pixels of an image that is read: a small file may hold very many."""
+MOST_SIDE = 1_000_000
+"""Pixels of a side of a PNG, by libpng, which training has."""
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""What a TIFF begins with."""
+
+Image.MAX_IMAGE_PIXELS = None  # MOST_READ is the limit here
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +68,66 @@ def check_image(data: bytes, short_side: int | None = None) -> Checked:
     if not data:
         return Checked(None, note="no image")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.format == "PNG":
-                _check_png(data)
-            return _checked(image, data, short_side)
+        return _read(data, short_side)
     except UnidentifiedImageError:
-        return Checked(None, note="not an image")
+        return Checked(None, note=_why_unknown(data))
     except Exception as error:  # A broken file can make a decoder raise anything.
         return Checked(None, note=str(error) or type(error).__name__)
 
 
-def _checked(image: Image.Image, data: bytes, short_side: int | None) -> Checked:
-    kind = f"{image.format} {image.mode}"
-    # MPO is what some cameras write: a JPEG with a second picture behind it.
-    is_jpeg = image.format in ("JPEG", "MPO")
-    # Pillow shows a PNG of 16 bits as one of 8; byte 24 of the file is its depth.
-    is_good = image.mode in ("RGB", "L") and (is_jpeg or (image.format == "PNG" and data[24] == 8))
-    reasons = [] if is_good else ["of 16 bits"] if image.format == "PNG" and data[24] == 16 else [""]
-    if getattr(image, "is_animated", False) and not is_jpeg:
-        reasons.append("animated")
-    if _orientation(image) in range(2, 9):  # others say nothing
-        reasons.append("turned by EXIF")
-    if short_side is not None and min(image.size) > short_side:
-        reasons.append("resized")
-    if not reasons:
-        return Checked(data, kind, "", image.size)
-    new = _eight_bits(ImageOps.exif_transpose(image) if "turned by EXIF" in reasons else image)
-    if "resized" in reasons and short_side is not None:
-        scale = short_side / min(new.size)
-        new = new.resize((round(new.width * scale), round(new.height * scale)), Image.Resampling.LANCZOS)
+def _read(data: bytes, short_side: int | None) -> Checked:
+    if data.startswith(START):
+        whole, layout = whole_jpeg(data)
+        return _decoded(whole, short_side, layout.coding, "" if whole is data else "without an end marker")
+    try:
+        return _decoded(data, short_side)
+    except Exception:
+        bare = png.without_extras(data) if data.startswith(png.SIGNATURE) else None
+        if bare is None:
+            raise
+        return _decoded(bare, short_side, mended="without its extra chunks, which are damaged or too long")
+
+
+def _decoded(data: bytes, short_side: int | None, coding: str = "", mended: str = "") -> Checked:
+    """Args: `coding` is how a JPEG is coded where that is unusual, `mended` what was done to the bytes before."""
+    with Image.open(io.BytesIO(data)) as image:
+        if (pixels := image.width * image.height) > MOST_READ:
+            raise ValueError(f"{pixels / 1e6:,.0f} megapixels, and {MOST_READ / 1e6:,.0f} are read: make it smaller")
+        if max(image.size) > MOST_SIDE:
+            raise ValueError(f"{max(image.size):,} pixels long, and {MOST_SIDE:,} are the most")
+        # MPO is what some cameras write: a JPEG with a second picture behind it.
+        is_jpeg, is_large = image.format in ("JPEG", "MPO"), pixels > MOST_PIXELS
+        if is_large:
+            image.draft(image.mode, (max(1, image.width // 2), max(1, image.height // 2)))  # of a JPEG alone
+        image.load()
+        if image.format == "PNG":
+            png.check_png(data)
+        kind, turn = f"{image.format} {image.mode}", TURNS.get(_orientation(image))
+        changes = {
+            coding: True,
+            "animated": getattr(image, "is_animated", False) and not is_jpeg,
+            "turned by EXIF": turn is not None,
+            "made smaller by 2": is_large,
+            "resized": short_side is not None and min(image.size) > short_side,
+        }
+        reasons = [reason for reason, holds in changes.items() if reason and holds]
+        # Pillow shows a PNG of 16 bits as one of 8.
+        is_good = is_jpeg or (image.format == "PNG" and png.depth(data) == 8)
+        if is_good and image.mode in ("RGB", "L") and not reasons:
+            return Checked(data, kind, f"{kind}, {mended}" if mended else "", image.size)
+        new, what = eight_bits(image, data)
+    new = new if turn is None else new.transpose(turn)
+    new = _smaller(new.reduce(2) if is_large and not is_jpeg else new, short_side)
     file = io.BytesIO()
     new.save(file, "JPEG" if is_jpeg else "PNG", quality=QUALITY)
-    return Checked(file.getvalue(), kind, ", ".join([kind, *filter(None, reasons)]), new.size)
+    return Checked(file.getvalue(), kind, ", ".join(filter(None, [kind, what, *reasons, mended])), new.size)
+
+
+def _smaller(image: Image.Image, short_side: int | None) -> Image.Image:
+    if short_side is None or min(image.size) <= short_side:
+        return image
+    scale = short_side / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -91,59 +138,11 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """As 8-bit gray or colour, of an animation the first frame; raises ValueError for numbers without a known white."""
-    if image.mode.startswith("F"):
-        raise ValueError(f"pixels of floating point (mode {image.mode}): convert it to 8 bits first")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"more than 16 bits a pixel (mode {image.mode}): convert it to 8 bits first")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    return image.convert("L" if image.mode in GRAY else "RGB")
-
-
-def _check_png(data: bytes) -> None:
-    """Refuses what Pillow has read as a PNG and is not whole: at some, libpng, which training has, ends the process.
-
-    It looks at checksums and lengths, as far as the pixels go: nothing reads on behind them. Raises ValueError.
-    """
-    width, height, depth, color, *methods = struct.unpack_from(">IIBBBBB", data, 16)
-    if methods[:2] != [0, 0]:
-        raise ValueError("the header of the PNG is damaged")
-    # Each row has a byte before it. Interlaced ones have some more, which are not counted here.
-    least = height * (1 + (width * depth * CHANNELS[color] + 7) // 8)
-    if _unpacked_bytes(_pixels(data)) < least:
-        raise ValueError("the pixels of the PNG are cut off or damaged")
-
-
-def _pixels(data: bytes) -> bytes:
-    """The compressed pixels: the content of the first IDAT chunks that follow one another."""
-    view, at = memoryview(data), 8
-    pixels: list[memoryview] = []
-    while True:
-        kind = data[at + 4 : at + 8]
-        if pixels and kind != b"IDAT":
-            return b"".join(pixels)
-        end = at + 8 + int.from_bytes(data[at : at + 4])
-        if len(data) < end + 4:
-            raise ValueError("the PNG is cut off")
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
-            raise ValueError("a chunk of the PNG does not have its checksum")
-        # Those with a capital letter have to be understood.
-        if kind[:1].isupper() and kind not in (b"PLTE", b"IDAT") and (kind, at) != (b"IHDR", 8):
-            raise ValueError(f"chunk {kind.decode(errors='replace')} of the PNG has no place there")
-        if kind == b"IDAT":
-            pixels.append(view[at + 8 : end])
-        at = end + 4
-
-
-def _unpacked_bytes(pixels: bytes) -> int:
-    """Length of the rows; -1 without the checksum behind them."""
-    stream, size = zlib.decompressobj(), 0
-    try:
-        while piece := stream.decompress(pixels, UNPACKED_BYTES):
-            size, pixels = size + len(piece), stream.unconsumed_tail
-    except zlib.error:
-        return -1
-    return size if stream.eof else -1
+def _why_unknown(data: bytes) -> str:
+    """What to say of an image that Pillow does not know."""
+    if data.startswith(START):
+        bits, components = (layout := layout_of(data)).bits, layout.components
+        return f"a JPEG of {bits} bits and {components} channels, which cannot be read: convert it to 8 bits first"
+    if data.startswith(TIFF):
+        return "a TIFF of a kind that cannot be read: convert it to PNG first"
+    return "not an image"

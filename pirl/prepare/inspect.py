@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pirl.data.dataset import Dataset, open_dataset
 from pirl.data.writer import MANIFEST
 from pirl.errors import ConfigError
+from pirl.prepare.sources import not_read
 from pirl.storage.checks import check_can_write
 from pirl.storage.folder import Folder
 
@@ -43,7 +44,9 @@ def describe(uri: str) -> list[str]:
     if left_out["count"]:
         lines.append(f"  left out: {left_out['count']:,} images that cannot be used")
         lines += [f"    {line}" for line in left_out["first"][:LISTED]]
-    return lines
+    if manifest.get("held_out"):
+        lines.append(f"  held out: {manifest['held_out']}")
+    return [*lines, *(f"  {line}" for line in not_read.lines(manifest.get("not_read", [])))]
 
 
 def check_sheet(path: str) -> None:

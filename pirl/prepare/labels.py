@@ -1,4 +1,4 @@
-"""What the names of images say: their classes and splits. Names are columns, not a Python object for each image."""
+"""Numbers for the classes of images. Labels are columns, not a Python object for each image."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +9,6 @@ from pirl.errors import ConfigError
 
 MOST_UNUSED = 100_000
 """More numbers of classes than there are images: each of them is a name, and a count in each shard."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 def number_names(names: pa.Array | pa.ChunkedArray) -> tuple[list[str] | None, Ints]:
@@ -71,35 +69,6 @@ def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
     return pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
 
 
-def first_folders(names: pa.Array) -> pa.Array:
-    """The first folder of each path, null where a path has none."""
-    parts = pc.split_pattern(names, "/", max_splits=1)
-    folders = pc.list_element(parts, 0)
-    return pc.if_else(pc.greater(pc.list_value_length(parts), 1), folders, pa.scalar(None, folders.type))
-
-
-def below(names: pa.Array, folder: str | None) -> tuple[Ints, pa.Array]:
-    """The rows of the paths that lie in a folder, and their paths in it; all of them where none is named."""
-    if not folder:
-        return np.arange(len(names)), names
-    rows = np.flatnonzero(pc.starts_with(names, f"{folder}/").to_numpy(zero_copy_only=False))
-    return rows, pc.list_element(pc.split_pattern(names.take(pa.array(rows)), "/", max_splits=1), 1)
-
-
 def first_and_more(files: list[str]) -> str:
     """The first of some files, and how many more there are, for people."""
     return f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else files[0]
-
-
-def split_words(words: set[str]) -> tuple[str | None, str | None]:
-    """Which of the words stand for the training and for the held-out split; no word, beside test, is training."""
-    test = next((name for name in TEST_NAMES if name in words), None)
-    if test and "" in words and "train" not in words:
-        return "", test
-    # `train` may also be a class, beside car and bus.
-    return ("train", test) if "train" in words and (test or words == {"train"}) else (None, None)
-
-
-def split_folders(names: pa.Array) -> tuple[str | None, str | None]:
-    """Which of the first folders stand for the training and for the held-out split."""
-    return split_words(set(pc.unique(first_folders(names)).drop_null().to_pylist()))

@@ -14,10 +14,13 @@ from multiprocessing import get_context
 from typing import Self
 
 from pirl.data.dataset import Ints
+from pirl.errors import ObjectRefusedError
 from pirl.prepare.images import Checked, check_image
 from pirl.prepare.scratch import Scratch, Span, bounded_map
 from pirl.prepare.sources.source import Source
 from pirl.processes import end_with_parent
+from pirl.storage.client import trust_stores
+from pirl.storage.temporary import lend_to_multiprocessing, remove_temporary_folder
 
 CHUNK_ROWS = 16
 """Images that a worker takes at a time: enough to hide what a message costs, few enough to keep memory small."""
@@ -36,6 +39,7 @@ class Workers:
         # Forked from a server without threads; it has imported the program once for all.
         context = get_context("forkserver")
         context.set_forkserver_preload(["__main__", "pirl.prepare.workers"])
+        lend_to_multiprocessing()
         self._pool = ProcessPoolExecutor(
             self.count, mp_context=context, initializer=_start, initargs=(scratch, short_side)
         )
@@ -75,10 +79,21 @@ def _start(scratch: Scratch, short_side: int | None) -> None:
     global _scratch, _short_side, _readers
     _scratch, _short_side, _readers = scratch, short_side, ThreadPoolExecutor(READ_THREADS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the one that started them ends them
-    end_with_parent()
+    end_with_parent(last=remove_temporary_folder)
+    trust_stores()
     # Pillow warns of oddities in files that it reads all the same; what it cannot read is counted.
     warnings.simplefilter("ignore")
 
 
 def _check(spans: list[Span]) -> list[Checked]:
-    return [check_image(data, _short_side) for data in _readers.map(_scratch.read, spans)]
+    return [
+        data if isinstance(data, Checked) else check_image(data, _short_side) for data in _readers.map(_read, spans)
+    ]
+
+
+def _read(span: Span) -> bytes | Checked:
+    """The bytes of an image, or that the store does not give this one."""
+    try:
+        return _scratch.read(span)
+    except ObjectRefusedError as error:
+        return Checked(None, note=str(error))

@@ -4,11 +4,12 @@
 behind the shards that are there. The order is a function of seed and source, so this is all that it needs.
 """
 
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,16 +21,23 @@ from pirl.prepare.destination import check_apart, check_destination, clear, fini
 from pirl.prepare.images import QUALITY, Checked
 from pirl.prepare.scratch import Progress, Scratch
 from pirl.prepare.sources.kinds import check_source, find_source
+from pirl.prepare.sources.not_read import NotRead, lines
 from pirl.prepare.sources.source import Columns, Source
 from pirl.prepare.workers import Workers
-from pirl.storage.checks import check_can_write, check_place
+from pirl.storage.checks import check_can_write, check_place, refuse_web
 from pirl.storage.folder import Folder
 
 LISTED = 1000
 """Images that are left out and named in the manifest; the others are only counted."""
 
-Split = tuple[Folder, Source, Ints]
-"""The folder to write, the source, and its rows in the order in which they are written."""
+
+class Split(NamedTuple):
+    """What is written: where, the source, its rows in the order in which they are written, and what is said of it."""
+
+    folder: Folder
+    source: Source
+    order: Ints
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,7 @@ class PrepareRequest:
     image_column: str = "image"
     label_column: str | None = None
     scratch: str | None = None
+    also: Sequence[str] = ()
 
     @property
     def folder(self) -> Folder:
@@ -67,7 +76,8 @@ class PrepareRequest:
     def decides(self) -> dict[str, Any]:
         """What decides the bytes that are written."""
         words = ("source", "test", "test_fraction", "seed", "resize", "shard_mb", "image_column", "label_column")
-        return {word: getattr(self, word) for word in words}
+        # Without the last, if there is none: what was begun before there was such a word goes on.
+        return {word: getattr(self, word) for word in words} | ({"also": list(self.also)} if self.also else {})
 
 
 def prepare(request: PrepareRequest, progress: Progress) -> None:
@@ -86,7 +96,7 @@ def prepare(request: PrepareRequest, progress: Progress) -> None:
     with Scratch(request.scratch) as scratch:
         with _refusals_are_wrong_requests():
             splits = _find_splits(request, scratch, progress)
-        content = zlib.crc32(repr([source.digest() for _, source, _ in splits]).encode())
+        content = zlib.crc32(repr([split.source.digest() for split in splits]).encode())
         start(request.folder, request.decides() | {"content": content}, request.overwrite)
         with Workers(scratch, request.resize) as workers:
             for split in splits:
@@ -114,6 +124,7 @@ def check_sources(request: PrepareRequest) -> None:
 def _check_words(request: PrepareRequest) -> None:
     """Refuses what is wrong whatever lies on disks and in stores."""
     check_place("DESTINATION", request.destination, "photos")
+    refuse_web("DESTINATION", request.destination)
     check_place("SOURCE", request.source, "photos")
     if request.test is not None:
         check_place("--test", request.test, "photos")
@@ -127,6 +138,8 @@ def _check_words(request: PrepareRequest) -> None:
         return
     if request.test or request.test_fraction:
         raise ConfigError("digits bring a test split of their own: leave out --test and --test-fraction")
+    if request.also:
+        raise ConfigError("digits have no other folders: leave out --also")
     if request.resize:
         raise ConfigError("digits are 32 pixels wide and stay so: leave out --resize")
 
@@ -144,33 +157,48 @@ def _refusals_are_wrong_requests() -> Iterator[None]:
 
 def _find_splits(request: PrepareRequest, scratch: Scratch, progress: Progress) -> list[Split]:
     """What is to be written, in this order: the held-out split comes first, for the other one completes the whole."""
-    test = find_source(request.test, request.columns, scratch, progress)[0] if request.test else None
-    train, inside = find_source(request.source, request.columns, scratch, progress)
-    test = test or inside
+    of_source, of_test = NotRead(), NotRead()
+    asked = find_source(request.test, request.columns, scratch, progress, (), of_test) if request.test else (None, None)
+    train, inside = find_source(request.source, request.columns, scratch, progress, request.also, of_source)
+    for not_read, unused in ((of_test, asked[1]), (of_source, inside if request.test else None)):
+        if unused is not None:
+            not_read.add("images of the test split there", unused.name(0), len(unused.labels))
+    test = asked[0] or inside
     if test is not None and train.classes is not None:
         test = test.with_classes(train.classes)
+    left = of_source.record(), of_test.record()
+    about: dict[str, Any] = {"not_read": left[0]} if left[0] else {}
+    about_test: dict[str, Any] = {"not_read": left[1]} if left[1] else {}
+    if asked[0] is None and of_source.held_out:
+        about_test["held_out"] = of_source.held_out
+    if request.strict and (said := lines([entry for record in left for entry in record if entry["may_be_images"]])):
+        raise ConfigError(f"{said[0]}. Without --strict they are left out; images in other folders: --also NAME")
     rng = np.random.default_rng(request.seed)
     order, below = rng.permutation(len(train.labels)), request.folder / "test"
     if (fraction := request.test_fraction) is None:
-        held_out_split = [] if test is None else [(below, test, rng.permutation(len(test.labels)))]
-        return [*held_out_split, (request.folder, train, order)]
+        held_out_split = [] if test is None else [Split(below, test, rng.permutation(len(test.labels)), about_test)]
+        return [*held_out_split, Split(request.folder, train, order, about)]
     if test is not None:
         raise ConfigError("SOURCE has a test split (test/ or val/): leave out --test-fraction")
-    held_out = round(fraction * len(order))
+    # Of images with and without labels only those with one are of use there.
+    pool = order[train.labels[order] >= 0] if request.also and train.classes else order
+    held_out = round(fraction * len(pool))
     if not 0 < held_out < len(order):
-        raise ConfigError(f"--test-fraction {fraction} holds out {held_out} of {len(order)} images: use 0.1, say")
-    return [(below, train, order[:held_out]), (request.folder, train, order[held_out:])]
+        raise ConfigError(f"--test-fraction {fraction} holds out {held_out} of {len(pool)} images: use 0.1, say")
+    rest = order[np.isin(order, pool[:held_out], invert=True)]
+    return [Split(below, train, pool[:held_out], {}), Split(request.folder, train, rest, about)]
 
 
 def _write_split(split: Split, request: PrepareRequest, workers: Workers, progress: Progress) -> None:
     """Writes these rows of a source, in this order, behind those that are there."""
-    folder, source, order = split
+    folder, source, order, said = split
     if folder.exists(MANIFEST):  # it was complete when the job was stopped
         return
     about: dict[str, Any] = {"classes": source.classes, "seed": request.seed, "source": source.uri}
-    with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True) as writer:
+    with ShardWriter(folder, **about, shard_bytes=request.shard_mb * 2**20, resume=True, named=True) as writer:
         if not writer.record:
             writer.record = _new_record(request.resize)
+        writer.record |= said
         record = writer.record
         progress(f"writing {folder}", record["taken"], len(order), "images")
         for row, checked in workers.check(source, order[record["taken"] :]):
@@ -182,7 +210,7 @@ def _write_split(split: Split, request: PrepareRequest, workers: Workers, progre
                     raise BrokenImage(left_out)
                 record["left_out"]["first"] = [*record["left_out"]["first"], left_out][:LISTED]
             else:
-                writer.add(checked.image, None if label < 0 else label)
+                writer.add(checked.image, None if label < 0 else label, _short(source.name(row), request.sources))
             progress(f"writing {folder}", record["taken"], len(order), "images")
         if writer.rows == 0:
             clear(request.folder)
@@ -215,3 +243,13 @@ def _count(record: dict[str, Any], checked: Checked) -> None:
     for side, pixels in zip(("width", "height"), checked.size, strict=True):
         least, most = record[side] or (pixels, pixels)
         record[side] = [min(least, pixels), max(most, pixels)]
+
+
+def _short(name: str, sources: list[str]) -> str:
+    """The name of an image, from the source on: so it is the same wherever the source lies."""
+    for uri in sources:
+        # A file or a pattern is named from its folder on.
+        for folder in (uri.rstrip("/"), re.split(r"[*?\[]", uri)[0].rpartition("/")[0]):
+            if name.startswith(f"{folder}/"):
+                return name[len(folder) + 1 :]
+    return name

@@ -41,6 +41,8 @@ class Meter:
     epoch: int | None = None
 
     def __post_init__(self) -> None:
+        self.reported: Metrics = {}
+        self.step_s = 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -95,10 +97,31 @@ class Meter:
 
     def metrics(self, device: torch.device) -> Metrics:
         """Means since the last call, and counts of all ranks, added on `device`; then begins anew. Collective."""
+        own_retries = self.retries + take_count()
+        metrics = self._means() | {
+            "retries": int(all_reduce_sum(torch.tensor(own_retries, device=device))),
+            "skipped": self.skips,
+        }
+        self.reported, self.step_s = dict(metrics), (time.perf_counter() - self.began) / self.steps
+        self.retries = self.skips = 0
+        self.restart()
+        return metrics
+
+    def now(self) -> Metrics:
+        """For who watches: the steps that are done, and means of the last report; before the first, those so far."""
+        if not self.reported:
+            return self._means()
+        return self.reported | {
+            "step": self.done,
+            "epoch": self.done / self.steps_per_epoch,
+            "time_left_s": (self.last_step - self.done) * self.step_s,
+        }
+
+    def _means(self) -> Metrics:
+        """Since the last report, of this rank; there was a step since."""
         seconds = time.perf_counter() - self.began
         names = ["loss_image", "loss_pretext"]
-        own_retries = self.retries + take_count()
-        metrics: Metrics = {
+        return {
             "step": self.done,
             "last_step": self.last_step,
             "epoch": self.done / self.steps_per_epoch,
@@ -108,13 +131,8 @@ class Meter:
             "samples_per_s": self.samples / seconds,
             "data_wait_s": self.wait_s,
             "data_wait_share": self.wait_s / seconds,
-            "retries": int(all_reduce_sum(torch.tensor(own_retries, device=device))),
-            "skipped": self.skips,
             "time_left_s": (self.last_step - self.done) * seconds / self.steps,
         }
-        self.retries = self.skips = 0
-        self.restart()
-        return metrics
 
 
 def health(bank: MemoryBank, embeddings: Tensor, say: Callable[[str], None]) -> Metrics:

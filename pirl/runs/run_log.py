@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
 from pirl.runs.metrics import Metrics
+from pirl.runs.progress_lines import progress_line
 from pirl.runs.run import reports_in
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import HURRY_S, Folder
@@ -92,23 +92,6 @@ def keep_until(path: Path, step: int) -> None:
         return
     kept = [report for report in reports_in(path.read_text(errors="replace")) if report["step"] <= step]
     Folder(str(path)).write("", "".join(json.dumps(report) + "\n" for report in kept))
-
-
-def progress_line(metrics: Metrics) -> str:
-    """One report as a line that a person can follow."""
-    epochs = metrics["last_step"] * metrics["epoch"] / metrics["step"]
-    terms = [f"{name} {metrics[f'loss_{name}']:.3f}" for name in ("image", "pretext") if f"loss_{name}" in metrics]
-    return "   ".join(
-        [
-            f"epoch {metrics['epoch']:6.2f}/{epochs:.0f}",
-            f"step {metrics['step']:,.0f}/{metrics['last_step']:,.0f}",
-            f"loss {metrics['loss']:.3f} ({', '.join(terms)})",
-            f"lr {metrics['lr']:.2g}",
-            f"{metrics['samples_per_s']:,.0f} samples/s",
-            f"waiting for data {metrics['data_wait_share']:.0%}",
-            f"left {timedelta(seconds=round(metrics['time_left_s']))}",
-        ]
-    )
 
 
 class Mirror:

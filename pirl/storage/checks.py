@@ -32,6 +32,12 @@ def check_place(what: str, uri: str, example: str) -> None:
         raise ConfigError(f"{what} {uri} names no bucket: type {scheme}://bucket/{example}")
 
 
+def refuse_web(what: str, uri: str) -> None:
+    """Refuses a place to write on a web server, without asking that; raises ConfigError."""
+    if uri.startswith(("http://", "https://")):
+        raise ConfigError(f"{what} {uri} is on a web server, which is read alone: name a folder or a store")
+
+
 def check_can_write(what: str, folder: Folder) -> None:
     """Refuses a folder in which this process cannot write, or which it cannot make; leaves nothing behind.
 
@@ -39,8 +45,7 @@ def check_can_write(what: str, folder: Folder) -> None:
         ConfigError: And why.
         StorageError: The store gave no good answer in time.
     """
-    if folder.uri.startswith(("http://", "https://")):
-        raise ConfigError(f"{what} {folder} is on a web server, which is read alone: name a folder or a store")
+    refuse_web(what, folder.uri)
     try:
         if path := folder.path:
             nearest = next(above for above in (path, *path.parents) if above.exists())

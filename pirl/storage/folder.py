@@ -11,7 +11,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pirl.storage.client import Address, filesystem, resolve
 from pirl.storage.reading import read, reading, size_of, sizes_below
-from pirl.storage.retry import DEADLINE_S, persistently
+from pirl.storage.retry import DEADLINE_S
 from pirl.storage.writing import send, writing
 
 HURRY_S = 15.0
@@ -72,7 +72,9 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or a folder."""
-        return bool(self._at(name).ask("looking for", "exists"))
+        at = self._at(name)
+        strict = {"strict": True} if "http" in at.fs.protocol else {}  # else whatever goes wrong is "no"
+        return bool(at.ask("looking for", "exists", at.path, **strict))
 
     def is_folder(self) -> bool:
         """Whether there is a folder."""
@@ -89,7 +91,7 @@ class Folder:
         def compare() -> bool:
             return bool(at.fs.modified(at.path) > other.fs.modified(other.path))
 
-        return persistently(f"asking for the time of {at.uri}", compare, self.deadline_s)
+        return at.persistently("asking for the time of", compare)
 
     def sizes(self, *, follow_links: bool = False) -> dict[str, int]:
         """Bytes of each file in it and in the folders in it, by its path in it; none where there is no folder.

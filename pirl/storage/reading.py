@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
-from pirl.errors import StorageError
+from pirl.errors import StorageError, StoreRefusedError
+from pirl.storage.causes import http_status
 from pirl.storage.client import PIECE, Address
-from pirl.storage.retry import http_status, persistently
 
 FIRST_PIECE = 2**16
 """Bytes that are asked for first where it is not known how long a file is."""
@@ -55,16 +55,23 @@ def reading(at: Address) -> Iterator[IO[bytes]]:
 
 
 def size_of(at: Address) -> int:
-    """Bytes of a file."""
-    return int(at.ask("asking for the size of", "info")["size"])
+    """Bytes of a file; raises StoreRefusedError where nobody tells."""
+    size = at.ask("asking for the size of", "info")["size"]
+    if size is None:
+        raise StoreRefusedError(f"{at.uri}: this server does not say how long the file is: copy it to a disk first")
+    return int(size)
 
 
 def sizes_below(at: Address, follow_links: bool) -> dict[str, int]:
     """See `Folder.sizes`; raises FileNotFoundError where there is no bucket."""
     if at.is_local:  # fsspec would pass over what cannot be read
-        return persistently(f"listing {at.uri}", lambda: _local_sizes(at.path, follow_links), at.deadline_s)
+        return at.persistently("listing", lambda: _local_sizes(at.path, follow_links))
     prefix = at.path.rstrip("/") + "/"
     found = at.ask("listing", "find", at.path, detail=True)
+    if any(info["size"] is None for info in found.values()):
+        raise StoreRefusedError(
+            f"{at.uri} is a page of a web server, and no folder that can be listed: name a tar, zip or Parquet file"
+        )
     return {name.removeprefix(prefix): int(info["size"]) for name, info in found.items()}
 
 

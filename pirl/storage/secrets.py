@@ -41,8 +41,9 @@ def refuse_secret_url(what: str, url: str) -> None:
 
 def refuse_user_in_environment() -> None:
     """Raises ValueError where the address of a store, which goes to all workers, holds a secret."""
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        refuse_secret_url(name, os.environ.get(name, ""))
+    for name, value in os.environ.items():
+        if name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3") or name.startswith("FSSPEC_"):
+            refuse_secret_url(name, value)
 
 
 def _secrets_in(value: Any, name: str = "") -> Iterator[str]:

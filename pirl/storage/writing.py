@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 
 from pirl.errors import StorageError
 from pirl.storage.client import PIECE, Address
-from pirl.storage.retry import LONGEST_PAUSE, persistently
+from pirl.storage.retry import LONGEST_PAUSE
 from pirl.storage.sealed import TRIES, until_whole
 from pirl.storage.temporary import temporary_folder
 
@@ -98,4 +98,4 @@ def _read_back(at: Address, start: int, end: int) -> Any:
                 return b""
             raise
 
-    return persistently(f"reading {at.uri} back", read, at.deadline_s)
+    return at.persistently("reading back", read)

@@ -53,6 +53,16 @@ def test_any_parquet_reader_reads_the_files(tmp_path):
     ]
 
 
+def test_rows_may_have_names(tmp_path):
+    with ShardWriter(Folder(str(tmp_path)), classes=None, seed=7, source="here", named=True) as writer:
+        for row in range(70):
+            writer.add(image(row), None, None if row == 3 else f"ant/{row}.jpg")
+    table = pq.read_table(tmp_path / "shard-00000.parquet")
+    assert table.column_names == ["index", "image", "label", "crc32", "name"]
+    assert table["name"].to_pylist() == [None if row == 3 else f"ant/{row}.jpg" for row in range(70)]
+    assert table["image"].to_pylist() == [image(row) for row in range(70)]
+
+
 def test_the_manifest_says_where_everything_is(tmp_path):
     manifest = write(tmp_path, 300, shard_bytes=10_000)
     assert {key: manifest[key] for key in ("version", "rows", "rows_per_group", "classes", "seed", "source")} == {

@@ -260,6 +260,23 @@ def test_evaluate_reports_both_trunks_the_same_on_all_ranks(
         assert other == report
 
 
+def test_evaluate_tells_how_far_it_is(splits: tuple[Dataset, Dataset]) -> None:
+    """330 images are two blocks, and 70 are one."""
+    told: list[str] = []
+    evaluate(Subject(_trunk(0), _trunk(1), *splits, 16, CPU, tell=told.append), CONFIG)
+    train, test = (
+        [f"evaluating: features of {n} images, {share}%" for share in of] for n, of in ((330, (78, 100)), (70, (100,)))
+    )
+    features = [
+        *train,
+        *(f"{text}, random weights" for text in train),
+        *test,
+        *(f"{text}, random weights" for text in test),
+    ]
+    pieces = {"linear": 10, "knn": 2, "few": 10}
+    assert told == features + [f"evaluating: {name}, {k} of {n}" for name, n in pieces.items() for k in range(1, n + 1)]
+
+
 def test_table_has_a_line_for_each_probe() -> None:
     taps = dict.fromkeys(TAPS, 0.25)
     few = {"per_class": 10, "draws": 5, "accuracy": 0.125}

@@ -16,23 +16,27 @@ import sys
 import tarfile
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
 from clusters.dev import command as devcluster
 from jobs import evaluate, prepare, pretrain, slurm
 from jobs.batch import options
-from pirl.config import Config, from_json, leaves
+from pirl.config import Config, from_json, leaves, override
 from pirl.data.digits import ensure_digits
 from pirl.data.writer import ShardWriter
 from pirl.recipes import FEWEST, RECIPES
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
+from tests.run_folder import write_run
 from tests.s3 import START_S
 from tune import request, sweep
 from tune.rows import repeat
@@ -43,12 +47,12 @@ PROGRAMS = ("python", "torchrun", "ray", "make", "clusters/devcluster", "source"
 INLINE = re.compile(r"`((?:python|torchrun|ray job submit|make|clusters/devcluster|source)\s[^`]+)`")
 
 COUNTS = {
-    "README.md": 22,
+    "README.md": 23,
     "docs/architecture.md": 0,
     "docs/devcluster.md": 8,
     "docs/evaluation.md": 4,
     "docs/how-it-works.md": 0,
-    "docs/measurements.md": 14,
+    "docs/measurements.md": 15,
     "docs/preemption.md": 0,
     "docs/slurm.md": 9,
     "docs/sweeps.md": 10,
@@ -56,6 +60,7 @@ COUNTS = {
     "prepare.py --help": 5,
     "slurm.py --help": 5,
     "sweep.py --help": 5,
+    "evaluate.py --help": 7,
     "recipes": 9,
     "clusters": 2,
 }
@@ -126,6 +131,7 @@ HELPS = {
     "prepare.py": (prepare.main, prepare.EXAMPLES),
     "slurm.py": (slurm.main, options.EPILOG),
     "sweep.py": (sweep.main, request.EXAMPLES),
+    "evaluate.py": (evaluate.main, evaluate.EXAMPLES),
 }
 ALL = list(documented())
 
@@ -240,9 +246,12 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
         case "jobs/prepare.py":
             # Overwriting, as the data for other commands lies there.
             return type_in(prepare.main, *words, *([] if "--inspect" in words else ["--check", "--overwrite"]))
-        case "jobs/evaluate.py":  # there is no run to measure
-            evaluate.parse(words)
-            return ""
+        case "jobs/evaluate.py":
+            with runs():
+                return type_in(evaluate.main, *words, "--check")
+        case "jobs/slurm.py" if "jobs/evaluate.py" in words:
+            with runs():
+                return type_in(slurm.main, *words)
         case "jobs/slurm.py" if "--" in words:
             return type_in(slurm.main, *([] if "--dry-run" in words else ["--dry-run"]), *words)
         case "jobs/slurm.py":  # there is no job to ask about
@@ -252,6 +261,23 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
             return read_only(ROOT / benchmark, words, monkeypatch)
         case other:
             raise AssertionError(f"no file of ours: {other}")
+
+
+@contextmanager
+def runs() -> Iterator[None]:
+    """In the block there are runs and weights, which else would be in the way of commands that make them."""
+    places = [Path("runs"), Path("shared/runs")]
+    for name in ("digits", "photos", "cifar10"):
+        uri = name if name == "digits" else str(Path("data", name).resolve())
+        config = override(Config(), {"model.width": 1, "data.uri": uri})
+        for place in places:
+            write_run(place / name, config)
+    torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
+    try:
+        yield
+    finally:
+        for place in places:
+            shutil.rmtree(place)
 
 
 def read_only(script: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
 
+from jobs.live_line import LiveLine
 from jobs.run.here import run_here
 from pirl.config import Config, override
 from pirl.data.dataset import open_data
@@ -53,7 +55,7 @@ def train_in(storage: Folder, config: Config) -> int:
     """What `jobs/pretrain.py --no-ray` does; returns the exit code."""
     run = open_run(storage, "digits", config, "auto")
     assert run.result is None
-    return run_here(run)
+    return run_here(run, LiveLine(sys.stdout))
 
 
 def weights(storage: Folder) -> Weights:
@@ -144,7 +146,7 @@ def test_a_checkpoint_that_was_damaged_in_the_store_is_not_gone_on_with(
     assert train_in(storage, config) == 0
     store.fail("flip", 3, pattern="distcp")
     longer = override(config, {"optim.epochs": 2})
-    assert run_here(open_run(storage, "digits", longer, "must")) == 0
+    assert run_here(open_run(storage, "digits", longer, "must"), LiveLine(sys.stdout)) == 0
     assert [entry["fault"] for entry in store.log()].count("flip") == 3
 
     checkpoint = storage / "digits" / "checkpoint_000000024"
@@ -152,5 +154,5 @@ def test_a_checkpoint_that_was_damaged_in_the_store_is_not_gone_on_with(
     data[len(data) // 2] ^= 1
     checkpoint.write("__0_0.distcp", bytes(data))
     longer = override(config, {"optim.epochs": 3})
-    assert run_here(open_run(storage, "digits", longer, "must")) == 1
+    assert run_here(open_run(storage, "digits", longer, "must"), LiveLine(sys.stdout)) == 1
     assert f"is damaged: remove {checkpoint}" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.live_line import LiveLine
 from jobs.pretrain import main
 from jobs.run.checks import check_request
 from jobs.run.here import run_here
@@ -73,7 +74,7 @@ def test_what_a_launcher_left_in_the_environment_does_not_make_one_process_wait_
     monkeypatch.setattr("jobs.run.here.work", work)
     run = Run(Folder(str(tmp_path)), Config())
     check_request(run, use_ray=False)
-    assert run_here(run) == 1  # nothing was trained
+    assert run_here(run, LiveLine(sys.stdout)) == 1  # nothing was trained
     assert seen == [(1, torch.device("cpu"))]
     assert (tmp_path / "config.json").exists()  # rank 0 wrote it
 
@@ -148,7 +149,7 @@ def test_the_first_cause_is_told_soon_when_the_store_is_down_too(
 def test_what_is_followed_may_be_cut_within_a_character(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = "loss 5.7   τ 0.07\n".encode()
     cut = line.index("τ".encode()) + 1
-    with following(Folder(str(tmp_path)), "train.log"):
+    with following(Folder(str(tmp_path)), "train.log", LiveLine(sys.stdout)):
         for part in (line[:cut], line[cut:]):
             with (tmp_path / "train.log").open("ab") as file:
                 file.write(part)

@@ -1,4 +1,4 @@
-"""What earlier code has written is read: a data set, a run that had begun, and one that was done.
+"""What earlier code has written is read: a data set, a run that had begun, and one that was done, with their streams.
 
 tests/written_before holds them: 32 and 8 images of 16 pixels in two classes, and a ResNet-18 of width 1.
 """
@@ -16,7 +16,7 @@ from pirl.data.dataset import open_dataset
 
 ROOT = Path(__file__).parents[2]
 BEFORE = ROOT / "tests/written_before"
-SETTINGS = "--model.width=1 --pretext.name=rotation --data.batch-size=8 --loss.num-negatives=8 --data.streams=2"
+SETTINGS = "--model.width=1 --pretext.name=rotation --data.batch-size=8 --loss.num-negatives=8"
 SETTINGS += " --optim.bf16=false --checkpoint.log-every-steps=1 --checkpoint.every-steps=2"
 
 

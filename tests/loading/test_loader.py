@@ -37,10 +37,11 @@ def png(row):
     return file.getvalue()
 
 
-def write(folder, rows=ROWS, replaced=None):
-    with ShardWriter(Folder(str(folder)), classes=None, seed=0, source="test", shard_bytes=30_000) as writer:
+def write(folder, rows=ROWS, replaced=None, named=False):
+    about = {"classes": None, "seed": 0, "source": "test", "shard_bytes": 30_000}
+    with ShardWriter(Folder(str(folder)), **about, named=named) as writer:
         for row in range(rows):
-            writer.add((replaced or {}).get(row, png(row)), None)
+            writer.add((replaced or {}).get(row, png(row)), None, f"ant/{row}.png" if named else None)
     return open_dataset(str(folder))
 
 
@@ -264,6 +265,30 @@ def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_shard_and_row(tmp
     shard = int(np.searchsorted(dataset.first_groups, 3, side="right")) - 1
     row = 200 - int(dataset.starts[dataset.first_groups[shard]])
     assert f"{dataset.shards[shard]}: row {row} (id 200)" in str(failure.value)
+
+
+def test_a_damaged_image_says_what_it_was_made_from_and_what_to_type(tmp_path):
+    """Where the data set has names; an older one says shard and row alone."""
+    cut = png(200)[:60]
+    said = []
+    for named in (True, False):
+        dataset = write(tmp_path / str(named), replaced={200: cut}, named=named)
+        said.append(until_corrupt(loader(dataset, last=8, processes=1))[1])
+    assert "(id 200) (made from ant/200.png): cannot decode an image of 60 bytes: " in said[0]
+    assert "(id 200): cannot decode an image of 60 bytes: " in said[1]
+    for text in said:
+        assert "--data.on_error skip" in text
+        assert "python jobs/prepare.py SOURCE DESTINATION --overwrite" in text
+        assert ".cpp" not in text
+
+
+def test_an_image_with_another_checksum_says_what_it_was_made_from_and_what_to_type(tmp_path):
+    dataset = write(tmp_path, named=True)
+    for path in tmp_path.glob("*.parquet"):
+        path.write_bytes(path.read_bytes().replace(png(200)[-40:], bytes(40)))
+    said = until_corrupt(loader(dataset, last=8))[1]
+    assert "(id 200) (made from ant/200.png) does not have its checksum" in said
+    assert "--data.on_error skip" in said
 
 
 DEADLINE_S = 30.0

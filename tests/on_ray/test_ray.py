@@ -6,9 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from pirl.data.digits import ensure_digits
 from tests.ray_cluster import (
@@ -23,6 +27,7 @@ from tests.ray_cluster import (
     wait_for,
     weights,
 )
+from tests.terminal import OnTerminal
 
 
 def test_submitted_job_leaves_a_whole_run_folder(undisturbed: Path) -> None:
@@ -98,10 +103,40 @@ def marked(mark: str) -> list[str]:
     return titles
 
 
-def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_terminal_shows_what_the_driver_and_then_a_worker_do(tmp_path: Path) -> None:
+    """On a Ray of its own; the steps come from the worker, and the last line of them stays."""
+    command = [sys.executable, "jobs/pretrain.py", "digits", *SMALL, f"--storage={tmp_path}"]
+    terminal = OnTerminal(command, columns=150, env=clean_environment())
+    assert terminal.end() == 0, terminal.text
+    assert next(at for at, piece in terminal.writes if "0:00  " in piece) < 2
+    screens = terminal.screens()
+    live = [[row for row in rows if re.match(r"\d+:\d\d  ", row)] for rows in screens]
+    assert max(map(len, live)) == 1
+    seen = dict.fromkeys(re.sub(r"^\S+  |[\d,]+/.*", "", row).strip() for rows in live for row in rows)
+    expected = ["starting Ray on this machine", "starting 2 workers", "step"]
+    assert [text for text in seen if text in expected] == expected, list(seen)
+    log = (tmp_path / "digits" / "train.log").read_text().splitlines()
+    assert [row for row in screens[-1] if row.startswith("epoch ")] == [log[-1]]
+    assert live[-1] == []
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files; its path is short, as sockets lie in it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def left_in(temporary: Path) -> list[str]:
+    """What is left there of ours, and of multiprocessing, by name."""
+    return [path.name for path in temporary.iterdir() if path.is_dir() and path.name.startswith(("pirl-", "pymp-"))]
+
+
+def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path, temporary: Path) -> None:
     """On a Ray of its own, as on a laptop, where each process takes from the training."""
     longer = [f"--storage={tmp_path}", "--optim.epochs=4"]
-    process = pretrain({**clean_environment(), "TEST_OF_CTRL_C": str(tmp_path)}, *longer)
+    clean = {**clean_environment(), "TMPDIR": str(temporary)}
+    process = pretrain({**clean, "TEST_OF_CTRL_C": str(tmp_path)}, *longer)
     needed = {"TrainController", "SynchronizationActor", "RayTrainWorker"}
 
     def actors() -> set[str]:
@@ -113,6 +148,7 @@ def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path) -> None:
     wait_for(lambda: actors() == needed or process.poll() is not None, "it needs others")
     assert not [title for title in marked(f"TEST_OF_CTRL_C={tmp_path}") if "log_monitor.py" in title]
     wait_for(lambda: len(lines(tmp_path / "digits")) >= 20 or process.poll() is not None, "no progress")
+    assert list(temporary.glob("pirl-*/session_*/logs"))  # of Ray
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
@@ -120,7 +156,9 @@ def test_ctrl_c_ends_in_seconds_and_the_run_goes_on(tmp_path: Path) -> None:
     assert code == 1, out + err
     assert "type the same command again" in err
     assert "Traceback" not in err
-    code, out, err = finish(pretrain(clean_environment(), *longer, "--no-ray"))
+    assert left_in(temporary) == []
+    code, out, err = finish(pretrain(clean, *longer, "--no-ray"))
     assert code == 0, out + err
+    assert left_in(temporary) == []
     assert "going on from checkpoint_" in out
     assert [line["step"] for line in lines(tmp_path / "digits")] == list(range(1, 121))

@@ -6,6 +6,7 @@ import pytest
 from pirl.errors import ConfigError
 from pirl.prepare.scratch import Scratch
 from pirl.prepare.sources.kinds import find_source
+from pirl.prepare.sources.not_read import NotRead
 from pirl.prepare.sources.source import Columns
 
 
@@ -134,17 +135,11 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert source.classes == ["cat", "dog"]
 
 
-def test_a_link_to_nothing_is_refused_by_name(tmp_path):
-    make(tmp_path, "cat/1.png")
-    (tmp_path / "cat" / "2.png").symlink_to("nowhere")
-    with pytest.raises(ConfigError, match=r"cat/2\.png: a link to nothing"):
-        find(str(tmp_path))
-
-
-def test_images_beside_a_tar_file_are_not_left_without_a_word(tmp_path, capsys):
+def test_images_beside_a_parquet_file_are_not_left_without_a_word(tmp_path):
     make(tmp_path, "cat/1.png", "cat/2.png", "rows.parquet", "notes.txt")
-    find(str(tmp_path))
-    assert "cat/1.png and 1 more not read, beside rows.parquet" in capsys.readouterr().err
+    not_read = NotRead()
+    find_source(str(tmp_path), Columns(), SCRATCH, lambda *_: None, not_read=not_read)
+    assert not_read.left == {".png": (2, "cat/1.png", True), ".txt": (1, "notes.txt", False)}
 
 
 def test_a_name_with_brackets_is_that_file(tmp_path):

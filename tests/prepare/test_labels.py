@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from pirl.errors import ConfigError
-from pirl.prepare.labels import below, first_folders, number_labels, number_names, split_folders
+from pirl.prepare.labels import number_labels, number_names
 
 
 def column(*names):
@@ -66,24 +66,3 @@ def test_files_may_have_labels_of_other_types(files, classes, expected):
 def test_other_labels_are_refused(files, message):
     with pytest.raises(ConfigError, match=message):
         number_labels(columns(*files))
-
-
-def test_folders():
-    names = column("a/b/1.png", "2.png", "c/3.png")
-    assert first_folders(names).to_pylist() == ["a", None, "c"]
-    rows, rest = below(names, "a")
-    assert (rows.tolist(), rest.to_pylist()) == ([0], ["b/1.png"])
-    assert first_folders(column()).to_pylist() == []
-
-
-@pytest.mark.parametrize(
-    ("names", "split"),
-    [
-        (["train/a.png", "val/a.png"], ("train", "val")),
-        (["train/a.png"], ("train", None)),
-        (["train/a.png", "car/a.png"], (None, None)),
-        (["a.png"], (None, None)),
-    ],
-)
-def test_splits(names, split):
-    assert split_folders(column(*names)) == split

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -109,13 +110,25 @@ def undisturbed(source, tmp_path_factory):
     return contents(fsspec.filesystem("file"), f"{folder}/set")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped"])
-def test_the_same_command_goes_on_and_ends_like_an_undisturbed_job(source, undisturbed, place, how):
+@pytest.fixture
+def temporary(monkeypatch):
+    """The folder for temporary files; its path is short, as sockets lie in it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+HOW = {"killed": signal.SIGKILL, "stopped": signal.SIGINT, "terminated": signal.SIGTERM}
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_the_same_command_goes_on_and_ends_like_an_undisturbed_job(source, undisturbed, place, how, temporary):
     fs, folder, uri = place
     words = (source, f"{uri}/set", "--test-fraction", 0.2)
     running, (_, messages) = stop_in_the_middle(how, fs, f"{folder}/set", *words)
     assert gone(running.pid)
-    if how == signal.SIGINT:
+    assert not [path for path in temporary.iterdir() if path.is_dir()]
+    if how != signal.SIGKILL:
         assert running.returncode == 1
         assert "stopped: the same command goes on from here" in messages
         assert "Traceback" not in messages
@@ -126,6 +139,7 @@ def test_the_same_command_goes_on_and_ends_like_an_undisturbed_job(source, undis
     assert re.search(r"going on after \d+ of \d+ images", messages)
     after = shards(fs, f"{folder}/set")
     assert len(after) > len(before) >= 2
+    assert not [path for path in temporary.iterdir() if path.is_dir()]
     assert {name: after[name] for name in before} == before
     assert contents(fs, f"{folder}/set") == undisturbed
     assert sorted(undisturbed)[0] == "/manifest.json"

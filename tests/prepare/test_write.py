@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.live_line import LiveLine
 from jobs.prepare import ProgressPrinter, main
 from pirl.data import dataset as shards
+from pirl.loading.decode import decode
 from pirl.storage.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -400,9 +402,9 @@ def test_a_disk_that_fails_on_the_way_is_no_wrong_request(tmp_path, prepare_here
 
 
 def test_progress_says_rate_and_time_left(monkeypatch, capsys):
-    clock = iter([0, 5, 20, 100])
+    clock = iter([0, 0, 5, 20, 100])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    progress = ProgressPrinter()
+    progress = ProgressPrinter(LiveLine(sys.stderr))
     for done in (1000, 1200, 3000, 11_000):
         progress("writing out", done, 11_000, "images")
     assert capsys.readouterr().err.splitlines() == [
@@ -448,3 +450,44 @@ def test_cifar10(tmp_path):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["source"] == str(tmp_path / "in" / "train.parquet")
     assert "python jobs/pretrain.py photos --data.uri" in done.stdout
+
+
+def test_rows_have_the_names_of_their_images_from_the_source_on(tmp_path, prepare_here):
+    make_folder(tmp_path / "in" / "photos", rows=6)
+    with tarfile.open(tmp_path / "in" / "photos.tar", "w") as tar:
+        tar.add(tmp_path / "in" / "photos", "photos")
+    write_parquet(tmp_path / "in" / "photos.parquet", rows=range(2))
+    expected = {
+        "photos": {f"{('ant', 'bee', 'cat')[row % 3]}/{row}.png" for row in range(6)},
+        "photos.tar": {f"photos.tar: photos/{('ant', 'bee', 'cat')[row % 3]}/{row}.png" for row in range(6)},
+        "photos*.parquet": {"photos.parquet row 0", "photos.parquet row 1"},
+    }
+    for number, (source, names) in enumerate(expected.items()):
+        done = prepare_here(tmp_path / "in" / source, tmp_path / str(number))
+        assert done.returncode == 0, done.stderr
+        assert set(pq.read_table(tmp_path / str(number) / "shard-00000.parquet")["name"].to_pylist()) == names
+
+
+def test_an_image_that_training_would_refuse_is_left_out_and_one_that_lacks_its_end_is_mended(tmp_path, prepare_here):
+    make_folder(tmp_path / "in")
+    whole = picture(99, form="JPEG")
+    at = whole.index(b"\xff\x00", len(whole) // 3)
+    (tmp_path / "in" / "ant" / "damaged.jpg").write_bytes(whole[: at + 1] + b"\xe1" + whole[at + 2 :])
+    (tmp_path / "in" / "ant" / "endless.jpg").write_bytes(whole[:-2])
+    done = prepare_here(tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "left out: 1 images that cannot be used" in done.stdout
+    assert "ant/damaged.jpg: the " in done.stdout
+    assert "encoded anew: 1 images (JPEG RGB, without an end marker)" in done.stdout
+    assert (whole, 0) in rows_of(tmp_path / "out")
+    assert all(decode(image).shape == (3, 20, 24) for image, _ in rows_of(tmp_path / "out"))
+
+
+def test_a_damaged_parquet_file_is_a_wrong_request(tmp_path, prepare_here):
+    path = write_parquet(tmp_path / "x.parquet", rows=range(9))
+    path.write_bytes(path.read_bytes()[:-100] + bytes(92) + path.read_bytes()[-8:])
+    done = prepare_here(path, tmp_path / "out")
+    assert done.returncode == 2
+    assert "x.parquet cannot be read as Parquet: " in done.stderr
+    assert "same command" not in done.stderr
+    assert not (tmp_path / "out").exists()

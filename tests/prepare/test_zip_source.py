@@ -9,6 +9,7 @@ import pytest
 from pirl.errors import ConfigError
 from pirl.prepare.scratch import Scratch
 from pirl.prepare.sources.kinds import check_source, find_source
+from pirl.prepare.sources.not_read import NotRead
 from pirl.prepare.sources.source import Columns, Found
 from pirl.prepare.sources.zip_source import ZIP
 from pirl.storage.folder import Folder
@@ -84,7 +85,7 @@ def test_splits_in_a_zip_file(tmp_path, opened, scratch, method):
     assert images(train, scratch) + images(test, scratch) == [content(name) for name in names]
 
 
-def test_splits_of_files_and_what_lies_beside_them(tmp_path, scratch, capsys):
+def test_splits_of_files_and_what_lies_beside_them(tmp_path, scratch):
     write(tmp_path / "train-0.zip", ["a/1.png"])
     write(tmp_path / "train-1.ZIP", ["b/1.png"])
     write(tmp_path / "val.zip", ["b/2.png"])
@@ -95,8 +96,10 @@ def test_splits_of_files_and_what_lies_beside_them(tmp_path, scratch, capsys):
     )
     # As before there were zip files among the sources: images that lie there unpacked are what is read.
     (tmp_path / "1.png").write_text("image")
-    assert images(find_source(str(tmp_path), Columns(), scratch, lambda *_: None)[0], scratch) == ["image"]
-    assert "train-0.zip and 2 more not read, beside 1.png" in capsys.readouterr().err
+    not_read = NotRead()
+    source, _ = find_source(str(tmp_path), Columns(), scratch, lambda *_: None, not_read=not_read)
+    assert images(source, scratch) == ["image"]
+    assert not_read.left == {".zip": (3, "train-0.zip", True)}
 
 
 def test_far_away_files_are_copied_once(tmp_path, opened, scratch, method):

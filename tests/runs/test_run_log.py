@@ -4,7 +4,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pirl.errors import StorageError
-from pirl.runs.run_log import RunLog, keep_until, progress_line
+from pirl.runs.progress_lines import progress_line
+from pirl.runs.run_log import RunLog, keep_until
 from pirl.storage.folder import Folder
 
 METRICS = {

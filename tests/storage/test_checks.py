@@ -70,3 +70,11 @@ def test_what_is_no_place_says_what_to_type(uri: str, message: str):
         check_place("--storage", uri, "runs")
     assert str(refused.value).startswith(message)
     assert "hidden" not in str(refused.value)
+
+
+def test_a_web_server_is_no_place_to_write():
+    """It is not asked: nobody listens there."""
+    with pytest.raises(
+        ConfigError, match=r"--storage http://127\.0\.0\.1:1/runs is on a web server, which is read alone"
+    ):
+        check_can_write("--storage", Folder("http://127.0.0.1:1/runs"))

@@ -262,13 +262,27 @@ def test_the_endpoint_may_come_from_the_environment(store, remote, monkeypatch):
     assert len(store.log()) == 1
 
 
+@pytest.mark.usefixtures("small_pieces")
+def test_where_readers_pay_each_request_says_so(store, tmp_path):
+    at = Folder(store.uri("folder"), store.options | {"requester_pays": True})
+    at.write("new", LONG)
+    assert at.read_bytes("new") == LONG
+    assert at.exists("new")
+    assert at.sizes() == {"new": len(LONG)}
+    at.remove("new")
+    # S3 wants it of all that reads and writes an object.
+    asked = [entry["payer"] for entry in store.log() if "/folder/new" in entry["path"]]
+    assert len(asked) > 8
+    assert set(asked) == {"requester"}
+
+
 def test_a_server_that_gives_the_whole_file_for_a_span_is_refused(tmp_path):
     # Python's own file server does not know ranges.
     (tmp_path / "file").write_bytes(DATA)
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
-        with pytest.raises(StorageError, match="10240 bytes came, so this store does not read spans"):
+        with pytest.raises(StorageError, match="/file: this web server sends the whole file and no spans"):
             Folder(f"http://127.0.0.1:{server.server_port}", {}, SHORT).read_bytes("file", 0, 100)
         server.shutdown()
 

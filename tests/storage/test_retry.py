@@ -1,22 +1,16 @@
 import errno
 import socket
 import ssl
-import threading
-from datetime import UTC, datetime, timedelta
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import aiohttp
 import botocore.exceptions
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from pirl.errors import StorageError, StoreRefusedError
+from pirl.errors import StorageError
 from pirl.storage import retry
-from pirl.storage.folder import Folder
-from pirl.storage.retry import is_passing, persistently
+from pirl.storage.causes import is_passing
+from pirl.storage.retry import persistently
 
 HTTPS = ConnectionKey("here", 443, True, True, None, None, None)
 
@@ -130,46 +124,3 @@ def test_pauses_are_random_and_grow(monkeypatch):
 def test_passing_is_told_from_the_rest_by_the_status():
     assert not is_passing(answered(404))
     assert is_passing(answered(599))
-
-
-def read_from(kind, address, deadline_s):
-    """Asks a web server, or the same as an S3 server."""
-    if kind == "s3":
-        Folder("s3://bucket/name", {"endpoint_url": address}, deadline_s).read()
-    else:
-        Folder(f"{address}/bucket/name", {}, deadline_s).read()
-
-
-@pytest.mark.parametrize(("kind", "deadline_s"), [("s3", 5), ("http", 1)])
-def test_a_store_that_is_away_for_a_moment_is_asked_again(kind, deadline_s):
-    """A port that nobody listens on: the client's own kind of error, which is no ConnectionError."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.raises(StorageError, match=r"reading .*bucket/name: gave up after ([2-9]|\d\d+) tries"):
-        read_from(kind, f"http://127.0.0.1:{port}", deadline_s)
-
-
-@pytest.fixture
-def impostor(tmp_path):
-    """The address of a server whose certificate nobody has signed but itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    about = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
-    pem = about.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (tmp_path / "server.pem").write_bytes(pem)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "server.pem")
-    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever).start()
-        yield f"https://localhost:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.mark.parametrize("kind", ["s3", "http"])
-def test_a_server_with_a_wrong_certificate_is_not_asked_again(impostor, kind):
-    with pytest.raises(StoreRefusedError, match=r"reading .*bucket/name: the store refused: .*certificate"):
-        read_from(kind, impostor, deadline_s=60)

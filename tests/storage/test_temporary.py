@@ -5,7 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from pirl.storage.temporary import temporary_folder
 
@@ -51,3 +56,62 @@ def test_each_process_has_its_own_and_always_the_same() -> None:
         pool.join()
     assert not other.exists()
     assert temporary_folder().is_dir()
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short path: sockets lie in it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+LENDS = (
+    "import multiprocessing as m; from pirl.storage import temporary as t; from pirl import processes\n"
+    "def sleep(pipe):\n"
+    "    processes.end_with_parent(last=t.remove_temporary_folder)\n"
+    "    pipe.send(t.temporary_folder()); t.time.sleep(600)\n"
+    "if __name__ == '__main__':\n"
+    "    t.lend_to_multiprocessing(); context = m.get_context('forkserver'); ours, theirs = context.Pipe()\n"
+    "    context.Process(target=sleep, args=(theirs,), daemon=True).start(); print(ours.recv(), flush=True); input()\n"
+)
+"""Has a child with a folder of its own, and the socket of multiprocessing's fork server."""
+
+
+@pytest.mark.parametrize("end", ["it ends", "os._exit", signal.SIGINT, signal.SIGKILL])
+def test_of_a_family_of_processes_nothing_is_left(short: Path, end: str | signal.Signals) -> None:
+    hurry = "    t.remove_temporary_folder(); t.os._exit(0)\n" if end == "os._exit" else ""
+    (short / "script.py").write_text(LENDS + hurry)
+    env = {**os.environ, "TMPDIR": str(short), "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, short / "script.py"], env=env, stdin=pipe, stdout=pipe, text=True
+    ) as process:
+        assert process.stdout
+        assert Path(process.stdout.readline().strip()).parent == short
+        names = {path.name for path in short.iterdir()}
+        assert [name for name in names if name.startswith("pymp-")] == []
+        if isinstance(end, signal.Signals):
+            process.send_signal(end)
+        else:
+            process.communicate("\n")
+    deadline = time.monotonic() + 60  # those that outlive it clean up: at once, on an idle machine
+    while (left := left_in(short)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def left_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_dir()]
+
+
+def test_where_sockets_need_it_the_path_is_short(tmp_path: Path) -> None:
+    code = "from pirl.storage.temporary import temporary_folder as f; print(f(40)); print(f()); print(f(40) == f(40))"
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    short, own, same = done.stdout.split()
+    assert Path(short).parent == Path("/tmp")
+    assert len(short) <= 40
+    assert Path(own).parent == tmp_path
+    assert same == "True"
+    assert not Path(short).exists()
+    assert not Path(own).exists()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
-from pirl.evaluate.measurement import Measurement, Outcome, bootstrap, dealt
+from pirl.evaluate.measurement import Measurement, Outcome, bootstrap
 from pirl.evaluate.protocols.few import PENALTY, drawn
 from pirl.evaluate.protocols.linear import choose_penalty, fit
 from pirl.evaluate.subject import Subject
@@ -82,7 +82,7 @@ def measure(subject: Subject, settings: AUC) -> Outcome:
 
     cases = [(None, 0), *((n, draw) for n in settings.per_class for draw in range(settings.draws))]
     pieces = [partial(piece, *case, trained) for trained in subject.trunks for case in cases]
-    found = dealt(pieces, len(positive), subject.device).cpu().numpy().reshape(len(subject.trunks), len(cases), -1)
+    found = subject.dealt("auc", pieces, len(positive)).cpu().numpy().reshape(len(subject.trunks), len(cases), -1)
     areas = np.array([[area(each, positive) for each in of_trunk] for of_trunk in found])
     first = found[0, 0]
     interval = bootstrap(lambda rows: area(first[rows], positive[rows]), len(positive), subject.seed)

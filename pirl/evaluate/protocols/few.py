@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pirl.evaluate.measurement import Measurement, Outcome, dealt
+from pirl.evaluate.measurement import Measurement, Outcome
 from pirl.evaluate.protocols.linear import fit, share_right
 from pirl.evaluate.subject import Subject
 from pirl.sections import Count, Section
@@ -45,7 +45,7 @@ def measure(subject: Subject, settings: Few) -> Outcome:
         for trained in subject.trunks
         for draw in range(settings.draws)
     ]
-    shares = dealt(pieces, 1, subject.device).reshape(len(settings.per_class), len(subject.trunks), settings.draws)
+    shares = subject.dealt("few", pieces, 1).reshape(len(settings.per_class), len(subject.trunks), settings.draws)
     means, deviations = shares.mean(2).tolist(), shares.std(2, correction=1 if settings.draws > 1 else 0).tolist()
     return Outcome(
         [

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
-from pirl.evaluate.measurement import Outcome, dealt, shares
+from pirl.evaluate.measurement import Outcome, shares
 from pirl.evaluate.subject import SplitName, Subject
 from pirl.sections import Count, Positive, Section
 
@@ -37,7 +37,7 @@ def measure(subject: Subject, settings: KNN) -> Outcome:
     """Accuracy for each k, which is cut to the number of training images."""
     rows = {trained: (*_tap(subject, "train", trained), *_tap(subject, "test", trained)) for trained in subject.trunks}
     pieces = [partial(right, *rows[trained], k, settings.temperature) for k in settings.k for trained in subject.trunks]
-    found = dealt(pieces, len(rows[True][3]), subject.device)
+    found = subject.dealt("knn", pieces, len(rows[True][3]))
     return Outcome(shares([f"res5, k {k}" for k in settings.k], found, subject.seed))
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pirl.evaluate.measurement import Outcome, dealt, shares
+from pirl.evaluate.measurement import Outcome, shares
 from pirl.evaluate.subject import Subject
 from pirl.methods.models import TAPS, TapName
 from pirl.sections import Section
@@ -41,7 +41,7 @@ def measure(subject: Subject, settings: Linear) -> Outcome:
         return right(*(each.to(subject.device) for each in rows))
 
     pieces = [partial(piece, tap, trained) for tap in settings.taps for trained in subject.trunks]
-    found = dealt(pieces, len(asked[True].labels), subject.device)
+    found = subject.dealt("linear", pieces, len(asked[True].labels))
     return Outcome(shares(settings.taps, found, subject.seed))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError, CorruptImage
-from pirl.evaluate.measurement import Measurement, Outcome, bootstrap, dealt
+from pirl.evaluate.measurement import Measurement, Outcome, bootstrap
 from pirl.evaluate.subject import Subject
 from pirl.loading.decode import decoded
 from pirl.sections import Count, Section
@@ -64,7 +64,7 @@ def measure(subject: Subject, settings: Retrieval) -> Outcome:
         keys, asked = (each.taps["res5"].to(subject.device) for each in rows[trained])
         return torch.stack([each.double() for each in nearest(asked, keys, k, alone=alone)]).flatten()
 
-    found = dealt([partial(piece, trained) for trained in subject.trunks], 2 * count * k, subject.device).cpu()
+    found = subject.dealt("retrieval", [partial(piece, trained) for trained in subject.trunks], 2 * count * k).cpu()
     cosines, places = found.reshape(-1, 2, count, k).unbind(1)
     places = places.long()
     random = len(subject.trunks) > 1

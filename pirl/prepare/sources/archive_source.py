@@ -4,10 +4,11 @@ Archives in an object store are copied to the scratch file first: one read of ea
 the images there one by one would be a request, and 3 ms of processor time, for each.
 """
 
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,18 +17,22 @@ from numpy.typing import NDArray
 
 from pirl.data.dataset import Ints
 from pirl.errors import ConfigError
-from pirl.prepare.labels import (
-    IMAGE_SUFFIXES,
-    below,
-    first_and_more,
-    first_folders,
-    number_labels,
-    number_names,
-    split_folders,
-)
+from pirl.prepare.labels import first_and_more, number_labels, number_names
 from pirl.prepare.scratch import Progress, Scratch, Span
-from pirl.prepare.sources.source import Source, Splits
+from pirl.prepare.sources.layout import Part, find_layout, first_folders, split_of
+from pirl.prepare.sources.not_read import BESIDE, NotRead, suffix_of
+from pirl.prepare.sources.source import Found, Source, Splits, with_unlabelled
 from pirl.storage.folder import Folder
+
+T = TypeVar("T")
+
+WITHIN = "//"
+"""In a path, behind the name of an archive within an archive: no tidy path has two slashes."""
+NOTHING = pa.scalar("", pa.large_string())
+MOST_LINKS = 40
+"""One behind the other; those that lead in a circle end here."""
+SHARD = re.compile(r"(?!n\d{8}$)(.*\D)?\d{2,}(-of-\d+)?")
+"""A part of a data set, as `train-000012`, `00012` and `part_03-of-17`; `n01440764` is a class of ImageNet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +52,7 @@ class ArchiveSource(Source):
 
     def name(self, row: int) -> str:
         """Its archive, and its path in it."""
-        return f"{self.files[self.places[row, 0]]}: {self.names[row]}"
+        return f"{self.files[self.places[row, 0]]}: {str(self.names[row]).replace(WITHIN, '.tar/')}"
 
     def spans(self, rows: Ints) -> list[Span]:
         """Of the archives, or of the scratch file."""
@@ -56,7 +61,7 @@ class ArchiveSource(Source):
 
 
 class Index(NamedTuple):
-    """The images of one archive, in the order in which they lie there: paths, and offsets with lengths.
+    """The images of one archive: tidy paths, and offsets with lengths.
 
     Attributes:
         labels: None where the folders are all that tells the classes.
@@ -70,7 +75,7 @@ class Index(NamedTuple):
 
 
 def open_archives(
-    files: list[str], index_of: Callable[[str, IO[bytes]], Index], scratch: Scratch, progress: Progress
+    found: Found, index_of: Callable[[str, IO[bytes]], Index], scratch: Scratch, progress: Progress
 ) -> Splits:
     """Opens archives: their images, and the held-out split if there are folders of that name in them.
 
@@ -80,31 +85,56 @@ def open_archives(
     Raises:
         ConfigError: There are no images, or an archive cannot be read.
     """
-    names, labels, places, in_scratch = [], [], [], []
+    files = found.files
+    columns, labels, places, in_scratch = [], [], [], []
     for at, path in enumerate(files):
         is_far = not Folder(path).is_local
         with scratch.reading(scratch.copy(path, progress)) if is_far else Folder(path).reading() as file:
             index = index_of(path, file)
-        names.append(pa.array(index.names, pa.large_string()))
+        columns.append(pa.array(index.names, pa.large_string()))
         labels.append(pa.array(index.labels or [None] * len(index.names), pa.large_string()))
         places.append(np.insert(np.array(index.spans, np.int64).reshape(-1, 2), 0, at, axis=1))
         in_scratch.append(np.array(index.unpacked or [False] * len(index.names), bool) | is_far)
-    paths, found = pa.concat_arrays(names), pa.chunked_array(labels)
+    names, given = pa.concat_arrays(columns), pa.chunked_array(labels)
     spans, copied = np.concatenate(places), np.concatenate(in_scratch)
-    if len(paths) == 0:
-        raise ConfigError(f"{files[0]} holds no images ({' '.join(IMAGE_SUFFIXES)})")
-    paths = _below_common_folders(paths)
+    if len(names) == 0:
+        raise ConfigError(f"{first_and_more(files)} holds no images{found.not_read.hint()}")
+    is_labelled = given.is_valid().to_numpy() if given.null_count < len(given) else None
+    paths = _class_paths(files, columns, is_labelled is not None)
 
-    def part(folder: str | None) -> ArchiveSource:
-        rows, inside = below(paths, folder)
-        labelled = number_names(first_folders(inside))
-        if found.null_count < len(found):
-            labelled = number_labels([_as_numbers(found.take(pa.array(rows)))])
-        index_crc = zlib.crc32(spans[rows].tobytes())
-        return ArchiveSource(first_and_more(files), *labelled, index_crc, files, inside, spans[rows], copied[rows])
+    def source(part: Part) -> ArchiveSource:
+        labelled = number_names(first_folders(part.paths))
+        if is_labelled is not None:
+            labelled = number_labels([_as_numbers(given.take(pa.array(part.rows)))])
+        rows, index_crc = part.rows, zlib.crc32(spans[part.rows].tobytes())
+        own = names.take(pa.array(rows))
+        return ArchiveSource(first_and_more(files), *labelled, index_crc, files, own, spans[rows], copied[rows])
 
-    train, test = split_folders(paths)
-    return part(train), part(test) if test else None
+    layout = find_layout(paths, is_labelled, found.also, found.not_read)
+    train = with_unlabelled(source(layout.train), layout.also and source(layout.also))
+    return train, layout.test and source(layout.test)
+
+
+def resolve_links(links: dict[str, str], known: dict[str, T], not_read: NotRead) -> dict[str, T]:
+    """What links lead to; counts those that lead nowhere.
+
+    Args:
+        links: The path of each link, and the one that it leads to, which may be another link.
+        known: What there is, by tidy path.
+    """
+    found: dict[str, T] = {}
+    folders = {path.rpartition("/")[0] for path in known} if links else set()
+    for name in links:
+        target, steps = name, 0
+        while target in links and target not in known and steps < MOST_LINKS:
+            target, steps = links[target], steps + 1
+        if target in known:
+            found[name] = known[target]
+        elif target in folders:
+            not_read.add("links to folders that are read already", name, may_be_images=False)
+        else:
+            not_read.add("links to no image", name, may_be_images=suffix_of(name) not in BESIDE)
+    return found
 
 
 def _as_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -112,11 +142,36 @@ def _as_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray:
     return labels.cast(pa.int64()) if pc.all(pc.match_substring_regex(labels, r"^-?\d{1,18}$")).as_py() else labels
 
 
-def _below_common_folders(names: pa.Array) -> pa.Array:
-    """Paths without the folders that all of them lie in, as long as there are folders below."""
-    while True:
-        folders = first_folders(names)
-        deep = pc.any(pc.match_substring_regex(names, "/.*/")).as_py()
-        if folders.null_count or len(pc.unique(folders)) > 1 or not deep:
-            return names
-        names = pc.list_element(pc.split_pattern(names, "/", max_splits=1), 1)
+def _class_paths(files: list[str], columns: list[pa.Array], are_labelled: bool) -> pa.Array:
+    """Paths in which an archive is a folder where it stands for a class or a split, and nothing where it does not.
+
+    It stands for a class where there is nothing else to tell one: neither labels nor folders in any archive, nor
+    names of archives that are numbered parts of a whole.
+    """
+    if len(files) > 1:
+        stems = [pa.scalar(Folder(path).name.rpartition(".")[0] + WITHIN, pa.large_string()) for path in files]
+        columns = [
+            pc.binary_join_element_wise(stem, names, NOTHING) for stem, names in zip(stems, columns, strict=True)
+        ]
+    paths = pa.concat_arrays(columns)
+    above = pc.replace_substring_regex(paths, "^(.*//)?.*$", r"\1").dictionary_encode()
+    inside = pc.replace_substring_regex(paths, "^.*//", "")
+    places = above.dictionary.to_pylist()
+    archives = {_stem(place) for place in places if place}
+    in_archives = inside.filter(pc.not_equal(above.cast(pa.large_string()), ""))
+    has_folders = pc.any(pc.match_substring(in_archives, "/")).as_py()
+    if are_labelled or has_folders or len(archives) < 2 or all(map(SHARD.fullmatch, archives)):
+        places = ["".join(_without_stem(part) for part in place.split(WITHIN)[:-1]) for place in places]
+    places = pa.array([place.replace(WITHIN, "/") for place in places], pa.large_string())
+    return pc.binary_join_element_wise(places.take(above.indices), inside, NOTHING)
+
+
+def _stem(place: str) -> str:
+    """The name of the archive in which images lie, as `c` of `a//b/c//`."""
+    return place.removesuffix(WITHIN).rpartition("/")[2]
+
+
+def _without_stem(place: str) -> str:
+    """The folders above an archive; with the archive where it is called like a split."""
+    folders, slash, stem = place.rpartition("/")
+    return f"{place}/" if split_of(stem) else folders + slash

@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from pirl.data.dataset import Ints
-from pirl.prepare.labels import IMAGE_SUFFIXES, below, first_folders, number_names, split_folders
+from pirl.prepare.labels import number_names
 from pirl.prepare.scratch import Progress, Scratch, Span
-from pirl.prepare.sources.source import Columns, Found, Source, SourceKind, Splits
+from pirl.prepare.sources.layout import Part, find_layout, first_folders
+from pirl.prepare.sources.not_read import IMAGES, tidy
+from pirl.prepare.sources.source import Columns, Found, Source, SourceKind, Splits, with_unlabelled
 from pirl.storage.folder import Folder
 
 
@@ -33,22 +35,24 @@ class FolderSource(Source):
 
 
 def _open(found: Found, _columns: Columns, _scratch: Scratch, _progress: Progress) -> Splits:
-    paths = pa.array(found.names, pa.large_string())
+    names = pa.array(found.names, pa.large_string())
     sizes = np.array([found.sizes[name] for name in found.names])
+    # A store may have keys like `photos//1.png`: they are read by these, and understood as everybody writes them.
+    paths = pa.array([tidy(name) for name in found.names], pa.large_string())
 
-    def part(split: str | None) -> FolderSource:
-        rows, names = below(paths, split)
-        uri = str(found.folder / split if found.folder and split else found.folder)
-        index_crc = zlib.crc32("\n".join(names.to_pylist()).encode() + sizes[rows].tobytes())
-        return FolderSource(uri, *number_names(first_folders(names)), index_crc, names)
+    def source(part: Part) -> FolderSource:
+        index_crc = zlib.crc32("\n".join(part.paths.to_pylist()).encode() + sizes[part.rows].tobytes())
+        labelled = number_names(first_folders(part.paths))
+        return FolderSource(str(found.folder), *labelled, index_crc, names.take(pa.array(part.rows)))
 
-    train, test = split_folders(paths)
-    return part(train), part(test) if test else None
+    layout = find_layout(paths, None, found.also, found.not_read)
+    train = with_unlabelled(source(layout.train), layout.also and source(layout.also))
+    return train, layout.test and source(layout.test)
 
 
 FOLDER = SourceKind(
     name="folder of images",
-    suffixes=IMAGE_SUFFIXES,
+    suffixes=IMAGES,
     help="best with one folder for each class; train/ and test/ or val/ may lie above those",
     open=_open,
 )

@@ -2,7 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, NamedTuple, Self
 
@@ -11,6 +11,7 @@ import numpy as np
 from pirl.data.dataset import Ints
 from pirl.errors import ConfigError
 from pirl.prepare.scratch import Progress, Scratch, Span
+from pirl.prepare.sources.not_read import NotRead
 from pirl.storage.folder import Folder
 
 
@@ -55,6 +56,39 @@ class Source(ABC):
         return replace(self, classes=classes, labels=numbers[self.labels])
 
 
+@dataclass(frozen=True, eq=False)
+class Joined(Source):
+    """The rows of two sources, one behind the other."""
+
+    first: Source
+    second: Source
+
+    def name(self, row: int) -> str:
+        """As in its own source."""
+        count = len(self.first.labels)
+        return self.first.name(row) if row < count else self.second.name(row - count)
+
+    def spans(self, rows: Ints) -> list[Span]:
+        """As in their own sources."""
+        count = len(self.first.labels)
+        is_first = rows < count
+        first, second = iter(self.first.spans(rows[is_first])), iter(self.second.spans(rows[~is_first] - count))
+        return [next(first if here else second) for here in is_first.tolist()]
+
+
+def with_unlabelled(source: Source | None, more: Source | None) -> Source:
+    """A source with the images of another one behind its own, without the labels that they had; one may be None."""
+    if more is None:
+        assert source is not None, "there are images"
+        return source
+    bare = replace(more, classes=None, labels=np.full(len(more.labels), -1))
+    if source is None or not len(source.labels):
+        return bare
+    labels = np.concatenate([source.labels, bare.labels])
+    index_crc = zlib.crc32(repr((source.index_crc, bare.index_crc)).encode())
+    return Joined(source.uri, source.classes, labels, index_crc, source, bare)
+
+
 class Columns(NamedTuple):
     """What images and labels are called where they have names: in Parquet files, and in the .json of WebDataset."""
 
@@ -73,12 +107,16 @@ class Found:
     Attributes:
         folder: The folder that was named; None where the files themselves were.
         names: Of the files: paths in the folder, or whole URLs. Never empty.
-        sizes: Bytes of each file of the folder; -1 of a link to nothing.
+        sizes: Bytes of each file of the folder.
+        also: Folders of images that are for training without a label.
+        not_read: Where what is not read is counted.
     """
 
     folder: Folder | None
     names: list[str]
     sizes: dict[str, int] = field(default_factory=dict)
+    also: Sequence[str] = ()
+    not_read: NotRead = field(default_factory=NotRead)
 
     @property
     def files(self) -> list[str]:
@@ -96,7 +134,6 @@ class SourceKind:
         help: What is in such a file, for `--help`.
         open: Opens files: what is in them, and the held-out split if they tell it apart themselves.
         check: Refuses what `open` would, as far as the first file, with its URL, shows it without being read whole.
-        compressed: What names of such files end with that have to be unpacked first.
     """
 
     name: str
@@ -104,4 +141,3 @@ class SourceKind:
     help: str
     open: Callable[[Found, Columns, Scratch, Progress], Splits]
     check: Callable[[str, IO[bytes], Columns], object] | None = None
-    compressed: tuple[str, ...] = ()
