@@ -33,7 +33,7 @@ BATCH = 64
 FRESH = 2**31
 """An epoch that no training comes to: its views, and those of the epochs after it, are new to the network."""
 
-Rows = Callable[[Tensor], Tensor]
+ToRows = Callable[[Tensor], Tensor]
 """Normalised pixels of B images, (B, 3, S, S) or (B·V, 3, h, w), to their unit rows (B, D)."""
 
 
@@ -41,8 +41,8 @@ Rows = Callable[[Tensor], Tensor]
 class Embedder:
     """What makes rows of images and of their transforms; `dim` is D."""
 
-    image: Rows
-    transform: Rows
+    image: ToRows
+    transform: ToRows
     dim: int
 
 
@@ -65,7 +65,7 @@ class Pairs:
     def rows(self, images: int, transforms: int, embedder: Embedder) -> Tensor:
         """Unit rows (1 + T, M, D), float64: of the first images, then of each transform of theirs; a collective.
 
-        Each image is embedded in the same batch, so they do not depend on the number of ranks. Rows are NaN for an
+        Each image is embedded in the same batch, so they do not depend on the number of ranks. ToRows are NaN for an
         image that is left out.
 
         Raises:
