@@ -65,7 +65,7 @@ class Pairs:
     def rows(self, images: int, transforms: int, embedder: Embedder) -> Tensor:
         """Unit rows (1 + T, M, D), float64: of the first images, then of each transform of theirs; a collective.
 
-        Each image is embedded in the same batch, so they do not depend on the number of ranks. ToRows are NaN for an
+        Each image is embedded in the same batch, so they do not depend on the number of ranks. Rows are NaN for an
         image that is left out.
 
         Raises:
