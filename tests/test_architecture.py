@@ -31,7 +31,7 @@ WITHIN = {
     ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "loader"],
-    "pirl.methods": ["models", "nce", "memory", "pirl"],
+    "pirl.methods": ["models", "nce", "memory", "spread", "pirl"],
 }
 """The files of those rooms in which one stands upon another, in order."""
 

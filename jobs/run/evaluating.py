@@ -151,6 +151,8 @@ def subject_of(
         store=FeatureStore(folder),
         scratch=request.out,
         loader_processes=request.config.cluster.loader_processes,
+        config=config,
+        checkpoint=None if others else weights.checkpoint,  # heads and bank are of one network
     )
 
 

@@ -7,7 +7,19 @@ from typing import Any, Literal
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.evaluate.measurement import Measurement, Outcome
-from pirl.evaluate.protocols import detection, few, finetune, knn, linear, linear_sgd, svm
+from pirl.evaluate.protocols import (
+    auc,
+    detection,
+    few,
+    finetune,
+    health,
+    invariance,
+    knn,
+    linear,
+    linear_sgd,
+    retrieval,
+    svm,
+)
 from pirl.evaluate.subject import Subject
 from pirl.sections import Section
 
@@ -35,6 +47,10 @@ PROTOCOLS = {
     "linear": Protocol(linear.measure, linear.Linear),
     "knn": Protocol(knn.measure, knn.KNN, refuse=knn.refuse),
     "few": Protocol(few.measure, few.Few),
+    "auc": Protocol(auc.measure, auc.AUC, refuse=auc.refuse),
+    "retrieval": Protocol(retrieval.measure, retrieval.Retrieval, labels=False, refuse=retrieval.refuse),
+    "health": Protocol(health.measure, health.Health, labels=False, refuse=health.refuse),
+    "invariance": Protocol(invariance.measure, invariance.Invariance, labels=False, refuse=invariance.refuse),
     "linear_sgd": Protocol(linear_sgd.measure, linear_sgd.LinearSGD, refuse=linear_sgd.refuse),
     "semi": Protocol(finetune.measure_semi, finetune.Semi, refuse=finetune.refuse),
     "finetune": Protocol(finetune.measure, finetune.Finetune, refuse=finetune.refuse),
@@ -42,9 +58,6 @@ PROTOCOLS = {
     "detection": Protocol(detection.measure, detection.Detection, labels=False, voc="only", refuse=detection.refuse),
 }
 """By their names on the command line. To add one, write a file into `protocols/`, and give it a line."""
-
-AFTER_TRAINING = ("linear", "knn", "few")
-"""What a run ends with; each has its place in `result.json`."""
 
 
 def evaluate(subject: Subject, config: Config) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
 from pirl.evaluate.features import Features, extract
 from pirl.evaluate.measurement import dealt
 from pirl.evaluate.store import FeatureStore
 from pirl.methods.models import Trunk
-from pirl.methods.pirl import PIRL
 from pirl.storage.folder import Folder
 
 MAX_IMAGES = 100_000
@@ -33,7 +33,7 @@ class Subject:
         test: Those that are counted; None where none are held out.
         image_size: Side of `crops.plain_view`, in pixels.
         device: Where features are computed.
-        network: With heads, where the weights have them.
+        config: Of the run that made the weights, with `checkpoint`, which has heads and bank; None for a file alone.
         seed: Of all draws.
         limit: Images of each split that are used at most.
         skip: Whether an image that cannot be used is left out.
@@ -50,7 +50,8 @@ class Subject:
     test: Dataset | None
     image_size: int
     device: torch.device
-    network: PIRL | None = None
+    config: Config | None = None
+    checkpoint: Folder | None = None
     seed: int = 0
     limit: int | None = MAX_IMAGES
     skip: bool = False

@@ -52,7 +52,7 @@ COUNTS = {
     "README.md": 23,
     "docs/architecture.md": 0,
     "docs/devcluster.md": 8,
-    "docs/evaluation.md": 8,
+    "docs/evaluation.md": 12,
     "docs/how-it-works.md": 0,
     "docs/measurements.md": 15,
     "docs/preemption.md": 0,
@@ -282,7 +282,8 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
 @contextmanager
 def runs() -> Iterator[None]:
     """In the block there are runs and weights, which else would be in the way of commands that make them."""
-    places = [Path(storage, name) for storage in ("runs", "shared/runs") for name in ("digits", "photos", "cifar10", "imagenet")]
+    names = ("digits", "photos", "cifar10", "imagenet")
+    places = [Path(storage, name) for storage in ("runs", "shared/runs") for name in names]
     for place in places:
         uri = "digits" if place.name == "digits" else str(Path("data", place.name).resolve())
         write_run(place, override(Config(), {"model.width": 1, "data.uri": uri}))
