@@ -10,7 +10,7 @@ import os
 import signal
 from typing import Any
 
-from jobs.run.evaluation_request import EmbeddingRequest
+from jobs.evaluation.evaluation_request import EmbeddingRequest
 from jobs.settings import Parser, destination_at, local, places_and_settings, settings_and_storage, target_at
 from pirl.config import Config, override
 from pirl.errors import ConfigError, CorruptImage, RunFailed, StorageError, StoreRefusedError
@@ -40,7 +40,7 @@ def main() -> int:
     """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was started."""
     try:
         request = parse(sys.argv[1:])
-        from jobs.run.embedding import check, run_embedding
+        from jobs.evaluation.embedding import check, run_embedding
 
         check(request)
         if request.only_check:

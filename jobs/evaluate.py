@@ -11,7 +11,7 @@ import os
 import signal
 from typing import Any
 
-from jobs.run.evaluation_request import EvaluationRequest
+from jobs.evaluation.evaluation_request import EvaluationRequest
 from jobs.settings import Parser, local, pairs, place_at, settings_and_storage, spread, target_at
 from pirl.config import Config, override
 from pirl.errors import ConfigError, CorruptImage, StorageError, StoreRefusedError, TrainingDiverged
@@ -39,7 +39,7 @@ def main() -> int:
     """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was started."""
     try:
         request = parse(sys.argv[1:])
-        from jobs.run.evaluating import check, run_evaluation
+        from jobs.evaluation.evaluating import check, run_evaluation
 
         check(request)
         if request.only_check:

@@ -19,7 +19,19 @@ ROOMS = {
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate"),
     ],
     "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
-    "jobs": ["settings", "live_line", "run", "batch", "prepare", "pretrain", "evaluate", "embed", "export", "slurm"],
+    "jobs": [
+        "settings",
+        "live_line",
+        "run",
+        "evaluation",
+        "batch",
+        "prepare",
+        "pretrain",
+        "evaluate",
+        "embed",
+        "export",
+        "slurm",
+    ],
     "tune": ["points", "curve", "rows", "search", "request", "run", "show", "sweep"],
 }
 """Rooms and files of each package: each may import those that stand before it. A new one needs a place here."""

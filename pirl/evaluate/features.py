@@ -13,7 +13,7 @@ from torch import Tensor
 from pirl import dist
 from pirl.data.dataset import Dataset, RowGroup
 from pirl.errors import CorruptImage
-from pirl.evaluate.voc import VocSplit
+from pirl.evaluate.voc.voc_folder import VocSplit
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view, resize
 from pirl.loading.decode import decoded

@@ -38,7 +38,7 @@ ToRows = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Embedder:
+class PairEmbedder:
     """What makes rows of images and of their transforms; `dim` is D."""
 
     image: ToRows
@@ -62,7 +62,7 @@ class Pairs:
     seed: int
     skip: bool = False
 
-    def rows(self, images: int, transforms: int, embedder: Embedder) -> Tensor:
+    def rows(self, images: int, transforms: int, embedder: PairEmbedder) -> Tensor:
         """Unit rows (1 + T, M, D), float64: of the first images, then of each transform of theirs; a collective.
 
         Each image is embedded in the same batch, so they do not depend on the number of ranks. Rows are NaN for an
@@ -90,7 +90,7 @@ class Pairs:
         return [ids[len(ids) * at // count : len(ids) * (at + 1) // count] for at in range(count)]
 
     @torch.no_grad()
-    def batch_rows(self, ids: range, transforms: int, embedder: Embedder) -> Tensor:
+    def batch_rows(self, ids: range, transforms: int, embedder: PairEmbedder) -> Tensor:
         """Those of `rows`, of one batch."""
         found = self._images(ids)
         usable = {id: image for id, image in zip(ids, found, strict=True) if image is not None}
@@ -135,7 +135,7 @@ def views_of(config: Config, image_size: int, *, pretext: bool) -> Views:
     return Views(image_size, config.augment, task, config.pretext.crop_min)
 
 
-def by_heads(network: PIRL, *, g: bool) -> Embedder:
+def by_heads(network: PIRL, *, g: bool) -> PairEmbedder:
     """f of the image, and g or f of its transform; batch norms use the statistics of the batch, as they do in training.
 
     Their running statistics are those of whole images, and patches have others.
@@ -148,17 +148,17 @@ def by_heads(network: PIRL, *, g: bool) -> Embedder:
 
     second = network.g if g else network.f
     assert second is not None
-    return Embedder(partial(rows, head=network.f), partial(rows, head=second), ROW_DIM)
+    return PairEmbedder(partial(rows, head=network.f), partial(rows, head=second), ROW_DIM)
 
 
-def by_trunk(trunk: Trunk) -> Embedder:
+def by_trunk(trunk: Trunk) -> PairEmbedder:
     """res5 of both, as it is used: batch norms use their running statistics."""
 
     def rows(pixels: Tensor) -> Tensor:
         trunk.eval()
         return F.normalize(trunk(pixels), dim=1)
 
-    return Embedder(rows, rows, trunk.out_channels)
+    return PairEmbedder(rows, rows, trunk.out_channels)
 
 
 def network_of(subject: Subject, *, trained: bool) -> PIRL:

@@ -1,7 +1,7 @@
 """The two splits on which a trunk is measured: the images that it was trained on, and those that were held out."""
 
 from pirl.data.dataset import Dataset
-from pirl.evaluate.voc import VocSplit
+from pirl.evaluate.voc.voc_folder import VocSplit
 
 
 def why_not(dataset: Dataset, test: Dataset | None) -> str | None:

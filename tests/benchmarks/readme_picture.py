@@ -74,7 +74,7 @@ def main() -> None:
     axes[3].set_xticks(labels, [str(n) for n in labels])
     axes[3].minorticks_off()
     axes[3].set_xlabel("labelled digits of each class", fontsize=9)
-    axes[3].set_title("accuracy in %, make pretrain, 3 seeds", fontsize=10)
+    axes[3].set_title("accuracy in % on digits, 3 seeds", fontsize=10)
     axes[3].grid(alpha=0.3)
     axes[3].legend(fontsize=8, loc="lower right")
     figure.savefig(given.out, dpi=100)

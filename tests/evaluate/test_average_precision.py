@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from pirl.evaluate.average_precision import Ranking
+from pirl.evaluate.voc.average_precision import Ranking
 
 
 def _plain(scores: NDArray[np.float64], truth: NDArray[np.int64]) -> list[tuple[float, float]]:

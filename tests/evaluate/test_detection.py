@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from pirl.errors import ConfigError, CorruptImage, TrainingDiverged
-from pirl.evaluate.boxes.box_precision import MOST, BoxPrecision, box_precision
-from pirl.evaluate.boxes.box_training import Kept, Schedule, pixels, train_boxes
-from pirl.evaluate.boxes.detector import detector
 from pirl.evaluate.evaluate import PROTOCOLS
 from pirl.evaluate.protocols import detection
 from pirl.evaluate.subject import Subject
-from pirl.evaluate.voc import VocObject, VocSplit, open_voc
+from pirl.evaluate.voc.box_precision import MOST, BoxPrecision, box_precision
+from pirl.evaluate.voc.box_training import BoxSchedule, Kept, pixels, train_boxes
+from pirl.evaluate.voc.detector import detector
+from pirl.evaluate.voc.voc_folder import VocObject, VocSplit, open_voc
 from pirl.loading.color import normalize
 from pirl.methods.models import Trunk
 from pirl.storage.folder import Folder
@@ -90,7 +90,7 @@ def _state(subject: Subject, settings: detection.Detection, kept: Kept) -> tuple
     assert isinstance(split, VocSplit)
     torch.manual_seed(0)
     network = detector(subject.trunk, 2, settings.short_side, settings.regions)
-    schedule = Schedule(settings.iterations, settings.images_per_step, 0.01, 1, 3)
+    schedule = BoxSchedule(settings.iterations, settings.images_per_step, 0.01, 1, 3)
     losses = train_boxes(network, split, split.objects(), schedule, 0, CPU, kept, subject.say)
     return network.state_dict(), losses
 
@@ -201,7 +201,7 @@ def test_the_detector_sees_what_the_trunk_sees(year: Path) -> None:
 
 def test_the_schedule_is_the_papers() -> None:
     paper = detection.Detection(iterations=25_000, images_per_step=16, drop=0.68)
-    schedule = Schedule(25_000, 16, paper.lr, *detection._at(paper))
+    schedule = BoxSchedule(25_000, 16, paper.lr, *detection._at(paper))
     assert (schedule.warmup, schedule.drop) == (1000, 17_000)
     assert [schedule.lr_at(step) for step in (0, 500, 1000, 16_999, 17_000, 24_999)] == pytest.approx(
         [0.001, 0.002, 0.003, 0.003, 0.0003, 0.0003]
@@ -248,7 +248,7 @@ class _Mirrored(nn.Module):
 
 def test_boxes_are_mirrored_with_the_image(year: Path) -> None:
     split, network = _split(year), _Mirrored()
-    train_boxes(network, split, split.objects(), Schedule(15, 8, 0.1, 1, 15), 0, CPU, _nowhere(), print)
+    train_boxes(network, split, split.objects(), BoxSchedule(15, 8, 0.1, 1, 15), 0, CPU, _nowhere(), print)
     plain = {each.box for objects in split.objects() for each in objects}
     mirrored = {(80 - right, top, 80 - left, bottom) for left, top, right, bottom in plain}
     assert network.seen <= plain | mirrored

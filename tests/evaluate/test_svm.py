@@ -19,7 +19,7 @@ from pirl.evaluate.measurement import Outcome
 from pirl.evaluate.protocols import svm
 from pirl.evaluate.store import FeatureStore
 from pirl.evaluate.subject import Subject
-from pirl.evaluate.voc import open_voc
+from pirl.evaluate.voc.voc_folder import open_voc
 from pirl.methods.models import Trunk
 from pirl.storage.folder import Folder
 from tests.conftest import GlooPool

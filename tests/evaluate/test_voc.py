@@ -10,7 +10,7 @@ import torch
 from pirl.errors import ConfigError, CorruptImage
 from pirl.evaluate.features import extract, pool
 from pirl.evaluate.splits import why_not
-from pirl.evaluate.voc import VocSplit, open_voc, presence_of, years_of
+from pirl.evaluate.voc.voc_folder import VocSplit, open_voc, presence_of, years_of
 from pirl.loading.color import normalize
 from pirl.loading.crops import resize
 from pirl.loading.decode import decode
@@ -55,7 +55,7 @@ def test_a_year_has_trainval_and_test(devkit: Path) -> None:
 
 
 def test_difficult_objects_alone_are_zero() -> None:
-    from pirl.evaluate.voc import VocObject
+    from pirl.evaluate.voc.voc_folder import VocObject
 
     def row(*difficult: bool) -> list[VocObject]:
         return [VocObject("bar", (0, 0, 1, 1), each) for each in difficult]

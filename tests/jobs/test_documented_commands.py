@@ -63,7 +63,7 @@ COUNTS = {
     "prepare.py --help": 5,
     "slurm.py --help": 5,
     "sweep.py --help": 5,
-    "evaluate.py --help": 8,
+    "evaluate.py --help": 10,
     "embed.py --help": 6,
     "export.py --help": 3,
     "recipes": 9,

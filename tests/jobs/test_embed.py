@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from jobs.embed import main, parse
-from jobs.run.embedding import work
+from jobs.evaluation.embedding import work
 from pirl.config import Config, override
 from pirl.data.parquet_pages import source_names
 from pirl.data.writer import ShardWriter
@@ -174,7 +174,7 @@ def test_after_a_kill_what_is_whole_stays(embed, world):
 
 
 def _request(world: Path) -> dict[str, Any]:
-    from jobs.run.embedding import embedder_of
+    from jobs.evaluation.embedding import embedder_of
     from pirl.runs.weights import read_weights
 
     asked = parse([str(world / "run"), str(world / "out")])

@@ -13,14 +13,14 @@ from pydantic import Field
 from pirl import dist
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
-from pirl.evaluate.boxes.box_precision import Boxes, BoxPrecision, box_precision
-from pirl.evaluate.boxes.box_training import Kept, Schedule, pixels, train_boxes
 from pirl.evaluate.countdown import Countdown
 from pirl.evaluate.features import rows_of
 from pirl.evaluate.measurement import Measurement, Outcome
 from pirl.evaluate.store import checksum
 from pirl.evaluate.subject import Subject
-from pirl.evaluate.voc import VocObject, VocSplit
+from pirl.evaluate.voc.box_precision import Boxes, BoxPrecision, box_precision
+from pirl.evaluate.voc.box_training import BoxSchedule, Kept, pixels, train_boxes
+from pirl.evaluate.voc.voc_folder import VocObject, VocSplit
 from pirl.sections import Count, Positive, Section, Share
 
 
@@ -80,7 +80,7 @@ Annotations = tuple[VocSplit, list[list[VocObject]]]
 def _of_trunk(
     subject: Subject, settings: Detection, trained: bool, train: Annotations, test: Annotations
 ) -> tuple[BoxPrecision, list[tuple[int, float]]]:
-    from pirl.evaluate.boxes.detector import detector  # which takes a second to import
+    from pirl.evaluate.voc.detector import detector  # which takes a second to import
 
     trunk = subject.trunk if trained else subject.untrained
     assert trunk is not None
@@ -97,7 +97,7 @@ def _of_trunk(
     key = hashlib.sha256(repr([*about, subject.seed]).encode()).hexdigest()
     kept = Kept(subject.scratch, _file(trained), key, settings.checkpoint_every)
     batch, steps = settings.images_per_step, settings.iterations
-    schedule = Schedule(steps, batch, settings.lr * batch / 16, *_at(settings))
+    schedule = BoxSchedule(steps, batch, settings.lr * batch / 16, *_at(settings))
     losses = train_boxes(network, images, known, schedule, subject.seed, device, kept, subject.say)
     found = _found(subject, network, test[0], len(test[1]))
     return box_precision(found, test[1], images.classes), losses

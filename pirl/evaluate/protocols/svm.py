@@ -20,12 +20,12 @@ from torch import Tensor
 
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
-from pirl.evaluate.average_precision import Ranking
 from pirl.evaluate.countdown import Countdown
 from pirl.evaluate.features import rows_of
 from pirl.evaluate.measurement import Measurement, Outcome, bootstrap, dealt
 from pirl.evaluate.subject import SplitName, Subject
-from pirl.evaluate.voc import VocSplit
+from pirl.evaluate.voc.average_precision import Ranking
+from pirl.evaluate.voc.voc_folder import VocSplit
 from pirl.methods.models import TAPS, TapName
 from pirl.sections import Count, Positive, Section
 
@@ -64,7 +64,7 @@ class Truth:
     test: NDArray[np.int8]
 
 
-Rows = NDArray[np.float64]
+FloatRows = NDArray[np.float64]
 
 
 def refuse(settings: SVM, train: Dataset, test: Dataset | None) -> None:
@@ -81,7 +81,7 @@ def measure(subject: Subject, settings: SVM) -> Outcome:
     truth = truth_of(subject)
     rows = {(split, trained): _features(subject, split, trained) for split in SPLITS for trained in subject.trunks}
 
-    def normed(tap: str, trained: bool) -> tuple[Rows, Rows]:
+    def normed(tap: str, trained: bool) -> tuple[FloatRows, FloatRows]:
         train, test = (lengths_1(rows[split, trained][tap]) for split in SPLITS)
         return train, test
 
@@ -90,7 +90,7 @@ def measure(subject: Subject, settings: SVM) -> Outcome:
     def piece(tap: str, trained: bool) -> Tensor:
         train, test = normed(tap, trained)
 
-        def one(number: int) -> Rows:
+        def one(number: int) -> FloatRows:
             y = np.where(truth.train[:, number] == 1, 1, -1)
             cost = choose_cost(train, y, settings.costs)
             return np.append(fit(train, y, cost).decision_function(test), cost)
@@ -122,23 +122,23 @@ def truth_of(subject: Subject) -> Truth:
     return Truth(classes, *parts)
 
 
-def lengths_1(rows: Tensor) -> Rows:
+def lengths_1(rows: Tensor) -> FloatRows:
     """Features (N, D) as float64 of length 1, as the source has it; raises ConfigError where one is no number."""
     values = rows.cpu().numpy().astype(np.float64)
     if not np.isfinite(values).all():
         raise ConfigError("the network gives features that are no numbers: its weights are damaged, or diverged")
-    normed: Rows = values / (np.linalg.norm(values, axis=1, keepdims=True) + 1e-5)
+    normed: FloatRows = values / (np.linalg.norm(values, axis=1, keepdims=True) + 1e-5)
     return normed
 
 
-def fit(x: Rows, y: NDArray[np.int64], cost: float) -> Any:
+def fit(x: FloatRows, y: NDArray[np.int64], cost: float) -> Any:
     """A linear SVM of rows (N, D), and y of 1 and -1, by squared hinge loss."""
     from sklearn.svm import LinearSVC
 
     return LinearSVC(C=cost, class_weight=WEIGHTS, dual=False, max_iter=MAX_ITERATIONS).fit(x, y)
 
 
-def choose_cost(x: Rows, y: NDArray[np.int64], costs: Sequence[float]) -> float:
+def choose_cost(x: FloatRows, y: NDArray[np.int64], costs: Sequence[float]) -> float:
     """The cost with the best average precision, averaged over the folds; of equals the smallest."""
     from sklearn.model_selection import StratifiedKFold
 
@@ -154,7 +154,7 @@ def choose_cost(x: Rows, y: NDArray[np.int64], costs: Sequence[float]) -> float:
 
 
 def drawn(y: NDArray[np.int64], number: int, others: int, seed: Sequence[int]) -> NDArray[np.int64]:
-    """Rows of `number` images with y 1 and of `others` with y -1, or all where there are fewer; in order."""
+    """FloatRows of `number` images with y 1 and of `others` with y -1, or all where there are fewer; in order."""
     source = np.random.default_rng(seed)
     chosen = [source.permutation(np.flatnonzero(y == of))[:count] for of, count in ((1, number), (-1, others))]
     return np.sort(np.concatenate(chosen))
@@ -185,7 +185,7 @@ def _resampled(rankings: Sequence[Ranking], rows: int, numbers: NDArray[np.int64
 
 
 def _low_shot(
-    subject: Subject, settings: SVM, truth: Truth, normed: Callable[[str, bool], tuple[Rows, Rows]]
+    subject: Subject, settings: SVM, truth: Truth, normed: Callable[[str, bool], tuple[FloatRows, FloatRows]]
 ) -> Iterator[Measurement]:
     """The mean average precision of a few images of each class; a collective."""
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as td
 
+from jobs.evaluation.evaluation_request import EmbeddingRequest
 from jobs.run.checks import check_gpus
-from jobs.run.evaluation_request import EmbeddingRequest
 from jobs.run.here import join_group
 from pirl import dist
 from pirl.data.dataset import Dataset, open_data

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as td
 
-from jobs.run.evaluation_request import EvaluationRequest
+from jobs.evaluation.evaluation_request import EvaluationRequest
 from jobs.run.here import join_group
 from pirl import dist
 from pirl.data.dataset import Dataset, open_data
@@ -21,7 +21,7 @@ from pirl.evaluate.reports import as_text, report_of, write_report
 from pirl.evaluate.splits import why_not
 from pirl.evaluate.store import FeatureStore, checksum
 from pirl.evaluate.subject import Subject
-from pirl.evaluate.voc import LAYOUT, VocSplit, open_voc, years_of
+from pirl.evaluate.voc.voc_folder import LAYOUT, VocSplit, open_voc, years_of
 from pirl.methods.models import Trunk
 from pirl.methods.pirl import PIRL
 from pirl.runs.weights import Weights, read_weights

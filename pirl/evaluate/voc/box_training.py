@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pirl import dist
 from pirl.errors import CorruptImage, TrainingDiverged
 from pirl.evaluate.countdown import Countdown
-from pirl.evaluate.voc import VocObject, VocSplit
+from pirl.evaluate.voc.voc_folder import VocObject, VocSplit
 from pirl.loading.decode import decode
 from pirl.storage.folder import Folder
 
@@ -31,7 +31,7 @@ POINTS = 100
 
 
 @dataclass(frozen=True)
-class Schedule:
+class BoxSchedule:
     """How long and how fast.
 
     Attributes:
@@ -83,7 +83,7 @@ def train_boxes(
     network: nn.Module,
     split: VocSplit,
     objects: Sequence[Sequence[VocObject]],
-    schedule: Schedule,
+    schedule: BoxSchedule,
     seed: int,
     device: torch.device,
     kept: Kept,
@@ -139,7 +139,7 @@ def _backward(
     network: nn.Module,
     split: VocSplit,
     objects: Sequence[Sequence[VocObject]],
-    schedule: Schedule,
+    schedule: BoxSchedule,
     seed: int,
     where: tuple[int, int],
     device: torch.device,
