@@ -102,17 +102,22 @@ def evaluate_res5(subject: Subject, config: Config) -> dict[str, float]:
 def table(report: dict[str, Any]) -> str:
     """The table that a run ends with: accuracies in percent, differences in points."""
     random = report["random"]
-    lines = [(f"{tap} linear", value, random["linear"][tap]) for tap, value in report["linear"].items()]
+    lines = [(f"{tap} linear", value, random["linear"][tap], "") for tap, value in report["linear"].items()]
     if "few" in report:  # not in runs that were measured before there was this protocol
         found = report["few"]
-        lines.append((f"res5 linear, {found['per_class']} a class", found["accuracy"], random["few"]["accuracy"]))
+        spread = f"  ± {100 * found['deviation']:.1f} over {found['draws']} draws"
+        title = f"res5 linear, {found['per_class']} a class"
+        lines.append((title, found["accuracy"], random["few"]["accuracy"], spread))
     vote = report["knn"]
     title = f"res5 kNN, k {vote['k']}, τ {vote['temperature']:g}"
-    lines.append((title, vote["accuracy"], random["knn"]["accuracy"]))
+    lines.append((title, vote["accuracy"], random["knn"]["accuracy"], ""))
     return "\n".join(
         [
             f"accuracy in %, fitted to {report['train_images']:,} images, of {report['test_images']:,} held out",
             f"{'':<24}{'random':>9}{'trained':>9}{'change':>9}",
-            *(f"{name:<24}{100 * old:>9.1f}{100 * new:>9.1f}{100 * (new - old):>+9.1f}" for name, new, old in lines),
+            *(
+                f"{name:<24}{100 * old:>9.1f}{100 * new:>9.1f}{100 * (new - old):>+9.1f}{more}"
+                for name, new, old, more in lines
+            ),
         ]
     )

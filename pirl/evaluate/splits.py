@@ -16,6 +16,8 @@ def why_not(dataset: Dataset, test: Dataset | None) -> str | None:
             return f"the images of {split.uri} have no labels ({remedy})"
     if not _classes(dataset) & _classes(test):
         return f"no class of the images of {test.uri} is one of {dataset.uri}, so none can be recognised"
+    if len(_classes(dataset)) < 2:
+        return f"all images of {dataset.uri} are of one class, so there is nothing to tell apart"
     return None
 
 
