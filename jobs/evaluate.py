@@ -95,6 +95,9 @@ def parse(argv: list[str]) -> EvaluationRequest:
         sys.exit(0)
     if known.target is None:
         raise ConfigError("no network: python jobs/evaluate.py TARGET, a run, a checkpoint or a file with weights")
+    for name, least in (("image_size", 16), ("max_images", 1), ("seed", 0)):
+        if (value := getattr(known, name)) is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is too small: use {least} or more")
     word, changes = pairs(rest)
     if word is not None:
         raise ConfigError(f"unexpected {word!r}: TARGET is one run, checkpoint or file")

@@ -1,5 +1,6 @@
 """An evaluation: checked, then carried out in this process, by those of torchrun, or by workers of Ray."""
 
+import os
 import sys
 import tempfile
 import time
@@ -136,7 +137,7 @@ def subject_of(
     for other in others:
         trunk = Ensemble(trunk, other.trunk())
         untrained = Ensemble(untrained, Trunk(other.arch, other.width, other.stem))
-    folder = Path(request.features or Path(tempfile.gettempdir()) / "pirl-features")
+    folder = Path(request.features or Path(tempfile.gettempdir()) / f"pirl-features-{os.getuid()}")
     return Subject(
         trunk=trunk.to(device),
         untrained=untrained.to(device) if request.random else None,
