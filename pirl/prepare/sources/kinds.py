@@ -12,6 +12,8 @@ from pirl.prepare.sources.folder_source import FOLDER
 from pirl.prepare.sources.layout import Chosen, choose_splits, split_in, split_of
 from pirl.prepare.sources.listing import files_in, heads, size_or_problem
 from pirl.prepare.sources.not_read import (
+    ARCHIVES,
+    IMAGES,
     PACKED,
     NotRead,
     how_to_unpack,
@@ -112,9 +114,11 @@ def _find(uri: str, not_read: NotRead) -> tuple[SourceKind, Found]:
         folder, sizes = place, files_in(place, not_read)
         by_kind = _by_kind(folder, sizes, not_read)
     elif place.exists():
-        by_kind = {kind: [uri] for kind in FILE_KINDS if kind is _kind_of_file(place)}
+        by_kind = {_kind_of_file(place): [uri]}
     elif any(mark in uri for mark in "*?["):
-        by_kind = _by_kind(None, _sizes_of(place.matches(), not_read), not_read)
+        if not (matches := place.matches()):
+            raise ConfigError(f"{uri}: there is no such file. {WHAT_A_SOURCE_IS}")
+        by_kind = _by_kind(None, _sizes_of(matches, not_read), not_read)
         by_kind.pop(FOLDER, None)
     else:
         raise ConfigError(f"{uri} does not exist: {WHAT_A_SOURCE_IS}")
@@ -165,7 +169,7 @@ def _sizes_of(uris: list[str], not_read: NotRead) -> dict[str, int]:
     return sizes
 
 
-def _kind_of_file(place: Folder) -> SourceKind | None:
+def _kind_of_file(place: Folder) -> SourceKind:
     """The kind of a file that a person named, by its suffix or, where that tells nothing, by its beginning."""
     if place.path is not None and isinstance(problem := size_or_problem(str(place.path)), str):
         raise ConfigError(f"{place} cannot be read: it is one of {problem}")
@@ -174,7 +178,12 @@ def _kind_of_file(place: Folder) -> SourceKind | None:
         suffix = suffix_by_head(heads([str(place)])[0]) or ""
     if suffix in PACKED:
         raise ConfigError(_is_compressed(str(place), suffix))
-    return next((kind for kind in FILE_KINDS if suffix in kind.suffixes), None)
+    if kind := next((kind for kind in FILE_KINDS if suffix in kind.suffixes), None):
+        return kind
+    if suffix in (".image", *IMAGES):
+        raise ConfigError(f"{place} is a single image: {WHAT_A_SOURCE_IS}")
+    what = "an archive that is not read: unpack it, and name the folder" if suffix in ARCHIVES else "not read"
+    raise ConfigError(f"{place} is {what}. {WHAT_A_SOURCE_IS}")
 
 
 def _is_compressed(path: str, suffix: str) -> str:
