@@ -395,7 +395,7 @@ def test_a_disk_that_fails_on_the_way_is_no_wrong_request(tmp_path, prepare_here
     command = ["bash", "-c", 'ulimit -f 4 && exec "$@"', "bash", *job]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
-    assert "failed: [Errno 27] File too large" in done.stderr
+    assert f"failed: [Errno 27] File too large: '{tmp_path}/out/shard-00000.parquet." in done.stderr
     assert "the same command goes on from here" in done.stderr
     assert "Traceback" not in done.stderr
     assert prepare_here(source, tmp_path / "out").returncode == 0

@@ -121,7 +121,7 @@ def _find(uri: str, not_read: NotRead) -> tuple[SourceKind, Found]:
         by_kind = _by_kind(None, _sizes_of(matches, not_read), not_read)
         by_kind.pop(FOLDER, None)
     else:
-        raise ConfigError(f"{uri} does not exist: {WHAT_A_SOURCE_IS}")
+        raise ConfigError(f"{uri} does not exist{_of_its_bucket(place)}: {WHAT_A_SOURCE_IS}")
     chosen = next((kind for kind in KINDS if kind in by_kind), None)
     if chosen is not None:
         for name in (name for kind, names in by_kind.items() if kind is not chosen for name in names):
@@ -135,6 +135,17 @@ def _find(uri: str, not_read: NotRead) -> tuple[SourceKind, Found]:
         f"{uri} holds no images that are read ({' '.join(FOLDER.suffixes)}) and no {others} files"
         f"{not_read.hint()}. {WHAT_A_SOURCE_IS}"
     )
+
+
+def _of_its_bucket(place: Folder) -> str:
+    """Says so where not even the bucket is there: what lists it does not tell."""
+    try:
+        if place.path is None:
+            place.read_bytes(offset=0, length=1)
+    except FileNotFoundError as error:
+        if "bucket" in f"{error.strerror}":
+            return f", {error.strerror}"
+    return ""
 
 
 def _by_kind(folder: Folder | None, sizes: dict[str, int], not_read: NotRead) -> dict[SourceKind, list[str]]:

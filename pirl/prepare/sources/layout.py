@@ -198,8 +198,8 @@ def _below_strays(part: Part, not_read: NotRead) -> Part:
     """
     splits: dict[str, dict[str, str]] = {}  # folder -> split -> the folder in it that is called so
     for path in pc.unique(pc.replace_substring_regex(part.paths, "[^/]*$", "")).to_pylist():
-        above, *inner = "", *path.split("/")[:-1]
-        for name in inner:
+        above = ""
+        for name in path.split("/")[:-1]:
             if (split := split_of(name)) is not None:
                 splits.setdefault(above, {}).setdefault(split, name)
             above += f"{name}/"
