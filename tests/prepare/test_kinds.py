@@ -142,6 +142,15 @@ def test_images_beside_a_parquet_file_are_not_left_without_a_word(tmp_path):
     assert not_read.left == {".png": (2, "cat/1.png", True), ".txt": (1, "notes.txt", False)}
 
 
+def test_images_that_a_parquet_file_names_are_read_and_others_beside_it_are_not(tmp_path):
+    make(tmp_path, "pictures/1.png", "pictures/2.png")
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": "pictures/2.png"}]}), tmp_path / "rows.parquet")
+    not_read = NotRead()
+    train, _ = find_source(str(tmp_path), Columns(), SCRATCH, lambda *_: None, not_read=not_read)
+    assert contents(train) == ["pictures/2.png"]
+    assert not_read.left == {".png": (1, "pictures/1.png", True)}
+
+
 def test_a_name_with_brackets_is_that_file(tmp_path):
     make(tmp_path, "[1] *.parquet", "1 x.parquet")
     assert found(f"{tmp_path}/[1] *.parquet") == (["[1] *.parquet"], None)

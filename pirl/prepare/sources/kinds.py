@@ -64,6 +64,7 @@ def find_source(
     """
     kind, found = _find(uri, NotRead() if not_read is None else not_read)
     if kind is FOLDER:  # whose splits are folders of images
+        _count_beside(found)
         return kind.open(replace(found, also=also), columns, scratch, progress)
 
     def opened(names: list[str], inner: Sequence[str] = ()) -> Splits:
@@ -95,6 +96,7 @@ def find_source(
     for split, names in splits.items():
         for name in names if split not in (chosen.train, held_out) else []:
             found.not_read.add(f"{suffix_of(name)} {f'of {split}' if split else 'beside the splits'}", name)
+    _count_beside(found)
     return source, test
 
 
@@ -124,9 +126,8 @@ def _find(uri: str, not_read: NotRead) -> tuple[SourceKind, Found]:
         raise ConfigError(f"{uri} does not exist{_of_its_bucket(place)}: {WHAT_A_SOURCE_IS}")
     chosen = next((kind for kind in KINDS if kind in by_kind), None)
     if chosen is not None:
-        for name in (name for kind, names in by_kind.items() if kind is not chosen for name in names):
-            not_read.add(suffix_of(name) or "images without a suffix", name)
-        return chosen, Found(folder, by_kind[chosen], sizes, not_read=not_read)
+        beside = [name for kind, names in by_kind.items() if kind is not chosen for name in names]
+        return chosen, Found(folder, by_kind[chosen], sizes, not_read=not_read, beside=beside)
     for suffix in PACKED:
         if suffix.startswith(".t") and (left := not_read.left.get(suffix)):
             raise ConfigError(_is_compressed(str(folder / left.first) if folder else left.first, suffix))
@@ -135,6 +136,13 @@ def _find(uri: str, not_read: NotRead) -> tuple[SourceKind, Found]:
         f"{uri} holds no images that are read ({' '.join(FOLDER.suffixes)}) and no {others} files"
         f"{not_read.hint()}. {WHAT_A_SOURCE_IS}"
     )
+
+
+def _count_beside(found: Found) -> None:
+    """Counts the files of other kinds, but for images that Parquet files name."""
+    for name in found.beside:
+        if str(found.folder / name if found.folder else name) not in found.used:
+            found.not_read.add(suffix_of(name) or "images without a suffix", name)
 
 
 def _of_its_bucket(place: Folder) -> str:

@@ -210,7 +210,8 @@ def _found_beside(found: Found, counts: list[int], names: pa.ChunkedArray) -> pa
             if folder not in listed:
                 listed[folder] = set(Folder(folder).sizes(follow_links=True))
             if (name := posixpath.normpath(names[row].as_py())) in listed[folder]:
-                urls[row] = str(Folder(folder) / name)
+                urls[row] = url = str(Folder(folder) / name)
+                found.used.add(url)
                 break
     paths = pa.chunked_array([urls], pa.large_string())
     lost = np.flatnonzero(pc.and_(names.is_valid(), paths.is_null()).to_numpy())
