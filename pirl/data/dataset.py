@@ -234,9 +234,10 @@ def open_dataset(place: Folder | str, *, cache: SpanCache | None = None) -> Data
     try:
         text, whole = until_whole(where.read_bytes, is_whole)
         manifest = parsed(text)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = error.strerror if "bucket" in f"{error.strerror}" else f"it has no {MANIFEST}"
         raise ConfigError(
-            f"{place} is not a data set (it has no {MANIFEST}). Write one from a folder of images or a Parquet "
+            f"{place} is not a data set ({why}). Write one from a folder of images or a Parquet "
             "file: python jobs/prepare.py SOURCE DESTINATION, then --data.uri DESTINATION"
         ) from None
     except StorageError:
