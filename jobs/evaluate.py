@@ -11,24 +11,27 @@ import os
 import signal
 from typing import Any
 
-from jobs.run.evaluation_request import EvaluationRequest
-from jobs.settings import Parser, pairs, settings_and_storage
+from jobs.evaluation.evaluation_request import EvaluationRequest
+from jobs.settings import Parser, local, pairs, place_at, settings_and_storage, spread, target_at
 from pirl.config import Config, override
-from pirl.errors import ConfigError, StorageError, StoreRefusedError
+from pirl.errors import ConfigError, CorruptImage, StorageError, StoreRefusedError, TrainingDiverged
 from pirl.processes import torchrun
 from pirl.sections import Section
-from pirl.storage.checks import check_can_write, check_place
+from pirl.storage.checks import check_can_write
 from pirl.storage.folder import Folder
 
 EXAMPLES = """
 examples:
   python jobs/evaluate.py runs/digits                                     kNN, linear probes, few labels
   python jobs/evaluate.py runs/digits --protocol knn linear --knn.k 20 200
-  python jobs/evaluate.py runs/cifar10 --data data/other --protocol few --few.per-class 1 10 100
-  python jobs/evaluate.py resnet50.pth --data data/photos --image-size 224 --out resnet50-on-photos
+  python jobs/evaluate.py runs/cifar10 --data data/photos --protocol few --few.per-class 1 10 100
+  python jobs/evaluate.py runs/cifar10 --protocol linear_sgd semi --semi.shares 0.01 0.1
+  python jobs/evaluate.py resnet18.pth --data data/photos --image-size 224 --out resnet18-on-photos
+  python jobs/evaluate.py runs/imagenet --protocol svm --data VOCdevkit/VOC2007 --svm.low-shot 1 2 4 8 16 96
+  python jobs/evaluate.py runs/imagenet --protocol detection --data VOCdevkit/VOC2007
   torchrun --nproc-per-node 2 -- jobs/evaluate.py runs/digits
   ray job submit --working-dir . -- python jobs/evaluate.py /shared/runs/cifar10 --cluster.workers 4
-  python jobs/slurm.py --cluster clusters/slurm-cpu.toml -- jobs/evaluate.py /shared/runs/cifar10
+  python jobs/slurm.py --cluster clusters/slurm-cpu.toml --dry-run -- jobs/evaluate.py /shared/runs/cifar10
 """
 
 
@@ -36,7 +39,7 @@ def main() -> int:
     """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was started."""
     try:
         request = parse(sys.argv[1:])
-        from jobs.run.evaluating import check, run_evaluation
+        from jobs.evaluation.evaluating import check, run_evaluation
 
         check(request)
         if request.only_check:
@@ -50,11 +53,11 @@ def main() -> int:
     except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except StorageError as error:
+    except (StorageError, CorruptImage, TrainingDiverged) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; features that were made stay, and the same command goes on", file=sys.stderr)
+        print("interrupted; features and finished epochs stay, and the same command goes on", file=sys.stderr)
         return 1
 
 
@@ -77,6 +80,7 @@ def parse(argv: list[str]) -> EvaluationRequest:
     add("--image-size", metavar="PIXELS", type=int, help="side of the views (default: the run's; 224, or 32 by stem)")
     add("--max-images", metavar="N", type=int, default=100_000, help="of each split, at most (default: 100,000)")
     add("--seed", type=int, default=0, help="of all draws (default: 0)")
+    add("--ensemble", metavar="OTHER", help="a second network: its features stand beside those of TARGET")
     add("--no-random", action="store_true", help="leave out the network with random weights beside it")
     add("--features", metavar="FOLDER", help="on each node, for features (default: pirl-features-… in TMPDIR)")
     add("--storage", metavar="URI", help="where runs lie, if TARGET is the name of one")
@@ -91,26 +95,13 @@ def parse(argv: list[str]) -> EvaluationRequest:
         sys.exit(0)
     if known.target is None:
         raise ConfigError("no network: python jobs/evaluate.py TARGET, a run, a checkpoint or a file with weights")
+    for name, least in (("image_size", 16), ("max_images", 1), ("seed", 0)):
+        if (value := getattr(known, name)) is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is too small: use {least} or more")
     word, changes = pairs(rest)
     if word is not None:
         raise ConfigError(f"unexpected {word!r}: TARGET is one run, checkpoint or file")
     return _request(known, changes)
-
-
-def spread(argv: list[str]) -> list[str]:
-    """Joins the values of `--PROTOCOL.SETTING A B C` with commas: argparse does not know these options."""
-    joined: list[str] = []
-    for word in argv:
-        inside = joined and joined[-1].startswith("--") and "." in joined[-1].partition("=")[0] and "=" in joined[-1]
-        if word.startswith("--"):
-            joined.append(word)
-        elif joined and joined[-1].startswith("--") and "." in joined[-1] and "=" not in joined[-1]:
-            joined[-1] += f"={word}"
-        elif inside and not joined[-1].startswith(("--data.", "--cluster.")):
-            joined[-1] += f",{word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def protocol_help() -> str:
@@ -131,17 +122,16 @@ def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRe
     settings, storage = settings_and_storage(known)
     names = {key.replace("-", "_"): value for key, value in changes.items()}
     shared = {key: value for key, value in names.items() if key.startswith(("data.", "cluster."))}
-    config = override(Config(), {**settings, "cluster.workers": 1, **settings, **shared})
-    target = _place("TARGET", known.target, config)
-    if "/" not in known.target.rstrip("/") and not target.exists() and (Folder(storage) / known.target).exists():
-        target = Folder(storage, target.options) / known.target
+    given = {"data.uri": local(known.data)} if known.data else {}
+    config = override(Config(), {"cluster.workers": 1, "cluster.loader_processes": 0, **settings, **given, **shared})
+    target = target_at(known.target, storage, config)
     protocols = {name: _settings(name, names) for name in known.protocol}
     strange = [key for key in names if key not in shared and key.partition(".")[0] not in protocols]
     if strange:
         asked = ", ".join(protocols)
         raise ConfigError(f"--{strange[0].replace('_', '-')} is no setting of {asked}, data or cluster: see --help")
     if known.out is not None:
-        out = _place("--out", known.out, config)
+        out = place_at("--out", known.out, config)
     elif target.path and target.path.is_file():
         out = Folder(str(Path(f"evaluation-{Path(target.name).stem}").resolve()))
     else:
@@ -150,14 +140,15 @@ def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRe
     return EvaluationRequest(
         target=target,
         out=out,
-        data=_local(known.data or ""),
-        test=_local(known.test or ""),
+        data=local(known.data or ""),
+        test=local(known.test or ""),
         protocols=protocols,
         config=config,
         image_size=known.image_size,
         max_images=known.max_images,
         seed=known.seed,
         random=not known.no_random,
+        ensemble=place_at("--ensemble", known.ensemble, config) if known.ensemble is not None else None,
         features=known.features or "",
         use_ray=not known.no_ray
         and not torchrun("WORLD_SIZE")
@@ -185,18 +176,6 @@ def _settings(name: str, changes: dict[str, Any]) -> Section:
     except ValidationError as error:
         lines = [problem_with(each, list(cls.model_fields)) for each in error.errors()]
         raise ConfigError("\n".join(f"--{name}.{line}" for line in lines)) from None
-
-
-def _place(what: str, uri: str, config: Config) -> Folder:
-    from pirl.runs.run import folder_at
-
-    check_place(what, uri, "runs/digits")
-    return folder_at(_local(uri), config)
-
-
-def _local(uri: str) -> str:
-    """A local path made absolute, since workers run in other folders; URLs and `digits` as they are."""
-    return uri if uri in ("", "digits") or "://" in uri else str(Path(uri).expanduser().resolve())
 
 
 if __name__ == "__main__":

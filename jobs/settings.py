@@ -14,6 +14,7 @@ from pirl.errors import ConfigError
 from pirl.recipes import RECIPES, photos
 from pirl.sections import Data
 from pirl.storage.checks import check_place
+from pirl.storage.folder import Folder
 from pirl.storage.secrets import refuse_user_in_environment
 
 
@@ -125,6 +126,54 @@ def default_storage() -> Path:
     return Path.home() / "pirl-runs" if "RAY_JOB_CONFIG_JSON" in os.environ else Path("runs")
 
 
+def spread(argv: list[str]) -> list[str]:
+    """Joins the values of `--PROTOCOL.SETTING A B C` with commas: argparse does not know these options."""
+    joined: list[str] = []
+    for word in argv:
+        inside = joined and joined[-1].startswith("--") and "." in joined[-1].partition("=")[0] and "=" in joined[-1]
+        if word.startswith("--"):
+            joined.append(word)
+        elif joined and joined[-1].startswith("--") and "." in joined[-1] and "=" not in joined[-1]:
+            joined[-1] += f"={word}"
+        elif inside and not joined[-1].startswith(("--data.", "--cluster.")):
+            joined[-1] += f",{word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def target_at(word: str, storage: str, config: Config) -> Folder:
+    """The run, checkpoint or file that TARGET names: a path, a URL, or the name of a run in the storage."""
+    target = place_at("TARGET", word, config)
+    if "/" not in word.rstrip("/") and not target.exists():
+        named = place_at("--storage", storage, config) / word
+        return named if named.exists() else target
+    return target
+
+
+def place_at(what: str, uri: str, config: Config) -> Folder:
+    """A folder or file that a word of the command line names; raises ConfigError where it is no place at all."""
+    from pirl.runs.run import folder_at
+
+    check_place(what, uri, "runs/digits")
+    place = local(uri)
+    if "://" not in config.data.uri:  # then the options that are typed for a store are meant for this one
+        config = config.model_copy(update={"data": config.data.model_copy(update={"uri": place})})
+    return folder_at(place, config)
+
+
+def destination_at(uri: str, config: Config) -> Folder:
+    """What DESTINATION names; raises ConfigError where nothing can be written."""
+    if uri.startswith(("http://", "https://")):
+        raise ConfigError(f"DESTINATION {uri} is on a web server, which is read alone: name a folder or a store")
+    return place_at("DESTINATION", uri, config)
+
+
+def local(uri: str) -> str:
+    """A local path made absolute, since workers run in other folders; URLs and `digits` as they are."""
+    return uri if uri in ("", "digits") or "://" in uri else str(Path(uri).expanduser().resolve())
+
+
 def absolute(config: Config) -> Config:
     """Makes local places absolute, data and weights: the workers run in other folders."""
     places = {"data.uri": config.data.uri, "model.weights": config.model.weights}
@@ -143,3 +192,24 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments") and self.prog == SUBMIT:
             message += "; write the job file and its arguments behind --, e.g. -- jobs/pretrain.py digits"
         raise ConfigError(message)
+
+
+def places_and_settings(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, str, str, dict[str, Any]]:
+    """Reads a command line with TARGET and DESTINATION, wherever they stand between its options.
+
+    Returns:
+        What the parser knows, which takes options alone; TARGET and DESTINATION, both "" where help is asked for; and
+        the settings, with underscores in their names.
+
+    Raises:
+        ConfigError: As `pairs`, or for more or fewer words.
+    """
+    known, rest = parser.parse_known_args(spread(argv))
+    words = [word for word in rest if not word.startswith("-")]
+    _, changes = pairs([word for word in rest if word.startswith("-")])
+    if known.help:
+        words = ["", ""]
+    if len(words) != 2:
+        given = f"{len(words)} are given: {' '.join(words)}" if words else "none is given"
+        raise ConfigError(f"two words are needed, TARGET and DESTINATION, and {given}. See {parser.prog} --help")
+    return known, words[0], words[1], {name.replace("-", "_"): value for name, value in changes.items()}

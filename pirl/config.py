@@ -60,6 +60,8 @@ class Config(Section):
     def _fields_fit_together(self) -> Self:
         data, optim, streams = self.data, self.optim, self.streams
         refuse_secrets(data.storage_options)
+        if not data.uri:
+            raise ValueError("data.uri is empty: name the folder or URL of a data set")
         refuse_secret_url("data.uri", data.uri)
         refuse_secret_url("model.weights", self.model.weights or "")
         if data.batch_size % streams or (data.streams and data.batch_size < 2 * streams):

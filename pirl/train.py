@@ -29,7 +29,7 @@ from pirl.methods.pirl import parameter_groups
 from pirl.permutations import Permutations, permutation_set
 from pirl.runs import checkpoint
 from pirl.runs.checkpoint import TrainingState
-from pirl.runs.metrics import Meter, Metrics
+from pirl.runs.metrics import Meter, Metrics, health
 from pirl.runs.progress_lines import filling_line, live_text
 from pirl.runs.run_files import checkpoint_name
 from pirl.runs.weights import Weights
@@ -64,7 +64,7 @@ def train(
         scratch: Folder for checkpoints before `report` takes them; one for all ranks or one for each.
         resume: A checkpoint to go on from.
         device: Of the network and the bank; the CPU by default.
-        say: Takes lines about what is done before the first step.
+        say: Takes lines about what is done before the first step, and about embeddings that collapse.
         stop: Asked after each step; where it is true on any rank, all save a checkpoint and stop.
         tell: Takes what goes on at the moment, for who watches; at each step.
         measure: Looks at the network each `evaluation.every_epochs`; at the last step only where
@@ -101,7 +101,7 @@ def train(
     method = new_step(config, network, distributed(network, compiled=config.optim.compile), state.bank, state.log_z)
     most_skipped = config.data.max_skipped * dataset.rows
     meter = Meter(first_step, last_step, order.steps_per_epoch, most_skipped, method.weights.tolist(), method.names)
-    save = Saving(config, state, dataset.fingerprint, scratch, report, measure, meter, device)
+    save = Saving(config, state, dataset.fingerprint, scratch, report, measure, meter, say)
     views = views_of(config, permutations)
     tell("reading the first images")
     for batch in batches(config, dataset, order, views, start, last_step, pin_memory=device.type == "cuda"):
@@ -133,10 +133,10 @@ def train(
         *sums, stops = all_reduce_sum(torch.cat([losses.detach().sum(dim=1), losses.new_tensor([stop()])])).tolist()
         meter.add(batch, [total / len(batch.ids) for total in sums], optimizer.param_groups[0]["lr"])
         optimizer.step()
-        method.update(batch, ids, outputs)
+        embeddings = method.update(batch, ids, outputs)
 
         # Numbers, measurements and checkpoints, where they are due.
-        save.after_step(stopping=stops > 0)
+        save.after_step(embeddings, stopping=stops > 0)
         tell(live_text(meter.now()))
         if stops and meter.done < last_step:
             raise TrainingStopped(meter.done)
@@ -154,17 +154,20 @@ class Saving:
     report: Report
     measure: Measure | None
     meter: Meter
-    device: torch.device
+    say: Callable[[str], None]
 
-    def after_step(self, *, stopping: bool) -> None:
-        """Does what is due after the step that the meter has counted last."""
+    def after_step(self, embeddings: Tensor | None, *, stopping: bool) -> None:
+        """Does what is due after the step that the meter has counted last, with its embeddings f(v_I) if it has any."""
         config, meter, network = self.config, self.meter, self.state.network
         save = meter.done % (config.checkpoint.every_steps or meter.steps_per_epoch) == 0
         save |= meter.done == meter.last_step or stopping
         measure = self.measure if is_measured(config, meter.done, meter.steps_per_epoch) else None
-        if not (save or measure or meter.done % config.checkpoint.log_every_steps == 0):
+        look = self.state.bank is not None and meter.done % meter.steps_per_epoch == 0
+        if not (save or measure or look or meter.done % config.checkpoint.log_every_steps == 0):
             return
-        metrics = meter.metrics(self.device)
+        metrics = meter.metrics(self.state.log_z.device)
+        if look and self.state.bank and embeddings is not None:
+            metrics |= health(self.state.bank, embeddings, self.say)
         if save or measure:
             for buffer in network.buffers():  # batch norm's statistics: training does not use them, what follows does
                 broadcast_from_zero(buffer)
@@ -227,7 +230,7 @@ def batches(
         pin_memory=pin_memory,
         skip=config.data.on_error == "skip",
         ahead_bytes=config.data.read_ahead_mb * 1e6,
-        labels=Labels(classes(config, dataset), config.data.label_noise, config.seed) if is_supervised else None,
+        targets=Labels(classes(config, dataset), config.data.label_noise, config.seed) if is_supervised else None,
     )
 
 

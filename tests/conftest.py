@@ -96,6 +96,14 @@ class GlooPool:
         self._ranks = []
 
 
+@pytest.fixture(autouse=True)
+def _a_closed_pipe_ends_no_later_test() -> Iterator[None]:
+    """`--help` of a job that is called here has SIGPIPE end the process, and a later test closes a socket."""
+    before = signal.getsignal(signal.SIGPIPE)
+    yield
+    signal.signal(signal.SIGPIPE, before)
+
+
 @pytest.fixture(scope="session")
 def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GlooPool]:
     """`run_ranks(world, fn, *args)` -> the ranks' results; see GlooPool."""

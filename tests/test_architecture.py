@@ -19,7 +19,19 @@ ROOMS = {
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate"),
     ],
     "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
-    "jobs": ["settings", "live_line", "run", "batch", "prepare", "pretrain", "evaluate", "slurm"],
+    "jobs": [
+        "settings",
+        "live_line",
+        "run",
+        "evaluation",
+        "batch",
+        "prepare",
+        "pretrain",
+        "evaluate",
+        "embed",
+        "export",
+        "slurm",
+    ],
     "tune": ["points", "curve", "rows", "search", "request", "run", "show", "sweep"],
 }
 """Rooms and files of each package: each may import those that stand before it. A new one needs a place here."""
@@ -31,7 +43,7 @@ WITHIN = {
     ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "targets", "loader"],
-    "pirl.methods": ["models", "nce", "memory", "pirl", "classify", "choice"],
+    "pirl.methods": ["models", "nce", "memory", "spread", "pirl", "classify", "choice"],
 }
 """The files of those rooms in which one stands upon another, in order."""
 

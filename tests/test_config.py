@@ -299,6 +299,10 @@ def test_a_url_with_a_user_or_a_password_is_refused_and_not_repeated(url):
     assert "hidden" not in message
 
 
+def test_an_empty_place_of_the_data_is_refused():
+    assert refuse({"data.uri": ""}) == "data.uri is empty: name the folder or URL of a data set"
+
+
 @pytest.mark.parametrize("url", ["s3://bucket/a@b", "abfs://container@account.dfs.core.windows.net/a", "/a:b@c/d"])
 def test_other_names_with_an_at_are_no_secrets(url):
     assert override(Config(), {"data.uri": url}).data.uri == url

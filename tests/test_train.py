@@ -14,6 +14,7 @@ from pirl.data.dataset import open_data, open_dataset
 from pirl.dist import rank
 from pirl.errors import ConfigError, CorruptImage, TrainingDiverged, TrainingStopped
 from pirl.methods.memory import MemoryBank
+from pirl.methods.spread import LOWEST_RANK
 from pirl.recipes import digits
 from pirl.runs import checkpoint
 from pirl.runs.checkpoint import _plainly
@@ -53,9 +54,12 @@ def small(changes: Mapping[str, Any] | None = None) -> Config:
 def run(config: Config, folder: Path, resume: Folder | None = None, stop_after: int | None = None) -> dict[str, Any]:
     """Trains on this rank; returns losses, weights and the checkpoint folder. May stop early, as if killed."""
     losses: list[float] = []
+    ranks: list[float] = []
 
     def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
         losses.append(metrics["loss"])
+        if "bank_effective_rank" in metrics:
+            ranks.append(metrics["bank_effective_rank"])
         if stop_after is not None and len(losses) == stop_after:
             raise InterruptedError
 
@@ -64,7 +68,7 @@ def run(config: Config, folder: Path, resume: Folder | None = None, stop_after: 
         network = train(config, open_data(config.data), report=report, scratch=folder, resume=resume)
     except InterruptedError:
         return {"losses": losses}
-    return {"losses": losses, "weights": {k: v.clone() for k, v in network.state_dict().items()}}
+    return {"losses": losses, "bank_ranks": ranks, "weights": {k: v.clone() for k, v in network.state_dict().items()}}
 
 
 def assert_same_weights(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -97,6 +101,7 @@ def test_number_of_workers_does_not_matter(run_ranks: Any, tmp_path: Path, name:
         for result in ranks:
             # Float32 sums in another order, carried through 24 steps.
             torch.testing.assert_close(torch.tensor(result["losses"]), expected, rtol=1e-5, atol=0)
+            assert result["bank_ranks"] == pytest.approx(worlds[1][0]["bank_ranks"], rel=1e-3)  # of such rows
         torch.testing.assert_close(
             bank_of(tmp_path / str(world), STEPS), bank_of(tmp_path / "1", STEPS), rtol=0, atol=1e-4
         )
@@ -128,6 +133,54 @@ def test_goes_on_with_another_number_of_workers(run_ranks: Any, tmp_path: Path, 
     resumed = run_ranks(world, run, config, tmp_path / "cut", Folder(f"{tmp_path}/cut/checkpoint_000000006"))
     for result in resumed:
         torch.testing.assert_close(torch.tensor(result["losses"]), torch.tensor(whole[6:]), rtol=1e-5, atol=0)
+
+
+def watched(changes: Mapping[str, Any], folder: Path) -> tuple[list[str], list[dict[str, float]]]:
+    """What a run of an epoch of the recipe, but for some settings, says and reports."""
+    narrow = {"model.width": 4, "optim.epochs": 1, "optim.bf16": False, "checkpoint.log_every_steps": 1000}
+    said: list[str] = []
+    reports: list[dict[str, float]] = []
+    config = override(digits(), {**narrow, **changes})
+    data = open_data(config.data)
+    train(config, data, report=lambda metrics, _: reports.append(metrics), scratch=folder, say=said.append)
+    return [line for line in said if "collapsed" in line], reports
+
+
+HEALTHY = {
+    "jigsaw": {},
+    "random bank": {"memory.init": "random"},
+    "rotation": {"pretext.name": "rotation", "model.width": 1},
+    "npid": {"loss.pretext_weight": 0, "model.width": 2},
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_run_that_learns_is_not_called_collapsed(tmp_path: Path, name: str) -> None:
+    said, reports = watched(HEALTHY[name], tmp_path)
+    assert said == []
+    assert reports[-1]["batch_effective_rank"] > 1.2 * LOWEST_RANK
+
+
+@pytest.mark.parametrize("init", ["forward", "random"])
+def test_a_run_that_collapses_says_so_after_its_first_epoch(tmp_path: Path, init: str) -> None:
+    said, reports = watched({"optim.lr": 30, "loss.pretext_weight": 0, "memory.init": init}, tmp_path)
+    (line,) = said
+    rank = reports[-1]["batch_effective_rank"]
+    assert rank < 0.8 * LOWEST_RANK
+    assert f"effective rank of {rank:.1f}" in line
+    assert "--optim.lr" in line
+
+
+def test_each_epoch_reports_how_the_bank_spreads(tmp_path: Path) -> None:
+    """Also where no checkpoint and no line of numbers is due."""
+    changes = {"optim.epochs": 2, "checkpoint.every_steps": 20, "loss.pretext_weight": 0, "model.width": 1}
+    _, reports = watched(changes, tmp_path)
+    assert [report["step"] for report in reports if "bank_uniformity" in report] == [12, 24]
+    bank = bank_of(tmp_path, 24)
+    singular = torch.linalg.svdvals(bank.double())
+    shares = singular / singular.sum()
+    assert reports[-1]["bank_effective_rank"] == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-5)
+    assert reports[-1]["bank_mean_norm"] == pytest.approx(float(bank.mean(0).norm()), rel=1e-5)
 
 
 def run_and_stop(config: Config, folder: Path) -> int:

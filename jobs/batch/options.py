@@ -20,7 +20,8 @@ commands:
   tunnel   the ssh command that brings the job's Ray dashboard to this machine
 
 JOB is an id as SLURM gives it (123; 123_4 for one task of an array), or the name of the job's folder. After submit's
--- comes a job file: jobs/pretrain.py, tune/sweep.py or jobs/prepare.py, with its own arguments.
+-- comes a job file with its own arguments: jobs/pretrain.py, tune/sweep.py, jobs/evaluate.py, jobs/embed.py or
+jobs/prepare.py.
 
 examples:
   python jobs/slurm.py --cluster clusters/slurm-cpu.toml --dry-run -- jobs/pretrain.py cifar10 --data.uri /shared/c10

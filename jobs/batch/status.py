@@ -30,7 +30,8 @@ def print_status(jobs: list[Job]) -> int:
     rows += [("", f"{n}. {why}") for n, why in enumerate(own.get("history", []), start=1)]
     rows.append(("command", job.command))
     os.environ |= job.environment
-    numbers = sweep_numbers if job.command.startswith("tune/sweep.py") else last_numbers
+    of_job = {"tune/sweep.py": sweep_numbers, "jobs/evaluate.py": reports_written, "jobs/embed.py": files_written}
+    numbers = of_job.get(job.command.partition(" ")[0], last_numbers)
     for run in job.run_folders:
         rows += [("run", run), ("progress", numbers(Folder(run, {}, STORE_S)))]
     rows.append(("logs", f"{job.folder.path}"))
@@ -64,6 +65,25 @@ def last_numbers(run: Folder) -> str:
         last, done = reports[-1], run.find(RunFile.RESULT) is not None
         text = f"epoch {last['epoch']:.2f}   step {last['step']:,}/{last['last_step']:,}   loss {last['loss']:.3f}"
         return f"{text}   {last['samples_per_s']:,.0f} samples/s" + ("   done" if done else "")
+    except UNREADABLE as error:
+        return f"cannot be read here: {error}"
+
+
+def reports_written(folder: Folder) -> str:
+    """Which protocols have told what they found."""
+    try:
+        names = sorted(name.removesuffix(".json") for name in folder.sizes() if name.endswith(".json"))
+        return f"reports of {', '.join(names)}" if names else "no report yet"
+    except UNREADABLE as error:
+        return f"cannot be read here: {error}"
+
+
+def files_written(folder: Folder) -> str:
+    """How many files of features there are."""
+    try:
+        sizes = folder.sizes()
+        done = "   done" if "embedding.json" in sizes else ""
+        return f"{sum(name.endswith('.parquet') for name in sizes)} files{done}"
     except UNREADABLE as error:
         return f"cannot be read here: {error}"
 

@@ -1,6 +1,7 @@
 """How a run ended: written into its folder, and shown to whoever started it."""
 
 import json
+import shlex
 import sys
 import threading
 import time
@@ -81,7 +82,8 @@ def show_result(folder: Folder, result: dict[str, Any], state: str) -> int:
         f"  numbers     {folder / RunFile.RESULT}, {RunFile.METRICS}, {RunFile.LOG}\n"
         f"  trunk       {result['checkpoint']}/{CheckpointFile.TRUNK} (names as in torchvision)\n"
         f"  checkpoint  {result['checkpoint']}\n"
-        f"  curves      tensorboard --logdir {folder}"
+        f"  curves      tensorboard --logdir {folder}\n"
+        f"  measure     python jobs/evaluate.py {shlex.quote(str(folder))}"
     )
     return 0
 

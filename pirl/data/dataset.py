@@ -18,7 +18,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from pirl.data.digits import ensure_digits
-from pirl.data.parquet_pages import Bytes, checked_images, column, images_of, source_name
+from pirl.data.parquet_pages import Bytes, checked_images, column, images_of, source_names
 from pirl.data.writer import MANIFEST, VERSION, fingerprint, parsed
 from pirl.errors import ConfigError, CorruptImage, StorageError
 from pirl.sections import Data
@@ -47,14 +47,14 @@ class RowGroup:
     corrupt: dict[int, str] = field(default_factory=dict)
     span: bytes = field(default=b"", repr=False)
 
-    def label(self, row: int) -> int:
-        """The class of a row, -1 where it has none."""
-        return -1 if self.labels is None else int(self.labels[row])
-
     def made_from(self, row: int) -> str:
         """What the image of a row was called in the source, for messages, in brackets; empty where nobody knows."""
-        name = source_name(self.span, row)
+        name = self.names()[row]
         return "" if name is None else f" (made from {name})"
+
+    def names(self) -> list[str | None]:
+        """What the images were called in their source; None where that was not written, or cannot be read."""
+        return source_names(self.span) or [None] * len(self.ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,9 +234,10 @@ def open_dataset(place: Folder | str, *, cache: SpanCache | None = None) -> Data
     try:
         text, whole = until_whole(where.read_bytes, is_whole)
         manifest = parsed(text)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = error.strerror if "bucket" in f"{error.strerror}" else f"it has no {MANIFEST}"
         raise ConfigError(
-            f"{place} is not a data set (it has no {MANIFEST}). Write one from a folder of images or a Parquet "
+            f"{place} is not a data set ({why}). Write one from a folder of images or a Parquet "
             "file: python jobs/prepare.py SOURCE DESTINATION, then --data.uri DESTINATION"
         ) from None
     except StorageError:

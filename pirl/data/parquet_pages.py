@@ -46,14 +46,14 @@ def checked_images(file: pq.ParquetFile) -> tuple[list[bytes], list[int]]:
     return images, [row for row, image in enumerate(images) if crc32(image) != sums[row]]
 
 
-def source_name(span: bytes, row: int) -> str | None:
-    """What the image of a row was called where it comes from; None where that was not written, or cannot be read."""
+def source_names(span: bytes) -> list[str | None]:
+    """What the images of a row group were called where they come from; nothing where that cannot be read."""
     try:
         file = pq.ParquetFile(pa.BufferReader(span))
-        name: str | None = column(file, "name")[row].as_py() if "name" in file.schema_arrow.names else None
+        names: list[str | None] = column(file, "name").to_pylist() if "name" in file.schema_arrow.names else []
     except Exception:  # damaged bytes can make a reader raise anything
-        return None
-    return name
+        return []
+    return names
 
 
 def column(file: pq.ParquetFile, name: str) -> pa.ChunkedArray:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pirl.errors import StorageError
 from pirl.storage.folder import Folder
 from pirl.storage.sealed import SEAL, sealed
+from pirl.storage.writing import named_if_full
 
 VERSION = 2
 """2: row groups have footers and checksums of their own."""
@@ -179,9 +180,10 @@ class ShardWriter:
         if self._open is None:
             self._open = _Shard(self.folder / _shard_name(len(self._shards)), schema)
         columns["crc32"] = [zlib.crc32(image) for image in columns["image"]]
-        self._open.write_group(pa.table([columns[name] for name in schema.names], schema=schema))
-        if self._open.file.tell() >= self.shard_bytes:
-            self._end_shard(record)
+        with named_if_full(self._open.file.name):
+            self._open.write_group(pa.table([columns[name] for name in schema.names], schema=schema))
+            if self._open.file.tell() >= self.shard_bytes:
+                self._end_shard(record)
 
     def _end_shard(self, record: str) -> None:
         if self._open is not None:

@@ -2,12 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.evaluate.measurement import Measurement, Outcome
-from pirl.evaluate.protocols import few, knn, linear
+from pirl.evaluate.protocols import (
+    auc,
+    detection,
+    few,
+    finetune,
+    health,
+    invariance,
+    knn,
+    linear,
+    linear_sgd,
+    retrieval,
+    svm,
+)
 from pirl.evaluate.subject import Subject
 from pirl.sections import Section
 
@@ -20,12 +32,14 @@ class Protocol:
         measure: Called by every rank, which all return the same.
         settings: Typed as `--NAME.SETTING VALUE`; its docstring is the line of `--help`.
         labels: Whether it needs images with labels, in both splits.
+        voc: Whether it takes PASCAL VOC, and nothing else.
         refuse: Raises ConfigError, before anything starts, for settings that the images cannot have.
     """
 
     measure: Callable[[Subject, Any], Outcome]
     settings: type[Section]
     labels: bool = True
+    voc: Literal["no", "too", "only"] = "no"
     refuse: Callable[[Any, Dataset, Dataset | None], None] | None = None
 
 
@@ -33,11 +47,17 @@ PROTOCOLS = {
     "linear": Protocol(linear.measure, linear.Linear),
     "knn": Protocol(knn.measure, knn.KNN, refuse=knn.refuse),
     "few": Protocol(few.measure, few.Few),
+    "auc": Protocol(auc.measure, auc.AUC, refuse=auc.refuse),
+    "retrieval": Protocol(retrieval.measure, retrieval.Retrieval, labels=False, refuse=retrieval.refuse),
+    "health": Protocol(health.measure, health.Health, labels=False, refuse=health.refuse),
+    "invariance": Protocol(invariance.measure, invariance.Invariance, labels=False, refuse=invariance.refuse),
+    "linear_sgd": Protocol(linear_sgd.measure, linear_sgd.LinearSGD, refuse=linear_sgd.refuse),
+    "semi": Protocol(finetune.measure_semi, finetune.Semi, refuse=finetune.refuse),
+    "finetune": Protocol(finetune.measure, finetune.Finetune, refuse=finetune.refuse),
+    "svm": Protocol(svm.measure, svm.SVM, voc="too", refuse=svm.refuse),
+    "detection": Protocol(detection.measure, detection.Detection, labels=False, voc="only", refuse=detection.refuse),
 }
 """By their names on the command line. To add one, write a file into `protocols/`, and give it a line."""
-
-AFTER_TRAINING = ("linear", "knn", "few")
-"""What a run ends with; each has its place in `result.json`."""
 
 
 def evaluate(subject: Subject, config: Config) -> dict[str, Any]:
@@ -82,17 +102,22 @@ def evaluate_res5(subject: Subject, config: Config) -> dict[str, float]:
 def table(report: dict[str, Any]) -> str:
     """The table that a run ends with: accuracies in percent, differences in points."""
     random = report["random"]
-    lines = [(f"{tap} linear", value, random["linear"][tap]) for tap, value in report["linear"].items()]
+    lines = [(f"{tap} linear", value, random["linear"][tap], "") for tap, value in report["linear"].items()]
     if "few" in report:  # not in runs that were measured before there was this protocol
         found = report["few"]
-        lines.append((f"res5 linear, {found['per_class']} a class", found["accuracy"], random["few"]["accuracy"]))
+        spread = f"  ± {100 * found['deviation']:.1f} over {found['draws']} draws"
+        title = f"res5 linear, {found['per_class']} a class"
+        lines.append((title, found["accuracy"], random["few"]["accuracy"], spread))
     vote = report["knn"]
     title = f"res5 kNN, k {vote['k']}, τ {vote['temperature']:g}"
-    lines.append((title, vote["accuracy"], random["knn"]["accuracy"]))
+    lines.append((title, vote["accuracy"], random["knn"]["accuracy"], ""))
     return "\n".join(
         [
             f"accuracy in %, fitted to {report['train_images']:,} images, of {report['test_images']:,} held out",
             f"{'':<24}{'random':>9}{'trained':>9}{'change':>9}",
-            *(f"{name:<24}{100 * old:>9.1f}{100 * new:>9.1f}{100 * (new - old):>+9.1f}" for name, new, old in lines),
+            *(
+                f"{name:<24}{100 * old:>9.1f}{100 * new:>9.1f}{100 * (new - old):>+9.1f}{more}"
+                for name, new, old, more in lines
+            ),
         ]
     )

@@ -1,7 +1,8 @@
 """Features of a whole data set at every tap of a trunk, extracted by all ranks together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 
 import numpy as np
@@ -12,10 +13,14 @@ from torch import Tensor
 from pirl import dist
 from pirl.data.dataset import Dataset, RowGroup
 from pirl.errors import CorruptImage
+from pirl.evaluate.voc.voc_folder import VocSplit
 from pirl.loading.color import normalize
-from pirl.loading.crops import plain_view
+from pirl.loading.crops import plain_view, resize
 from pirl.loading.decode import decoded
 from pirl.methods.models import Trunk
+
+BLACK = torch.zeros(3, 8, 8, dtype=torch.uint8)
+"""In place of an image that cannot be used."""
 
 BLOCK = 4
 """Row groups that go through the trunk together: 256 images where groups have 64."""
@@ -83,7 +88,7 @@ def extract_rounds(
 
     Args:
         trunk: On `device`. Its mode is as before afterwards.
-        image_size: Side of `crops.plain_view`, in pixels.
+        image_size: Side of `crops.plain_view`, or of the whole image of a `VocSplit`, in pixels.
         device: Where to compute, and where the features stay.
         limit: Stop after the row group that brings the number of images to this. The images of a data set
             lie in random order, so its first ones are a fair sample.
@@ -92,7 +97,7 @@ def extract_rounds(
     Raises:
         CorruptImage: An image cannot be used, and `skip` is off; says shard, row and id.
     """
-    starts, groups = dataset.starts, _groups(dataset, limit)
+    starts, groups = dataset.starts, group_count(dataset, limit)
     blocks = [range(first, min(first + BLOCK, groups)) for first in range(0, groups, BLOCK)]
     sizes = [int(starts[block.stop] - starts[block.start]) for block in blocks]
     mode = trunk.training
@@ -112,7 +117,7 @@ def extract_rounds(
 
 def rows_of(dataset: Dataset, limit: int | None = None) -> int:
     """How many images `extract` takes."""
-    return int(dataset.starts[_groups(dataset, limit)])
+    return int(dataset.starts[group_count(dataset, limit)])
 
 
 def widths(trunk: Trunk, image_size: int, device: torch.device) -> dict[str, int]:
@@ -125,7 +130,8 @@ def widths(trunk: Trunk, image_size: int, device: torch.device) -> dict[str, int
     return {name: values.shape[1] for name, values in one.items()}
 
 
-def _groups(dataset: Dataset, limit: int | None) -> int:
+def group_count(dataset: Dataset, limit: int | None) -> int:
+    """How many row groups the first `limit` images are in; all of them without a limit."""
     groups = len(dataset.starts) - 1
     return groups if limit is None else min(groups, int(np.searchsorted(dataset.starts, limit)))
 
@@ -134,22 +140,49 @@ def _features_of(
     trunk: Trunk, dataset: Dataset, block: range, image_size: int, device: torch.device, *, skip: bool
 ) -> Features:
     """The features of some row groups, computed together."""
-    read = [dataset.load_group(number) for number in block]
-    places = [(group, row) for group in read for row in range(len(group.ids))]
-    found = [_view(dataset, group, row, image_size, skip) for group, row in places]
-    labels = torch.full((len(found),), -1, device=device)
-    if not found:
-        return Features(
-            {name: torch.empty(0, d, device=device) for name, d in widths(trunk, image_size, device).items()}, labels
-        )
-    usable = torch.tensor([view is not None for view in found], device=device)
-    blank = torch.zeros(3, image_size, image_size, dtype=torch.uint8)
-    views = torch.stack([blank if view is None else view for view in found])
-    if dataset.labels is not None:
-        given = np.concatenate([group.labels for group in read if group.labels is not None])
-        labels = torch.where(usable, torch.from_numpy(given).to(device), -1)
+    if not block:
+        empty = {name: torch.empty(0, d, device=device) for name, d in widths(trunk, image_size, device).items()}
+        return Features(empty, torch.empty(0, dtype=torch.int64, device=device))
+    views, labels = read_views(
+        dataset,
+        block,
+        partial(whole_view if isinstance(dataset, VocSplit) else plain_view, image_size=image_size),
+        skip=skip,
+    )
     with torch.inference_mode():
-        return Features(pool(trunk.taps(normalize(views.to(device)))), labels)
+        return Features(pool(trunk.taps(normalize(views.to(device)))), labels.to(device))
+
+
+def read_views(
+    dataset: Dataset, block: range, view: Callable[[Tensor], Tensor], *, skip: bool
+) -> tuple[Tensor, Tensor]:
+    """The views of all images of some row groups, and their labels.
+
+    Args:
+        view: From an image, uint8 (3, H, W), to a view, of one shape for all.
+        skip: An image that cannot be used gets a black view, and no label; else it raises CorruptImage.
+
+    Returns:
+        uint8 (B, ...), and int64 (B,), -1 where there is none.
+    """
+    groups = [dataset.load_group(number) for number in block]
+    views, usable = views_of(dataset, groups, view, skip=skip)
+    none = (np.full(len(group.ids), -1) for group in groups)
+    labels = [without if group.labels is None else group.labels for group, without in zip(groups, none, strict=True)]
+    return views, torch.where(usable, torch.from_numpy(np.concatenate(labels)), -1)
+
+
+def views_of(
+    dataset: Dataset, groups: Sequence[RowGroup], view: Callable[[Tensor], Tensor], *, skip: bool
+) -> tuple[Tensor, Tensor]:
+    """The views of all images of row groups, uint8 (N, ...), and bool (N,), which images can be used.
+
+    Raises:
+        CorruptImage: One cannot be used, and `skip` is off; with it, its view is black.
+    """
+    images = [_image(dataset, group, row, skip) for group in groups for row in range(len(group.ids))]
+    views = torch.stack([view(BLACK if image is None else image) for image in images])
+    return views, torch.tensor([image is not None for image in images])
 
 
 def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -159,10 +192,15 @@ def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: F.adaptive_avg_pool2d(value, sides[name]).flatten(1) for name, value in maps.items()}
 
 
-def _view(dataset: Dataset, group: RowGroup, row: int, image_size: int, skip: bool) -> Tensor | None:
+def whole_view(image: Tensor, image_size: int) -> Tensor:
+    """An image squeezed to uint8 (3, S, S), as the source of the SVMs on VOC does: objects may lie at the edges."""
+    return resize(image, image_size, image_size)
+
+
+def _image(dataset: Dataset, group: RowGroup, row: int, skip: bool) -> Tensor | None:
     try:
-        return plain_view(decoded(dataset, group, int(group.ids[row]), row), image_size)
+        return decoded(dataset, group, int(group.ids[row]), row)
     except CorruptImage:
-        if skip:
+        if skip and not isinstance(dataset, VocSplit):  # whose classes are not in the features, to be taken away
             return None
         raise

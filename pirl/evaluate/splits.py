@@ -1,6 +1,7 @@
 """The two splits on which a trunk is measured: the images that it was trained on, and those that were held out."""
 
 from pirl.data.dataset import Dataset
+from pirl.evaluate.voc.voc_folder import VocSplit
 
 
 def why_not(dataset: Dataset, test: Dataset | None) -> str | None:
@@ -9,10 +10,14 @@ def why_not(dataset: Dataset, test: Dataset | None) -> str | None:
     if test is None:
         return f"{dataset.uri} has no test split beside it ({remedy})"
     for split in (dataset, test):
+        if isinstance(split, VocSplit):
+            return f"the images of {split.uri} show several classes each: use --protocol svm or detection"
         if split.labels is None:
             return f"the images of {split.uri} have no labels ({remedy})"
     if not _classes(dataset) & _classes(test):
         return f"no class of the images of {test.uri} is one of {dataset.uri}, so none can be recognised"
+    if len(_classes(dataset)) < 2:
+        return f"all images of {dataset.uri} are of one class, so there is nothing to tell apart"
     return None
 
 

@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
 from pirl.evaluate.features import Features, extract
 from pirl.evaluate.measurement import dealt
 from pirl.evaluate.store import FeatureStore
 from pirl.methods.models import Trunk
-from pirl.methods.pirl import PIRL
+from pirl.storage.folder import Folder
 
 MAX_IMAGES = 100_000
 """Images of each split that are used at most, by default: exact fits hold the features of one tap in memory."""
@@ -32,13 +33,15 @@ class Subject:
         test: Those that are counted; None where none are held out.
         image_size: Side of `crops.plain_view`, in pixels.
         device: Where features are computed.
-        network: With heads, where the weights have them.
+        config: Of the run that made the weights, with `checkpoint`, which has heads and bank; None for a file alone.
         seed: Of all draws.
         limit: Images of each split that are used at most.
         skip: Whether an image that cannot be used is left out.
         say: Takes lines of progress, on rank 0.
         tell: Takes what goes on, for who watches.
         store: Keeps features; without it they are held in memory.
+        scratch: Where a measurement that takes long saves how far it is; without it, nothing is saved.
+        loader_processes: That read and decode the images of training, for each rank; 0 does it in this process.
     """
 
     trunk: Trunk
@@ -47,13 +50,16 @@ class Subject:
     test: Dataset | None
     image_size: int
     device: torch.device
-    network: PIRL | None = None
+    config: Config | None = None
+    checkpoint: Folder | None = None
     seed: int = 0
     limit: int | None = MAX_IMAGES
     skip: bool = False
     say: Callable[[str], None] = lambda line: None
     tell: Callable[[str], None] = lambda text: None
     store: FeatureStore | None = None
+    scratch: Folder | None = None
+    loader_processes: int = 0
     _held: dict[tuple[SplitName, bool], Features] = field(default_factory=dict, repr=False)
 
     def features(self, split: SplitName, *, trained: bool = True) -> Features:

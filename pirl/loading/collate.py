@@ -25,6 +25,7 @@ class PartialBatch(NamedTuple):
         colors: float32 (b, P), and of a pretext view (b, V, P): their colour parameters.
         served: int64 (b,), whose views they are.
         retries: Reads that had to be tried again since the last part.
+        labels: int64 (b,), their classes, -1 where there is none.
         targets: int64 (b,), what the network is to say of each, -1 where there is nothing to say.
     """
 
@@ -33,6 +34,7 @@ class PartialBatch(NamedTuple):
     colors: list[NDArray[np.float32]]
     served: NDArray[np.int64]
     retries: int
+    labels: NDArray[np.int64]
     targets: NDArray[np.int64]
 
     def views(self, device: torch.device) -> list[Tensor]:
@@ -40,7 +42,9 @@ class PartialBatch(NamedTuple):
         return _pieces(self.pixels.to(device, non_blocking=True), self.shapes)
 
 
-def collate(samples: list[Sample], served: list[int], retries: int, targets: list[int] | None = None) -> PartialBatch:
+def collate(
+    samples: list[Sample], served: list[int], retries: int, labels: list[int], targets: list[int] | None = None
+) -> PartialBatch:
     """Puts the views of samples one after another; targets are what the pretext task did, where none are given."""
     kinds = [
         [(s.image, s.image_color) for s in samples if s.image is not None and s.image_color is not None],
@@ -55,7 +59,8 @@ def collate(samples: list[Sample], served: list[int], retries: int, targets: lis
     colors = [torch.stack([color for _, color in kind]).numpy() for kind in kinds]
     if targets is None:
         targets = [sample.target for sample in samples]
-    return PartialBatch(pixels, shapes, colors, np.array(served, np.int64), retries, np.array(targets, np.int64))
+    numbers = (np.array(some, np.int64) for some in (labels, targets))
+    return PartialBatch(pixels, shapes, colors, np.array(served, np.int64), retries, *numbers)
 
 
 def _empty(size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Geometry of the views: crops of an image, resized; image by image, on uint8."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,11 +38,41 @@ def random_resized_crop(image: Tensor, size: int, area_min: float, rng: np.rando
 
 def plain_view(image: Tensor, image_size: int) -> Tensor:
     """The view for evaluation: uint8 (3, S, S), the centre of the image with its short side at 256/224 S."""
+    scaled = _scaled(image, image_size)
+    top, left = (round((side - image_size) / 2) for side in scaled.shape[1:])
+    return scaled[:, top : top + image_size, left : left + image_size]
+
+
+def ten_views(image: Tensor, image_size: int) -> Tensor:
+    """Five views of `plain_view`'s scale, the corners and the centre, and their mirror images: uint8 (10, 3, S, S)."""
+    scaled = _scaled(image, image_size)
+    down, right = (side - image_size for side in scaled.shape[1:])
+    places = [(0, 0), (0, right), (down, 0), (down, right), (round(down / 2), round(right / 2))]
+    five = torch.stack([scaled[:, top : top + image_size, left : left + image_size] for top, left in places])
+    return torch.cat([five, five.flip(-1)])
+
+
+def _scaled(image: Tensor, image_size: int) -> Tensor:
+    """The image with its short side at 256/224 S."""
     _, height, width = image.shape
-    short = round(image_size * 256 / 224)
+    short = short_side(image_size)
     h, w = (short, short * width // height) if height <= width else (short * height // width, short)
-    top, left = round((h - image_size) / 2), round((w - image_size) / 2)
-    return resize(image, h, w)[:, top : top + image_size, left : left + image_size]
+    return resize(image, h, w)
+
+
+def short_side(image_size: int) -> int:
+    """Of the image before the centre of side `image_size` is cut out, in pixels."""
+    return round(image_size * 256 / 224)
+
+
+def view_rule(image_size: int) -> dict[str, Any]:
+    """How `plain_view` makes a view, for who makes it without this project."""
+    return {
+        "resize_short_side": short_side(image_size),
+        "interpolation": "bilinear, antialiased",
+        "crop": "center",
+        "size": image_size,
+    }
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

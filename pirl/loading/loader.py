@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pirl.data.dataset import Dataset
+from pirl.data.dataset import Dataset, RowGroup
 from pirl.data.order import Order, OrderReader, streams_of
 from pirl.errors import CorruptImage, StorageError
 from pirl.loading.collate import PartialBatch, collate
@@ -47,6 +47,7 @@ class Batch:
         parts: The views, as each loader process made them.
         colors: Of all parts, float32 (B, P), and of a pretext view (B, V, P).
         served: Whose views they are: `ids[mine]`, but for images that others took the place of.
+        labels: Their classes, int64 like `served`; -1 where there is none.
         retries: Reads for this batch that had to be tried again, with those ahead of it.
         wait_s: Seconds that the step waited for this batch.
         targets: int64 (B,), what the network is to say of each image, -1 where there is nothing to say.
@@ -59,6 +60,7 @@ class Batch:
     parts: list[PartialBatch]
     colors: list[Tensor]
     served: Tensor
+    labels: Tensor
     retries: int
     wait_s: float
     targets: Tensor
@@ -92,7 +94,7 @@ class Loader:
         pin_memory: Whether batches go to a GPU.
         skip: Whether another image takes the place of one that cannot be read; else it raises CorruptImage.
         ahead_bytes: What each process reads ahead of need.
-        labels: Makes the targets of the labels; without it they are what the pretext task did.
+        targets: Makes them of the labels; without it they are what the pretext task did.
     """
 
     dataset: Dataset
@@ -108,7 +110,7 @@ class Loader:
     pin_memory: bool = False
     skip: bool = False
     ahead_bytes: float = 128e6
-    labels: Labels | None = None
+    targets: Labels | None = None
 
     def __post_init__(self) -> None:
         self.steps = range(self.first_step, self.last_step)
@@ -123,13 +125,14 @@ class Loader:
             wait_s = time.perf_counter() - began
             colors = [_joined(some) for some in zip(*(piece.colors for piece in pieces), strict=True)]
             served = _joined([piece.served for piece in pieces])
+            labels = _joined([piece.labels for piece in pieces])
             targets = _joined([piece.targets for piece in pieces])
             retries = sum(piece.retries for piece in pieces)
             shares = self.order.shares(step, self.world_size)
             start = sum(shares[: self.rank])
             ids = torch.from_numpy(reader.batch_ids(step))
             mine = slice(start, start + shares[self.rank])
-            yield Batch(step, ids, shares, mine, pieces, colors, served, retries, wait_s, targets)
+            yield Batch(step, ids, shares, mine, pieces, colors, served, labels, retries, wait_s, targets)
 
     def _data_loader(self) -> "DataLoader[PartialBatch]":
         if self.processes == 0:
@@ -158,6 +161,11 @@ def _as_it_is(part: Any) -> Any:
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.concatenate(arrays))
+
+
+def _label(group: RowGroup, row: int) -> int:
+    """Of a row; -1 where it has none."""
+    return -1 if group.labels is None else int(group.labels[row])
 
 
 def start_process(_: int) -> None:
@@ -198,19 +206,23 @@ class _PartialBatches(IterableDataset[PartialBatch]):
                     image, actual, label = self._image(groups, id, number, row, others)
                     samples.append(loader.views(image, sample_rng(loader.seed, epoch, id), image_only=epoch < 0))
                     served.append(actual)
-                    labels.append(loader.labels(actual, label) if loader.labels else -1)
-                yield collate(samples, served, take_count(), labels if loader.labels else None)
+                    labels.append(label)
+                targets = (
+                    [loader.targets(*each) for each in zip(served, labels, strict=True)] if loader.targets else None
+                )
+                yield collate(samples, served, take_count(), labels, targets)
 
     def _image(
         self, groups: Prefetcher, id: int, number: int, row: int, others: Iterator[int]
     ) -> tuple[Tensor, int, int]:
-        """An image as uint8 (3, H, W), or the first of others in its place that can be used; its id and its label.
+        """An image as uint8 (3, H, W), or the first of others in its place that can be used; its id, and its class.
 
         Raises:
             CorruptImage: It cannot be read or decoded, and no other is to take its place; says shard, row and id.
         """
         try:
-            return decoded(self.dataset, groups[number], id, row), id, groups[number].label(row)
+            group = groups[number]
+            return decoded(self.dataset, group, id, row), id, _label(group, row)
         except CorruptImage:
             if not self.loader.skip:
                 raise
@@ -218,7 +230,7 @@ class _PartialBatches(IterableDataset[PartialBatch]):
             number, row = self.dataset.group_of(other)
             with suppress(CorruptImage):
                 group = groups.aside(number)
-                return decoded(self.dataset, group, other, row), other, group.label(row)
+                return decoded(self.dataset, group, other, row), other, _label(group, row)
         raise CorruptImage(f"{self.dataset.uri}: no image can take the place of that with id {id}")
 
     def _others(self, reader: OrderReader, step: int, streams: range, id: int) -> Iterator[int]:

@@ -93,9 +93,11 @@ class PIRLStep:
         return queries, nce.losses(loss.kind, *compared, log_z=self.log_z, num_rows=bank.rows)
 
     @torch.no_grad()
-    def update(self, batch: Batch, ids: Tensor, queries: Tensor) -> None:
-        """Moves the batch's rows of the bank towards f(v_I); a collective."""
-        self.bank.update(*_unless_skipped(batch, ids, gather_parts(queries[0].detach(), batch.shares)))
+    def update(self, batch: Batch, ids: Tensor, queries: Tensor) -> Tensor:
+        """Moves the batch's rows of the bank towards f(v_I), which it returns for the global batch; a collective."""
+        embeddings = gather_parts(queries[0].detach(), batch.shares)
+        self.bank.update(*_unless_skipped(batch, ids, embeddings))
+        return embeddings
 
     @torch.no_grad()
     def fill(self, batch: Batch, ids: Tensor) -> None:

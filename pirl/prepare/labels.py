@@ -20,7 +20,7 @@ def number_names(names: pa.Array | pa.ChunkedArray) -> tuple[list[str] | None, I
 
 
 def number_labels(columns: list[pa.ChunkedArray], names: list[str] | None = None) -> tuple[list[str] | None, Ints]:
-    """Numbers labels: numbers stay as they are, below 0 there is no label; words become classes.
+    """Numbers labels: numbers stay as they are, below 0 there is no label; words become classes, but for empty ones.
 
     There is a column of each file. The names are those of the classes 0, 1, ..., where they are known.
 
@@ -50,7 +50,8 @@ def _numbers_or_words(labels: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_null(kind):
         return labels
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return labels.cast(pa.large_string())
+        words = pc.utf8_normalize(labels.cast(pa.large_string()), "NFC")  # as for names of folders
+        return pc.if_else(pc.equal(pc.utf8_trim_whitespace(words), ""), None, words)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         try:
             # pandas makes floats of whole numbers where some are missing.

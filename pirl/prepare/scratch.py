@@ -63,8 +63,8 @@ class Scratch:
         disk = os.fstatvfs(self._file.fileno())
         if disk.f_bavail * disk.f_frsize < size:
             raise ConfigError(
-                f"{what} needs {size / 1e9:,.1f} GB on a local disk while it is shuffled, and the folder for temporary "
-                f"files has {disk.f_bavail * disk.f_frsize / 1e9:,.1f}: name another with --scratch FOLDER"
+                f"{what} needs {size / 1e6:,.0f} MB on a local disk while it is shuffled, and the folder for temporary "
+                f"files has {disk.f_bavail * disk.f_frsize / 1e6:,.0f}: name another with --scratch FOLDER"
             )
 
     def reading(self, offset: int) -> IO[bytes]:

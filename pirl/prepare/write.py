@@ -128,6 +128,11 @@ def _check_words(request: PrepareRequest) -> None:
     check_place("SOURCE", request.source, "photos")
     if request.test is not None:
         check_place("--test", request.test, "photos")
+    if request.test is not None and _place(request.test) == _place(request.source):
+        raise ConfigError(
+            f"--test {request.test} is SOURCE itself, so all test images would be trained on: name other images, or "
+            "use --test-fraction 0.1"
+        )
     if request.scratch == "":
         raise ConfigError("--scratch is empty: name a folder on a local disk")
     if request.seed < 0:
@@ -142,6 +147,11 @@ def _check_words(request: PrepareRequest) -> None:
         raise ConfigError("digits have no other folders: leave out --also")
     if request.resize:
         raise ConfigError("digits are 32 pixels wide and stay so: leave out --resize")
+
+
+def _place(uri: str) -> str:
+    """The same for all ways to name a place."""
+    return uri.rstrip("/") if (path := Folder(uri).path) is None else str(path.resolve())
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 
 from pirl.config import Config
 from pirl.dist import all_gather_dicts, rank
+from pirl.errors import ConfigError
 from pirl.methods.choice import Network
 from pirl.methods.memory import MemoryBank
 from pirl.methods.models import export_state_dict
@@ -109,9 +110,7 @@ def load(folder: Folder, state: TrainingState) -> int:
         RuntimeError: It cannot be read, or is damaged.
         OSError: The same, where that is known before its tensors are read.
     """
-    known = read_state(folder)
-    if known["version"] != VERSION:
-        raise ValueError(f"{folder} is a checkpoint of version {known['version']}; this is version {VERSION}")
+    known = _state_of(folder)
     if known["rows"] != state.rows:
         its, ours = (f"a bank of {rows} rows" if rows else "no bank" for rows in (known["rows"], state.rows))
         raise ValueError(f"{folder} is of method {known.get('method', 'pirl')} and has {its}; this run has {ours}")
@@ -126,6 +125,29 @@ def load(folder: Folder, state: TrainingState) -> int:
     for group, own in zip(state.optimizer.param_groups, settings, strict=True):
         group.update(own)
     return int(known["step"])
+
+
+def load_network(folder: Folder, network: Network) -> None:
+    """Fills trunk and heads in place; each rank reads them for itself. Raises as `load` does."""
+    _state_of(folder)
+    tensors = {"network": network.state_dict()}  # the network's own tensors, which are read into
+    with _plainly():
+        dcp_load(tensors, storage_reader=_Reader(folder), no_dist=True)
+
+
+def load_bank(folder: Folder, bank: MemoryBank) -> None:
+    """Fills the rows of a bank in place; a collective. Raises as `load` does."""
+    _state_of(folder)
+    with _plainly():
+        dcp_load({"bank": bank.sharded()}, storage_reader=_Reader(folder), no_dist=not td.is_initialized())
+
+
+def _state_of(folder: Folder) -> dict[str, Any]:
+    """What a checkpoint says of itself; raises ConfigError where it is of another version."""
+    known = read_state(folder)
+    if known["version"] != VERSION:
+        raise ConfigError(f"{folder} is a checkpoint of version {known['version']}; this is version {VERSION}")
+    return known
 
 
 class _Reader(FileSystemReader):

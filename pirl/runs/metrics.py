@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from pirl.dist import all_reduce_sum
 from pirl.errors import CorruptImage, TrainingDiverged
 from pirl.loading.loader import Batch
+from pirl.methods.memory import MemoryBank
+from pirl.methods.spread import has_collapsed, spread_of, spread_of_bank
 from pirl.storage.retry import take_count
 
 Metrics = dict[str, float]
@@ -132,3 +134,23 @@ class Meter:
             "data_wait_share": self.wait_s / seconds,
             "time_left_s": (self.last_step - self.done) * seconds / self.steps,
         }
+
+
+def health(bank: MemoryBank, embeddings: Tensor, say: Callable[[str], None]) -> Metrics:
+    """How the rows of the bank spread, and the embeddings of the newest batch; says it where these have collapsed.
+
+    Collective.
+    """
+    rows, newest = spread_of_bank(bank), spread_of(embeddings)
+    if has_collapsed(newest, len(embeddings)):
+        say(
+            f"the embeddings have collapsed: those of the last batch have an effective rank of "
+            f"{newest.effective_rank:.1f}, and 1 means that all are the same. Begin again with a smaller --optim.lr, "
+            "--optim.clip-norm 1 or --optim.warmup-epochs 1"
+        )
+    return {
+        "bank_effective_rank": rows.effective_rank,
+        "bank_uniformity": rows.uniformity,
+        "bank_mean_norm": rows.mean_norm,
+        "batch_effective_rank": newest.effective_rank,
+    }

@@ -24,6 +24,12 @@ EVERY_S = 5.0
 BYTES_PER_S = 10**5
 """Objects are sent whole, so a file that grows is sent as much less often as it is longer: one of 10 MB every 100 s."""
 
+BOARD = (
+    *("loss", "loss_image", "loss_pretext", "pretext_accuracy", "lr", "samples_per_s", "data_wait_share"),
+    *("bank_effective_rank", "bank_uniformity", "bank_mean_norm", "batch_effective_rank"),
+)
+"""Numbers that TensorBoard gets, where a report has them."""
+
 
 class RunLog:
     """Writes the progress of a run into its folder; used by one rank, in a `with` block.
@@ -49,8 +55,7 @@ class RunLog:
         """Records one report, whose `step` is the number of steps done."""
         with (self.folder / RunFile.METRICS).open("a") as file:
             file.write(json.dumps(metrics) + "\n")
-        losses = ("loss", "loss_image", "loss_pretext", "pretext_accuracy")
-        for name in (*losses, "lr", "samples_per_s", "data_wait_share"):
+        for name in BOARD:
             if name in metrics:
                 self.board.add_scalar(name, metrics[name], int(metrics["step"]))
         self.board.flush()

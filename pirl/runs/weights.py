@@ -62,6 +62,12 @@ class Weights:
         trunk.load_state_dict(dict(self.tensors), strict=False)  # a file may not count batches
         return trunk
 
+    def image_size(self, given: int | None = None) -> int:
+        """Side of the views, in pixels: as given, as the run had them, or as such networks are trained."""
+        if given is not None:
+            return given
+        return self.config.data.image_size if self.config else 224 if self.stem == "imagenet" else 32
+
     def in_words(self) -> str:
         """What they are, and what of the file is left out."""
         left = f"; not used: {', '.join(self.unused[:3])}" if self.unused else ""

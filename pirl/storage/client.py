@@ -186,6 +186,9 @@ def filesystem(uri: str, options: Options, tries: int = 1) -> AbstractFileSystem
             f"{uri} is not a path or URL that can be read: {error}. Name a folder, or s3://bucket/name, "
             "https://host/name, or a URL of another store that fsspec knows (gs://, abfs://, hf://, ...)"
         ) from None
+    except OSError as error:  # of those that connect at once, as ftp://
+        why = advice(error) or "check host and port, and whether it runs"
+        raise StoreRefusedError(f"{_store(uri)} cannot be reached: {error}; {why}") from error
     fs.dircache.use_listings_cache = False  # others write there too
     if is_s3 and tries == 1:
         fs.retries = 1

@@ -74,15 +74,28 @@ def _make(parent: Path, prefix: str) -> tuple[Path, int]:
 @contextmanager
 def _guarding(parent: Path, prefix: str) -> Iterator[None]:
     """Keeps other processes from making or removing such folders, after those that nobody has were removed."""
-    guard = os.open(parent / f"{prefix}lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    path = parent / f"{prefix}lock"
+    guard = _lock_of(path)  # else another might find a new folder that is not locked yet
     try:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # else another might find a new folder that is not locked yet
         for old in parent.glob(f"{prefix}*/"):
             with suppress(OSError):
                 os.close(_locked(old))
                 shutil.rmtree(old)
         yield
     finally:
+        with suppress(OSError):
+            path.unlink()  # nothing stays; who waits for it makes it anew
+        os.close(guard)
+
+
+def _lock_of(path: Path) -> int:
+    """A file that is locked for this process alone, made if there is none."""
+    while True:
+        guard = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # the process that had it before removed it
+            if os.path.samestat(os.fstat(guard), os.stat(path)):
+                return guard
         os.close(guard)
 
 

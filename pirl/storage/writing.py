@@ -3,6 +3,7 @@
 S3 itself compares a checksum that the client sends along; not every store does. What is long goes in parts.
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from pirl.storage.client import PIECE, Address
 from pirl.storage.retry import LONGEST_PAUSE
 from pirl.storage.sealed import TRIES, until_whole
 from pirl.storage.temporary import temporary_folder
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that has no room."""
 
 
 @contextmanager
@@ -32,7 +36,7 @@ def writing(at: Address) -> Iterator[IO[bytes]]:
     os.makedirs(os.path.dirname(at.path), exist_ok=True)
     temporary = f"{at.path}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb") as file, named_if_full(at.path):
             yield file
             file.flush()
             os.fsync(file.fileno())  # else the name may outlive a power loss and the bytes not
@@ -40,6 +44,17 @@ def writing(at: Address) -> Iterator[IO[bytes]]:
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def named_if_full(path: str) -> Iterator[None]:
+    """Names the file in what is raised where a disk has no room: who writes to an open file does not say to which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = path
         raise
 
 

@@ -291,3 +291,8 @@ def test_no_secret_is_in_a_pickle(store):
     dataset = open_dataset(write_to(store))
     dataset.read_group(0)
     assert SECRET.encode() not in pickle.dumps(dataset)
+
+
+def test_a_bucket_that_is_not_there_is_said_to_be_none(store):
+    with pytest.raises(ConfigError, match=r"s3://no-such-bucket-at-all/x is not a data set \(there is no such bucket"):
+        open_dataset(Folder("s3://no-such-bucket-at-all/x", store.direct))

@@ -126,6 +126,24 @@ def test_linear_fit_is_the_optimum_that_scikit_learn_finds(penalty: float) -> No
     assert mine == pytest.approx(reference.score(x.numpy(), y.numpy()), abs=2 / len(x))
 
 
+def test_linear_probes_of_digits_are_scikit_learns() -> None:
+    """The whole protocol on features of a network, at the penalty that is chosen: within half a point."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    train = open_dataset("digits")
+    test = train.held_out()
+    assert test is not None
+    subject = Subject(_trunk(0), None, train, test, 16, CPU, limit=512)
+    known, asked = subject.labelled("train"), subject.labelled("test")
+    for found in linear.measure(subject, linear.Linear(taps=("conv1", "res4"))).measurements:
+        scaler = StandardScaler().fit(known.taps[found.name].numpy())
+        x, test_x = (scaler.transform(each.taps[found.name].numpy()) for each in (known, asked))
+        penalty = linear.choose_penalty(torch.from_numpy(x), known.labels)
+        reference = LogisticRegression(C=1 / (penalty * len(x)), max_iter=2000).fit(x, known.labels.numpy())
+        assert found.value == pytest.approx(reference.score(test_x, asked.labels.numpy()), abs=0.005)
+
+
 def test_linear_fit_starts_where_it_is_told() -> None:
     x, y = _clouds(200)
     x = (x - x.mean(0)) / x.std(0)
@@ -295,9 +313,19 @@ def test_table_has_a_line_for_each_probe() -> None:
     assert head.split() == ["random", "trained", "change"]
     assert [line.split()[:2] for line in lines[:5]] == [[tap, "linear"] for tap in TAPS]
     assert lines[4].split()[2:] == ["25.0", "50.0", "+25.0"]
-    assert lines[5].split() == ["res5", "linear,", "10", "a", "class", "12.5", "37.5", "+25.0"]
+    assert lines[5].split() == [
+        "res5",
+        "linear,",
+        "10",
+        "a",
+        "class",
+        "12.5",
+        "37.5",
+        "+25.0",
+        *["±", "2.0", "over", "5", "draws"],
+    ]
     assert lines[6].split() == ["res5", "kNN,", "k", "20,", "τ", "0.07", "12.5", "10.0", "-2.5"]
-    assert len({len(line) for line in [head, *lines]}) == 1
+    assert len({len(line.partition("  ±")[0]) for line in [head, *lines]}) == 1
 
 
 def test_why_not_names_what_is_missing(splits: tuple[Dataset, Dataset], tmp_path: Path) -> None:
@@ -323,4 +351,13 @@ def test_why_not_says_that_no_held_out_class_occurs_in_training(
                 writer.add(b"", label_there)
     train, test = open_dataset(str(tmp_path)), open_dataset(str(tmp_path / "test"))
     assert f"no class of the images of {test.uri} is one of {train.uri}" in (why_not(train, test) or "")
-    assert why_not(train, train) is None
+    assert "of one class" in (why_not(train, train) or "")
+
+
+def test_why_not_says_that_there_is_one_class_alone(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "test"):
+        with ShardWriter(Folder(str(folder)), classes=["dark"], seed=0, source="a test") as writer:
+            for _ in range(3):
+                writer.add(b"", 0)
+    train, test = open_dataset(str(tmp_path)), open_dataset(str(tmp_path / "test"))
+    assert f"all images of {train.uri} are of one class" in (why_not(train, test) or "")

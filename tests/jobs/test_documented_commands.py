@@ -16,23 +16,29 @@ import sys
 import tarfile
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
 from clusters.dev import command as devcluster
-from jobs import prepare, pretrain, slurm
+from jobs import embed, evaluate, export, prepare, pretrain, slurm
 from jobs.batch import options
-from pirl.config import Config, from_json, leaves
+from pirl.config import Config, from_json, leaves, override
 from pirl.data.digits import ensure_digits
 from pirl.data.writer import ShardWriter
+from pirl.methods.models import Trunk
 from pirl.recipes import FEWEST, RECIPES
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
+from tests.evaluate.voc_folder import write_year
+from tests.run_folder import write_run
 from tests.s3 import START_S
 from tune import request, sweep
 from tune.rows import repeat
@@ -43,18 +49,23 @@ PROGRAMS = ("python", "torchrun", "ray", "make", "clusters/devcluster", "source"
 INLINE = re.compile(r"`((?:python|torchrun|ray job submit|make|clusters/devcluster|source)\s[^`]+)`")
 
 COUNTS = {
-    "README.md": 22,
+    "README.md": 24,
     "docs/architecture.md": 0,
     "docs/devcluster.md": 8,
+    "docs/evaluation.md": 13,
     "docs/how-it-works.md": 0,
     "docs/measurements.md": 15,
     "docs/preemption.md": 0,
     "docs/slurm.md": 9,
     "docs/sweeps.md": 10,
+    "docs/using.md": 8,
     "pretrain.py --help": 8,
     "prepare.py --help": 5,
     "slurm.py --help": 5,
     "sweep.py --help": 5,
+    "evaluate.py --help": 10,
+    "embed.py --help": 6,
+    "export.py --help": 3,
     "recipes": 14,
     "clusters": 2,
 }
@@ -125,6 +136,9 @@ HELPS = {
     "prepare.py": (prepare.main, prepare.EXAMPLES),
     "slurm.py": (slurm.main, options.EPILOG),
     "sweep.py": (sweep.main, request.EXAMPLES),
+    "evaluate.py": (evaluate.main, evaluate.EXAMPLES),
+    "embed.py": (embed.main, embed.EXAMPLES),
+    "export.py": (export.main, export.EXAMPLES),
 }
 ALL = list(documented())
 
@@ -169,6 +183,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3_server: tuple[str, str]) 
         pq.write_table(pa.table({"image": [picture(32, at) for at in range(9)]}), top / f"{path}.parquet")
     shutil.copytree(ROOT / "clusters", top / "clusters", ignore=shutil.ignore_patterns("*.py", "dev", "node", "slurm"))
     shutil.copy(top / "clusters/slurm-cpu.toml", top / "clusters/mine.toml")
+    config = override(Config(), {"model.width": 4, "data.uri": str(top / "shared/photos")})
+    write_run(top / "shared/runs/pets", config)
+    shutil.copytree(top / "shared/runs", top / "runs")
+    write_year(top / "VOCdevkit/VOC2007", {"trainval": 400, "test": 9})
+    torch.save(Trunk("resnet50", 4).state_dict(), top / "resnet50.pth")
     (top / "seeds.txt").write_text("--seed 1 --run digits-1\n")
     ensure_digits()
     for name in ("bucket", "my-bucket"):
@@ -236,9 +255,19 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
             return type_in(pretrain.main, *words, "--check")
         case "tune/sweep.py":
             return type_in(sweep.main, *words, "--check")
+        case "jobs/embed.py":
+            return type_in(embed.main, *words, "--check")
+        case "jobs/export.py":
+            return type_in(export.main, *words, "--check")
         case "jobs/prepare.py":
             # Overwriting, as the data for other commands lies there.
             return type_in(prepare.main, *words, *([] if "--inspect" in words else ["--check", "--overwrite"]))
+        case "jobs/evaluate.py":
+            with runs():
+                return type_in(evaluate.main, *words, "--check")
+        case "jobs/slurm.py" if "jobs/evaluate.py" in words:
+            with runs():
+                return type_in(slurm.main, *words)
         case "jobs/slurm.py" if "--" in words:
             return type_in(slurm.main, *([] if "--dry-run" in words else ["--dry-run"]), *words)
         case "jobs/slurm.py":  # there is no job to ask about
@@ -248,6 +277,22 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
             return read_only(ROOT / benchmark, words, monkeypatch)
         case other:
             raise AssertionError(f"no file of ours: {other}")
+
+
+@contextmanager
+def runs() -> Iterator[None]:
+    """In the block there are runs and weights, which else would be in the way of commands that make them."""
+    names = ("digits", "photos", "cifar10", "imagenet")
+    places = [Path(storage, name) for storage in ("runs", "shared/runs") for name in names]
+    for place in places:
+        uri = "digits" if place.name == "digits" else str(Path("data", place.name).resolve())
+        write_run(place, override(Config(), {"model.width": 1, "data.uri": uri}))
+    torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
+    try:
+        yield
+    finally:
+        for place in places:
+            shutil.rmtree(place)
 
 
 def read_only(script: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:

@@ -118,6 +118,8 @@ def test_a_file_of_torchvisions_is_measured_on_other_data(tmp_path: Path) -> Non
         (["{run}", "again"], "unexpected 'again': TARGET is one"),
         (["{run}", "--data", "pirl"], "is not a data set"),
         (["{run}", "--out", ""], "--out is empty"),
+        (["{run}", "--image-size", "0"], "--image-size 0 is too small: use 16 or more"),
+        (["{run}", "--max-images", "0"], "--max-images 0 is too small: use 1 or more"),
         (["{run}", "--image-size", "two"], "invalid int value: 'two'"),
     ],
 )

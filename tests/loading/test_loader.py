@@ -118,6 +118,24 @@ def test_an_epoch_has_each_image_once_and_each_sample_is_what_one_by_one_gives(d
             assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
 
 
+def test_labels_are_those_of_the_images_that_are_served(tmp_path):
+    """Also where another image takes the place of one that cannot be used; -1 where there is none."""
+    classes = [str(number) for number in range(10)]
+    with ShardWriter(Folder(str(tmp_path)), classes=classes, seed=0, source="test") as writer:
+        for row in range(120):
+            writer.add(b"none" if row == 33 else png(row), row % 10 if row % 4 else None)
+    labelled = open_dataset(str(tmp_path))
+    for processes in (0, 2):
+        for batch in loader(labelled, last=3, processes=processes, skip=True):
+            expected = [id % 10 if id % 4 else -1 for id in batch.served.tolist()]
+            assert batch.labels.tolist() == expected
+            assert 33 not in batch.served.tolist()
+
+
+def test_images_of_a_data_set_without_labels_have_none(dataset):
+    assert {label for batch in loader(dataset, last=1) for label in batch.labels.tolist()} == {-1}
+
+
 def test_views_differ_between_epochs(alone):
     step_of = [{id: step for step, id in alone if step // 8 == epoch} for epoch in range(2)]
     same = [torch.equal(alone[step_of[0][id], id][0], alone[step_of[1][id], id][0]) for id in range(ROWS)]

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-from pirl.loading.crops import draw_crop, plain_view, random_resized_crop
+from pirl.loading.crops import draw_crop, plain_view, random_resized_crop, ten_views
 from pirl.loading.decode import decode
 from pirl.loading.views import Views, sample_rng
 from pirl.permutations import permutation_set
@@ -253,6 +253,9 @@ def test_plain_view_is_torchvisions_resize_and_centre_crop(photo, shape, size):
     image = tvf.resize(photo, shape[1:])
     expected = tvf.center_crop(tvf.resize(image, [round(size * 256 / 224)]), [size, size])
     assert torch.equal(plain_view(image, size), expected)
+    five = torch.stack(tvf.five_crop(tvf.resize(image, [round(size * 256 / 224)]), [size, size]))
+    assert torch.equal(ten_views(image, size), torch.cat([five, tvf.horizontal_flip(five)]))
+    assert torch.equal(five[4], expected)
 
 
 def test_the_target_of_what_is_mirrored_is_how_its_mirror_image_is_turned(photo):

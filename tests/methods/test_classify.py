@@ -25,9 +25,9 @@ def step_of(targets=None, **changes):
     views = Views(32, config.augment, config.second_view, 0.6, orders, with_image=config.has_image_view)
     images = torch.randint(256, (B, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     samples = [views(image, sample_rng(0, 0, id)) for id, image in enumerate(images)]
-    part = collate(samples, list(range(B)), 0, targets)
+    part = collate(samples, list(range(B)), 0, [-1] * B, targets)
     ids, colors = torch.arange(B), [torch.from_numpy(color) for color in part.colors]
-    batch = Batch(0, ids, [B], slice(0, B), [part], colors, ids, 0, 0.0, torch.from_numpy(part.targets))
+    batch = Batch(0, ids, [B], slice(0, B), [part], colors, ids, ids, 0, 0.0, torch.from_numpy(part.targets))
     return ClassifyStep(config, network, torch.device("cpu")), batch
 
 

@@ -139,9 +139,10 @@ def step_of(rows=100, **changes):
     bank = MemoryBank(rows, seed=3, keep=0.5)
     views = Views(32, config.augment, config.second_view, 0.6)
     images = torch.randint(256, (B, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    part = collate([views(image, sample_rng(0, 0, id)) for id, image in enumerate(images)], [7, 8, 9], 0)
+    part = collate([views(image, sample_rng(0, 0, id)) for id, image in enumerate(images)], [7, 8, 9], 0, [-1] * 3)
     ids, colors = torch.tensor([7, 8, 9]), [torch.from_numpy(color) for color in part.colors]
-    batch = Batch(0, ids, [B], slice(0, B), [part], colors, ids, 0, 0.0, torch.zeros(B, dtype=torch.int64))
+    none = -torch.ones(B)
+    batch = Batch(0, ids, [B], slice(0, B), [part], colors, ids, none, 0, 0.0, none)
     return PIRLStep(config, network, network, bank, torch.full((), math.nan)), batch
 
 

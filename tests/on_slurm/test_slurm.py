@@ -244,6 +244,18 @@ def test_the_dry_run_is_what_slurm_got_and_nothing_is_left(user: User, undisturb
     assert "\n[1] " in logs
 
 
+def test_a_run_is_measured_by_a_job_of_its_own(user: User, undisturbed: Submitted) -> None:
+    line = ["--", "jobs/evaluate.py", str(undisturbed.run), "--protocol", "knn", "health", "--knn.k", "1", "5"]
+    job = user.submit_line("evaluation", line, nodes=1)
+    user.wait_until_done(job)
+    report = json.loads((undisturbed.run / "evaluation/knn.json").read_text())
+    assert [each["name"] for each in report["measurements"]] == ["res5, k 1", "res5, k 5"]
+    assert "res5, k 5" in job.log
+    assert "bank, effective rank" in job.log
+    assert "reports of health, knn\n" in user.status(job)
+    user.slurm.wait_until_nothing_is_left()
+
+
 def test_images_and_checkpoints_in_a_store_with_nothing_shared_but_the_job_folder(
     user: User, undisturbed: Submitted
 ) -> None:

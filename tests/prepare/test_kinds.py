@@ -142,6 +142,15 @@ def test_images_beside_a_parquet_file_are_not_left_without_a_word(tmp_path):
     assert not_read.left == {".png": (2, "cat/1.png", True), ".txt": (1, "notes.txt", False)}
 
 
+def test_images_that_a_parquet_file_names_are_read_and_others_beside_it_are_not(tmp_path):
+    make(tmp_path, "pictures/1.png", "pictures/2.png")
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": "pictures/2.png"}]}), tmp_path / "rows.parquet")
+    not_read = NotRead()
+    train, _ = find_source(str(tmp_path), Columns(), SCRATCH, lambda *_: None, not_read=not_read)
+    assert contents(train) == ["pictures/2.png"]
+    assert not_read.left == {".png": (1, "pictures/1.png", True)}
+
+
 def test_a_name_with_brackets_is_that_file(tmp_path):
     make(tmp_path, "[1] *.parquet", "1 x.parquet")
     assert found(f"{tmp_path}/[1] *.parquet") == (["[1] *.parquet"], None)
@@ -153,3 +162,37 @@ def test_nothing_to_read_says_what_a_source_is(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="SOURCE is a folder of images"):
         find(f"{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("one.png", "one.png is a single image: SOURCE is"),
+        ("x.rar", "x.rar is an archive that is not read: unpack it, and name the folder"),
+        ("notes.txt", "notes.txt is not read. SOURCE is"),
+        ("*.tar", "[*].tar: there is no such file"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_what_it_is(tmp_path, name, message):
+    make(tmp_path, "one.png", "x.rar", "notes.txt")
+    with pytest.raises(ConfigError, match=message):
+        find(f"{tmp_path}/{name}")
+
+
+def test_short_suffixes_of_parquet_and_what_spark_writes_beside_it(tmp_path):
+    make(tmp_path, "x.parquet")
+    (tmp_path / "x.parquet").rename(tmp_path / "x.pq")
+    for name in ("_SUCCESS", "_metadata", "_common_metadata"):
+        (tmp_path / name).write_bytes((tmp_path / "x.pq").read_bytes())
+    not_read = NotRead()
+    train, test = find_source(str(tmp_path), Columns(), SCRATCH, lambda *_: None, (), not_read)
+    assert (len(train.labels), test, not_read.left) == (1, None, {})
+    assert found(f"{tmp_path}/x.pq") == (["x.parquet"], None)
+
+
+def test_parquet_files_in_folders_of_plain_names_are_said_to_have_no_labels(tmp_path, capfd):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"image": [b"x"]}), tmp_path / name / "x.parquet")
+    assert find(str(tmp_path))[0].classes is None
+    assert "so these images have no labels; folders name them as label=cat/, not as dog/" in capfd.readouterr().err

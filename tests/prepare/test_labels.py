@@ -66,3 +66,10 @@ def test_files_may_have_labels_of_other_types(files, classes, expected):
 def test_other_labels_are_refused(files, message):
     with pytest.raises(ConfigError, match=message):
         number_labels(columns(*files))
+
+
+def test_an_empty_word_is_no_label_and_accents_are_one_however_they_are_written():
+    words = pa.chunked_array([["caf\u00e9", "", "cafe\u0301", " ", "a"]])
+    classes, numbers = number_labels([words])
+    assert classes == ["a", "caf\u00e9"]
+    assert numbers.tolist() == [1, -1, 1, -1, 0]

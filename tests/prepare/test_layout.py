@@ -28,10 +28,11 @@ def test_first_folders():
     ("names", "split"),
     [
         (["train", "Train", "TRAINING", "training_set", "train-images", "trainset"], "train"),
-        (["test", "Testing", "test_set"], "test"),
+        (["Training set", "train2017", "train_01", "trainA", "train-clean-100", "train_images_2", "trainval"], "train"),
+        (["test", "Testing", "test_set", "test2017", "testB", "TEST_DIR", "holdout"], "test"),
         (["val", "VALID", "validation", "eval", "dev"], "val"),
         (["unlabeled", "unlabelled", "extra"], "unlabeled"),
-        (["trainer", "test_tube", "valley", "bullet_train", "", "n01440764"], None),
+        (["trainer", "test_tube", "valley", "bullet_train", "", "n01440764", "trains", "valentine", "testify"], None),
     ],
 )
 def test_names_of_splits(names, split):
@@ -122,3 +123,45 @@ def test_nothing_for_training_is_refused():
     with pytest.raises(ConfigError, match=r"images called test and val, and none called train: .*--test.*--also NAME"):
         layout("test/a/1.png", "val/a/2.png")
     assert choose_splits({"test", "val"}, has_others=False, has_more=True).held_out == ["test", "val"]
+
+
+def test_single_images_beside_the_folder_of_the_splits():
+    """A logo beside it must not make classes of the splits, nor a class of the folder."""
+    inside = ["photos/train/cat/1.png", "photos/test/cat/2.png"]
+    left = {"images beside the folders of the splits": 1}
+    assert layout(*inside, "logo.png") == ({0: "cat/1.png"}, {1: "cat/2.png"}, None, left)
+    assert layout(*[f"a/{path}" for path in inside], "a/logo.png", "b.png")[3] == {next(iter(left)): 2}
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["cat/train/1.png", "cat/test/2.png", "dog/train/3.png", "dog/test/4.png"],  # splits below the classes
+        ["images/train/1.png", "images/val/2.png", "masks/train/1.png", "masks/val/2.png"],
+        ["set/train/1.png", "set/val/2.png", "se/3.png"],
+    ],
+)
+def test_splits_beside_other_images_are_refused(paths):
+    """Or the images for testing would be trained on, without a word."""
+    with pytest.raises(ConfigError, match=f"{paths[0].split('/')[0]}/ holds splits .train/, .*{paths[-1][:3]}"):
+        layout(*paths)
+
+
+def test_folders_below_classes_may_be_called_like_splits():
+    paths = ["train/cat/train/1.png", "train/dog/test/2.png", "test/cat/3.png"]
+    assert layout(*paths) == ({0: "cat/train/1.png", 1: "dog/test/2.png"}, {2: "cat/3.png"}, None, {})
+
+
+def test_letters_with_accents_are_one_however_they_are_written():
+    """As on macOS and as on Linux: nobody can tell two such classes apart."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert first_folders(column(f"{composed}/1.png", f"{decomposed}/2.png")).to_pylist() == [composed] * 2
+    train, _, also, _ = layout(f"{decomposed}/1.png", "a/2.png", "b/3.png", also=[f"{composed}/"])
+    assert train == {1: "a/2.png", 2: "b/3.png"}
+    assert also == {0: "1.png"}
+
+
+def test_what_is_left_beside_splits_is_named():
+    not_read = NotRead()
+    find_layout(column("train/a/1.png", "test/a/2.png", "logo.png"), None, [], not_read)
+    assert not_read.left["images beside the folders of the splits"].first == "logo.png"

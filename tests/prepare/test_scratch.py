@@ -64,7 +64,7 @@ def _read(span):
 
 
 def test_too_little_room_says_what_to_type(scratch):
-    with pytest.raises(ConfigError, match=r"x\.tar needs 1,000,000\.0 GB on a local disk .*--scratch FOLDER"):
+    with pytest.raises(ConfigError, match=r"x\.tar needs 1,000,000,000 MB on a local disk .*--scratch FOLDER"):
         scratch.make_room(10**15, "x.tar")
 
 

@@ -141,6 +141,12 @@ def test_of_single_bad_entries_each_is_left_out_and_named(tmp_path, s3_server, s
     assert "versions of objects are not read" in str(left_out["first"])
 
 
+def test_a_source_in_a_bucket_that_is_not_there_says_so(tmp_path, s3_environment):
+    done = prepare("s3://no-such-bucket-at-all/photos", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "s3://no-such-bucket-at-all/photos does not exist, there is no such bucket (" in done.stderr
+
+
 def test_an_archive_that_the_store_does_not_give_is_one_line(tmp_path, s3_server, s3_environment):
     client, bucket = boto3.client("s3", endpoint_url=s3_server[0]), f"box-{uuid.uuid4().hex[:8]}"
     client.create_bucket(Bucket=bucket)

@@ -276,6 +276,7 @@ def test_other_peoples_files_are_never_replaced(tmp_path, prepare_here):
     [
         (["in.parquet", "out", "--label-column", "kind"], ["no column 'kind'", "image, label"]),
         (["in.parquet", "out", "--test", "absent"], ["absent does not exist"]),
+        (["folder", "out", "--test", "./folder/"], ["--test ./folder/ is SOURCE itself", "--test-fraction 0.1"]),
         (["in.parquet", "out", "--test-fraction", "1.5"], ["--test-fraction 1.5", "use 0.1"]),
         (["in.parquet", "out", "--test-fraction", "0.001"], ["holds out 0 of 20", "use 0.1"]),
         (["digits", "out", "--test-fraction", "0.1"], ["leave out --test and --test-fraction"]),
@@ -310,7 +311,7 @@ def test_a_wrong_request_says_what_to_type(tmp_path, prepare_here, monkeypatch, 
     ("words", "text"),
     [
         (["absent", "out"], "absent does not exist"),
-        (["absent-*.tar", "out"], "absent-*.tar holds no images"),
+        (["absent-*.tar", "out"], "absent-*.tar: there is no such file"),
         (["broken.tar", "out"], "broken.tar cannot be read as a tar file"),
         (["broken.zip", "out"], "broken.zip cannot be read as a zip file"),
         (["in.parquet", "out", "--test", "absent.parquet"], "absent.parquet does not exist"),
@@ -394,7 +395,7 @@ def test_a_disk_that_fails_on_the_way_is_no_wrong_request(tmp_path, prepare_here
     command = ["bash", "-c", 'ulimit -f 4 && exec "$@"', "bash", *job]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
-    assert "failed: [Errno 27] File too large" in done.stderr
+    assert f"failed: [Errno 27] File too large: '{tmp_path}/out/shard-00000.parquet." in done.stderr
     assert "the same command goes on from here" in done.stderr
     assert "Traceback" not in done.stderr
     assert prepare_here(source, tmp_path / "out").returncode == 0

@@ -1,6 +1,5 @@
 """Weights of torchvision's own networks and of our runs, and files that are something else."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pirl.errors import ConfigError
 from pirl.methods.models import Trunk
 from pirl.runs.weights import read_weights, weights_of
 from pirl.storage.folder import Folder
+from tests.run_folder import write_run
 
 
 def resnet(name: str = "resnet18", **options: Any) -> torch.nn.Module:
@@ -53,20 +53,6 @@ def test_what_other_trainers_write_is_found_in_it(tmp_path: Path, wrap: str | No
     weights = read_weights(Folder(str(tmp_path / "x.pth.tar")))
     assert torch.equal(weights.tensors["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
     assert "queue" in weights.unused
-
-
-def write_run(folder: Path, config: Config) -> Trunk:
-    """A run with one checkpoint that has a trunk alone."""
-    torch.manual_seed(0)
-    trunk = Trunk(config.model.arch, config.model.width, config.model.stem)
-    checkpoint = folder / "checkpoint_000000003"
-    checkpoint.mkdir(parents=True)
-    save_file(trunk.state_dict(), checkpoint / "trunk.safetensors")
-    for place in (folder, checkpoint):
-        (place / "config.json").write_text(config.model_dump_json())
-    sizes = {name: (checkpoint / name).stat().st_size for name in ("trunk.safetensors", "config.json")}
-    (checkpoint / "state.json").write_text(json.dumps({"version": 0, "step": 3, "bytes": sizes}))
-    return trunk
 
 
 def test_a_run_gives_its_newest_checkpoint_and_its_config(tmp_path: Path) -> None:

@@ -266,3 +266,10 @@ def test_a_long_silence_is_told_once_and_told_again_after_an_answer(monkeypatch,
 def test_what_no_package_reads_says_what_to_type(uri, message):
     with pytest.raises(ConfigError, match=re.escape(uri) + ".*" + message):
         Folder(uri).exists()
+
+
+def test_a_store_that_connects_before_it_is_asked_is_named(free_port):
+    """As ftp://, whose client says no more than that the connection was refused."""
+    uri = f"ftp://127.0.0.1:{free_port}/name"
+    with pytest.raises(StoreRefusedError, match=rf"ftp://127.0.0.1:{free_port} cannot be reached: .*nobody listens"):
+        Folder(uri).exists()

@@ -12,6 +12,8 @@ from pirl.prepare.sources.folder_source import FOLDER
 from pirl.prepare.sources.layout import Chosen, choose_splits, split_in, split_of
 from pirl.prepare.sources.listing import files_in, heads, size_or_problem
 from pirl.prepare.sources.not_read import (
+    ARCHIVES,
+    IMAGES,
     PACKED,
     NotRead,
     how_to_unpack,
@@ -62,6 +64,7 @@ def find_source(
     """
     kind, found = _find(uri, NotRead() if not_read is None else not_read)
     if kind is FOLDER:  # whose splits are folders of images
+        _count_beside(found)
         return kind.open(replace(found, also=also), columns, scratch, progress)
 
     def opened(names: list[str], inner: Sequence[str] = ()) -> Splits:
@@ -93,6 +96,7 @@ def find_source(
     for split, names in splits.items():
         for name in names if split not in (chosen.train, held_out) else []:
             found.not_read.add(f"{suffix_of(name)} {f'of {split}' if split else 'beside the splits'}", name)
+    _count_beside(found)
     return source, test
 
 
@@ -112,17 +116,18 @@ def _find(uri: str, not_read: NotRead) -> tuple[SourceKind, Found]:
         folder, sizes = place, files_in(place, not_read)
         by_kind = _by_kind(folder, sizes, not_read)
     elif place.exists():
-        by_kind = {kind: [uri] for kind in FILE_KINDS if kind is _kind_of_file(place)}
+        by_kind = {_kind_of_file(place): [uri]}
     elif any(mark in uri for mark in "*?["):
-        by_kind = _by_kind(None, _sizes_of(place.matches(), not_read), not_read)
+        if not (matches := place.matches()):
+            raise ConfigError(f"{uri}: there is no such file. {WHAT_A_SOURCE_IS}")
+        by_kind = _by_kind(None, _sizes_of(matches, not_read), not_read)
         by_kind.pop(FOLDER, None)
     else:
-        raise ConfigError(f"{uri} does not exist: {WHAT_A_SOURCE_IS}")
+        raise ConfigError(f"{uri} does not exist{_of_its_bucket(place)}: {WHAT_A_SOURCE_IS}")
     chosen = next((kind for kind in KINDS if kind in by_kind), None)
     if chosen is not None:
-        for name in (name for kind, names in by_kind.items() if kind is not chosen for name in names):
-            not_read.add(suffix_of(name) or "images without a suffix", name)
-        return chosen, Found(folder, by_kind[chosen], sizes, not_read=not_read)
+        beside = [name for kind, names in by_kind.items() if kind is not chosen for name in names]
+        return chosen, Found(folder, by_kind[chosen], sizes, not_read=not_read, beside=beside)
     for suffix in PACKED:
         if suffix.startswith(".t") and (left := not_read.left.get(suffix)):
             raise ConfigError(_is_compressed(str(folder / left.first) if folder else left.first, suffix))
@@ -131,6 +136,24 @@ def _find(uri: str, not_read: NotRead) -> tuple[SourceKind, Found]:
         f"{uri} holds no images that are read ({' '.join(FOLDER.suffixes)}) and no {others} files"
         f"{not_read.hint()}. {WHAT_A_SOURCE_IS}"
     )
+
+
+def _count_beside(found: Found) -> None:
+    """Counts the files of other kinds, but for images that Parquet files name."""
+    for name in found.beside:
+        if str(found.folder / name if found.folder else name) not in found.used:
+            found.not_read.add(suffix_of(name) or "images without a suffix", name)
+
+
+def _of_its_bucket(place: Folder) -> str:
+    """Says so where not even the bucket is there: what lists it does not tell."""
+    try:
+        if place.path is None:
+            place.read_bytes(offset=0, length=1)
+    except FileNotFoundError as error:
+        if "bucket" in f"{error.strerror}":
+            return f", {error.strerror}"
+    return ""
 
 
 def _by_kind(folder: Folder | None, sizes: dict[str, int], not_read: NotRead) -> dict[SourceKind, list[str]]:
@@ -165,7 +188,7 @@ def _sizes_of(uris: list[str], not_read: NotRead) -> dict[str, int]:
     return sizes
 
 
-def _kind_of_file(place: Folder) -> SourceKind | None:
+def _kind_of_file(place: Folder) -> SourceKind:
     """The kind of a file that a person named, by its suffix or, where that tells nothing, by its beginning."""
     if place.path is not None and isinstance(problem := size_or_problem(str(place.path)), str):
         raise ConfigError(f"{place} cannot be read: it is one of {problem}")
@@ -174,7 +197,12 @@ def _kind_of_file(place: Folder) -> SourceKind | None:
         suffix = suffix_by_head(heads([str(place)])[0]) or ""
     if suffix in PACKED:
         raise ConfigError(_is_compressed(str(place), suffix))
-    return next((kind for kind in FILE_KINDS if suffix in kind.suffixes), None)
+    if kind := next((kind for kind in FILE_KINDS if suffix in kind.suffixes), None):
+        return kind
+    if suffix in (".image", *IMAGES):
+        raise ConfigError(f"{place} is a single image: {WHAT_A_SOURCE_IS}")
+    what = "an archive that is not read: unpack it, and name the folder" if suffix in ARCHIVES else "not read"
+    raise ConfigError(f"{place} is {what}. {WHAT_A_SOURCE_IS}")
 
 
 def _is_compressed(path: str, suffix: str) -> str:

@@ -4,6 +4,7 @@ The same tree says the same in a folder, in an archive and in a store. Paths are
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,14 +18,20 @@ from pirl.errors import ConfigError
 from pirl.prepare.sources.not_read import NotRead
 
 SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "trainval", "trn"),
+    "test": ("test", "testing", "tst", "holdout"),
     "val": ("val", "valid", "validation", "eval", "evaluation", "dev"),
     "unlabeled": ("unlabeled", "unlabelled", "unsup", "extra", "pred"),
 }
-"""What splits are called, in any case, and perhaps with `set`, `data`, `images` behind it (`training_set`)."""
+"""What splits are called, in any case, and perhaps with words such as `set`, a number or a letter behind it
+(`training_set`, `train2017`, `testA`)."""
 _WORDS = {word: split for split, words in SPLITS.items() for word in words}
-_SPLIT = re.compile(rf"({'|'.join(_WORDS)})([-_ ]?(set|split|data|images?))?", re.IGNORECASE)
+_SPLIT = re.compile(
+    rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})"
+    r"([-_. ]?((data)?set|split|data|images?|imgs?|photos?|dir|folder|files|full|all|clean|other"
+    r"|[a-d](?![a-z])|\d{1,4}))*",
+    re.IGNORECASE,
+)
 LOOSE = "."
 """What stands for the folder of images that lie in none."""
 
@@ -87,9 +94,12 @@ class Layout(NamedTuple):
 
 
 def first_folders(paths: pa.Array) -> pa.Array:
-    """The first folder of each path, null where a path has none."""
+    """The first folder of each path, null where a path has none.
+
+    Systems write letters with accents in two ways that nobody can tell apart; here they are one.
+    """
     parts = pc.split_pattern(paths, "/", max_splits=1)
-    folders = pc.list_element(parts, 0)
+    folders = pc.utf8_normalize(pc.list_element(parts, 0), "NFC")
     return pc.if_else(pc.greater(pc.list_value_length(parts), 1), folders, pa.scalar(None, folders.type))
 
 
@@ -107,6 +117,7 @@ def find_layout(paths: pa.Array, labelled: NDArray[np.bool_] | None, also: Seque
         ConfigError: There is no such folder, or nothing for training.
     """
     rest, added = Part(np.arange(len(paths)), paths).below_common(), None
+    also = [unicodedata.normalize("NFC", name.strip("/")) for name in also]
     if also:
         there = pc.unique(rest.folders()).to_pylist()
         if missing := [name for name in also if name not in there]:
@@ -114,6 +125,7 @@ def find_layout(paths: pa.Array, labelled: NDArray[np.bool_] | None, also: Seque
         rest, added = rest.outside(also), rest.inside(also)
         if not all(map(split_of, pc.unique(rest.folders()).to_pylist())):
             rest = rest.below_common()
+    rest = _below_strays(rest, not_read)
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(rest.folders()).to_pylist()}
     roles = _roles(list(counts))
     splits: dict[str | None, list[str]] = {}
@@ -133,8 +145,10 @@ def find_layout(paths: pa.Array, labelled: NDArray[np.bool_] | None, also: Seque
     if len(chosen.held_out) > 1 and not _has_labels(part(held_out), labelled) and _has_labels(train, labelled):
         held_out = next((split for split in chosen.held_out if _has_labels(part(split), labelled)), held_out)
     for name in (name for split in splits if split not in (chosen.train, held_out) for name in splits[split]):
-        what = "images beside the folders of the splits" if name == LOOSE else f"folder {name}/"
-        not_read.add(what, name, counts[name])
+        if name == LOOSE:
+            _add_strays(part(None).paths, not_read)
+        else:
+            not_read.add(f"folder {name}/", name, counts[name])
     not_read.held_out = ", ".join(f"{name}/" for name in splits.get(held_out, []))
     return Layout(train, part(held_out) if held_out else None, added)
 
@@ -173,6 +187,41 @@ def choose_splits(found: set[str | None], has_others: bool, has_more: bool = Fal
             "as SOURCE and another with --test, or add --also NAME to train on those of a folder without labels"
         )
     return Chosen(None, held_out)
+
+
+def _below_strays(part: Part, not_read: NotRead) -> Part:
+    """The images below the folder that the splits lie in, where beside it are single images only, which are counted.
+
+    Raises:
+        ConfigError: There are splits in a folder, and other folders of images beside that: test images would be
+            trained on.
+    """
+    splits: dict[str, dict[str, str]] = {}  # folder -> split -> the folder in it that is called so
+    for path in pc.unique(pc.replace_substring_regex(part.paths, "[^/]*$", "")).to_pylist():
+        above = ""
+        for name in path.split("/")[:-1]:
+            if (split := split_of(name)) is not None:
+                splits.setdefault(above, {}).setdefault(split, name)
+            above += f"{name}/"
+    whole = sorted(place for place, found in splits.items() if "train" in found and {"test", "val"} & found.keys())
+    if not whole or whole[0] == "":  # in alphabetical order: whatever lies in a folder comes behind it
+        return part
+    place = whole[0]
+    is_inside = pc.starts_with(part.paths, place).to_numpy(zero_copy_only=False)
+    others = part.paths.filter(pa.array(~is_inside))
+    if stray := next((path for path in others.to_pylist() if not place.startswith(path[: path.rfind("/") + 1])), None):
+        train, *held_out = sorted(splits[place].items(), key=lambda item: item[0] != "train")
+        raise ConfigError(
+            f"{place} holds splits ({train[1]}/, {held_out[0][1]}/), and there are other images beside it ({stray}): "
+            "name one folder with train/ and test/ in it as SOURCE. Splits are folders above the classes, as train/cat/"
+        )
+    if len(others):
+        _add_strays(others, not_read)
+    return Part(part.rows[is_inside], pc.utf8_slice_codeunits(part.paths.filter(pa.array(is_inside)), len(place)))
+
+
+def _add_strays(paths: pa.Array, not_read: NotRead) -> None:
+    not_read.add("images beside the folders of the splits", min(paths.to_pylist()), len(paths))
 
 
 def _roles(names: list[str]) -> dict[str, str | None]:

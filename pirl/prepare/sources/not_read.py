@@ -39,7 +39,22 @@ PACKED = {
     ".zst": "unzstd",
 }
 """Suffixes of what is compressed as a whole, and what unpacks it; longer ones first."""
-ARCHIVES = (".tar", ".zip", ".parquet", *PACKED, ".tar.lz4", ".lz4", ".7z", ".rar", ".tfrecord", ".lmdb", ".mdb", ".h5")
+ARCHIVES = (
+    ".tar",
+    ".zip",
+    ".parquet",
+    ".pq",
+    ".parq",
+    *PACKED,
+    ".tar.lz4",
+    ".lz4",
+    ".7z",
+    ".rar",
+    ".tfrecord",
+    ".lmdb",
+    ".mdb",
+    ".h5",
+)
 """Of what may hold many images."""
 BESIDE = (
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".cls"),
@@ -53,7 +68,8 @@ JUNK = re.compile(
     # Whatever is hidden: .DS_Store, .git, .thumbnails, .ipynb_checkpoints, ._1.png of macOS, .Trash-1000.
     r"\..*|__MACOSX|__pycache__|@eaDir|@tmp|@Recycle|@Recently-Snapshot|@sharebin|@__thumb|#recycle|#snapshot|~snapshot"
     r"|\$RECYCLE\.BIN|RECYCLER|Recycled|System Volume Information|lost\+found|(eh)?thumbs(_vista)?\.db|desktop\.ini"
-    r"|Icon\r|Network Trash Folder|Temporary Items",
+    # What Hadoop and Spark write beside Parquet files: a mark that these are all, and their footers once more.
+    r"|_SUCCESS|_(common_)?metadata|Icon\r|Network Trash Folder|Temporary Items",
     re.IGNORECASE,
 )
 """Names of files and folders that systems and programs make beside images, and what is in them."""

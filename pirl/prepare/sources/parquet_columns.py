@@ -66,7 +66,7 @@ def check_columns(path: str, parquet: pq.ParquetFile, columns: Columns) -> None:
 def holds_images(kind: pa.DataType) -> bool:
     """Whether a column of this type may hold encoded images, or where they lie."""
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and holds_images(field.type) for field in kind)
+        return any(f.name == "bytes" and not pa.types.is_struct(f.type) and holds_images(f.type) for f in kind)
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     tests = ("binary", "large_binary", "binary_view", "fixed_size_binary", "null")
     return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)

@@ -112,7 +112,11 @@ def _footer(path: str, file: IO[bytes], columns: Columns) -> pq.ParquetFile:
 
 
 PARQUET = SourceKind(
-    name="Parquet file", suffixes=(".parquet",), help="with a column of JPEG or PNG bytes", open=_open, check=_footer
+    name="Parquet file",
+    suffixes=(".parquet", ".pq", ".parq"),
+    help="with a column of JPEG or PNG bytes",
+    open=_open,
+    check=_footer,
 )
 
 
@@ -131,7 +135,10 @@ def _tell(schemas: dict[str, pa.Schema], columns: Columns) -> None:
     without = [path for path, own in schemas.items() if LABEL not in own.names and LABEL not in partition(path)]
     others = [name for name in [*like_labels(schema), *partition(first)] if name not in (LABEL, "split")]
     hint = f"; --label-column takes {' or '.join(others)}" if others else ""
-    if without and (others or len(without) < len(schemas)):
+    folders = {path.rpartition("/")[0] for path in schemas}
+    if without and not others and len(folders) > 1:
+        hint = f"; folders name them as label=cat/, not as {Folder(max(folders)).name}/"
+    if without and (hint or len(without) < len(schemas)):
         say(first_and_more(without), f"no column {LABEL!r}, so these images have no labels{hint}")
     elif others:
         say(first, f"the labels are those of column {LABEL!r}{hint}")
@@ -203,7 +210,8 @@ def _found_beside(found: Found, counts: list[int], names: pa.ChunkedArray) -> pa
             if folder not in listed:
                 listed[folder] = set(Folder(folder).sizes(follow_links=True))
             if (name := posixpath.normpath(names[row].as_py())) in listed[folder]:
-                urls[row] = str(Folder(folder) / name)
+                urls[row] = url = str(Folder(folder) / name)
+                found.used.add(url)
                 break
     paths = pa.chunked_array([urls], pa.large_string())
     lost = np.flatnonzero(pc.and_(names.is_valid(), paths.is_null()).to_numpy())

@@ -110,6 +110,8 @@ class Found:
         sizes: Bytes of each file of the folder.
         also: Folders of images that are for training without a label.
         not_read: Where what is not read is counted.
+        beside: Files of other kinds there, named in the same way.
+        used: The URLs of those that the files name and that are read, as a kind of source adds them.
     """
 
     folder: Folder | None
@@ -117,6 +119,8 @@ class Found:
     sizes: dict[str, int] = field(default_factory=dict)
     also: Sequence[str] = ()
     not_read: NotRead = field(default_factory=NotRead)
+    beside: Sequence[str] = ()
+    used: set[str] = field(default_factory=set)
 
     @property
     def files(self) -> list[str]:

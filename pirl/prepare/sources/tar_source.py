@@ -180,7 +180,7 @@ def _broken_is_refused(path: str, file: IO[bytes]) -> Iterator[None]:
             raise
         file.seek(start)
         suffix = suffix_by_head(file.read(HEAD_BYTES)) or ""
-        how = how_to_unpack(path, suffix) if suffix in PACKED else f"If it is compressed, type: gunzip {path}"
+        how = how_to_unpack(path, suffix) if suffix in PACKED else "If it is one, copy it again"
         raise ConfigError(f"{path} cannot be read as a tar file ({error}). {how}") from None
 
 

@@ -1,5 +1,6 @@
 """An evaluation: checked, then carried out in this process, by those of torchrun, or by workers of Ray."""
 
+import os
 import sys
 import tempfile
 import time
@@ -10,21 +11,28 @@ from typing import Any
 import torch
 import torch.distributed as td
 
-from jobs.run.evaluation_request import EvaluationRequest
+from jobs.evaluation.evaluation_request import EvaluationRequest
 from jobs.run.here import join_group
 from pirl import dist
 from pirl.data.dataset import Dataset, open_data
 from pirl.errors import ConfigError
+from pirl.evaluate.ensemble import Ensemble
 from pirl.evaluate.evaluate import PROTOCOLS
 from pirl.evaluate.reports import as_text, report_of, write_report
 from pirl.evaluate.splits import why_not
 from pirl.evaluate.store import FeatureStore, checksum
 from pirl.evaluate.subject import Subject
+from pirl.evaluate.voc.voc_folder import LAYOUT, VocSplit, open_voc, years_of
 from pirl.methods.models import Trunk, new_trunk
 from pirl.runs.weights import Weights, read_weights
+from pirl.storage.folder import Folder
 
 RAY_TABLE = "table.txt"
 """How the first worker on Ray hands over what is to be shown."""
+
+
+RAY_MARKER = ".validate_storage_marker"
+"""What Ray Train leaves in a folder to see that all can write there."""
 
 
 def check(request: EvaluationRequest) -> None:
@@ -35,8 +43,18 @@ def check(request: EvaluationRequest) -> None:
         StorageError: The store did not answer.
     """
     weights = read_weights(request.target)
+    other = read_weights(request.ensemble) if request.ensemble else None
+    if other and other.stem != weights.stem:
+        raise ConfigError(
+            f"--ensemble {other.uri} has the {other.stem} stem, and {weights.uri} the {weights.stem} one: their maps "
+            "have other sides, so use two networks of one stem"
+        )
     train, test = splits_of(request, weights)
-    needing = [name for name in request.protocols if PROTOCOLS[name].labels]
+    for name in request.protocols:
+        if PROTOCOLS[name].voc == "only" and not isinstance(train, VocSplit):
+            raise ConfigError(f"{name} needs boxes, and {train.uri} has none: add --data with {LAYOUT}")
+    takes = [name for name in request.protocols if PROTOCOLS[name].voc != "no" and isinstance(train, VocSplit)]
+    needing = [name for name in request.protocols if PROTOCOLS[name].labels and name not in takes]
     if needing and (reason := why_not(train, test)):
         raise ConfigError(f"{', '.join(needing)}: {reason}")
     for name, settings in request.protocols.items():
@@ -49,11 +67,17 @@ def splits_of(request: EvaluationRequest, weights: Weights) -> tuple[Dataset, Da
     if not request.data and weights.config is None:
         raise ConfigError(f"{request.target} is a file, which has no data of its own: add --data URI")
 
+    data = request.config.data
+
     def opened(uri: str) -> Dataset:
-        data = request.config.data.model_copy(update={"uri": uri})
-        return open_data(data)
+        return open_data(data.model_copy(update={"uri": uri}))
 
     own = weights.config.data if weights.config else None
+    place, test = (Folder(uri, data.storage_options, data.deadline_s) for uri in (request.data, request.test))
+    boxes = any(PROTOCOLS[name].voc == "only" for name in request.protocols)
+    if (request.data and (boxes or years_of(place))) or (request.test and years_of(test)):
+        voc = open_voc(place, test if request.test else None)
+        return voc, voc.held_out()
     train = opened(request.data) if request.data or own is None else open_data(own)
     return train, opened(request.test) if request.test else train.held_out()
 
@@ -80,6 +104,7 @@ def work(request: EvaluationRequest, device: torch.device, say: Callable[[str], 
     subject = subject_of(request, weights, device, say if first else lambda line: None)
     about = {
         "weights": {**weights.about(), "trunk_sha256": checksum(subject.trunk)},
+        **({"ensemble": read_weights(request.ensemble).about()} if request.ensemble else {}),
         "network": {"arch": weights.arch, "width": weights.width, "stem": weights.stem},
         "command": list(request.command),
     }
@@ -104,22 +129,31 @@ def subject_of(
     """The network with its images."""
     train, test = splits_of(request, weights)
     config = weights.config
-    size = request.image_size or (config.data.image_size if config else 224 if weights.stem == "imagenet" else 32)
+    others = [read_weights(request.ensemble)] if request.ensemble else []
     torch.manual_seed(config.seed if config else request.seed)
     untrained = new_trunk(config.model) if config else Trunk(weights.arch, weights.width, weights.stem)
-    folder = Path(request.features or Path(tempfile.gettempdir()) / "pirl-features")
+    trunk = weights.trunk()
+    for other in others:
+        trunk = Ensemble(trunk, other.trunk())
+        untrained = Ensemble(untrained, Trunk(other.arch, other.width, other.stem))
+    folder = Path(request.features or Path(tempfile.gettempdir()) / f"pirl-features-{os.getuid()}")
     return Subject(
-        trunk=weights.trunk().to(device),
+        trunk=trunk.to(device),
         untrained=untrained.to(device) if request.random else None,
         train=train,
         test=test,
-        image_size=size,
+        image_size=weights.image_size(request.image_size),
         device=device,
         seed=request.seed,
         limit=request.max_images,
         skip=request.config.data.on_error == "skip",
         say=say,
         store=FeatureStore(folder),
+        scratch=request.out,
+        loader_processes=request.config.cluster.loader_processes,
+        config=config,
+        # Heads and bank are of one network, and of PIRL.
+        checkpoint=weights.checkpoint if config and config.has_bank and not others else None,
     )
 
 
@@ -162,7 +196,7 @@ def _with_workers(request: EvaluationRequest) -> int:
         print(f"failed: {in_words(error)}", file=sys.stderr)
         return 1
     print(request.out.read(RAY_TABLE), end="")
-    request.out.remove(RAY_TABLE)
+    request.out.remove(RAY_TABLE, RAY_MARKER)
     return 0
 
 

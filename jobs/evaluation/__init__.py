@@ -1,0 +1,1 @@
+"""Measuring and embedding networks: what is asked, and who carries it out."""

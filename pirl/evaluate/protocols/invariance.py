@@ -1,0 +1,112 @@
+"""How near the embedding of an image is to that of its transform (figure 4 of the paper), beside that of others."""
+
+import io
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pirl.config import Config
+from pirl.data.dataset import Dataset
+from pirl.errors import ConfigError
+from pirl.evaluate.measurement import Measurement, Outcome, bootstrap
+from pirl.evaluate.pairs import Pairs, by_heads, by_trunk, network_of, views_of
+from pirl.evaluate.subject import Subject
+from pirl.sections import Count, Section
+
+PICTURE = "invariance.png"
+KINDS = ("own", "other")
+"""Transforms whose distance is measured: of the image itself, and of the next image."""
+STATISTICS = ("mean", "median", "10 %", "90 %")
+
+
+class Invariance(Section):
+    """Distances of f(image) and g(transform), needs no labels; of res5 where there are no heads."""
+
+    images: Count = 1000
+    """Test images, the first ones; images of the training where there is no test split."""
+    transforms: Count = 2
+    """Fresh ones of each image."""
+
+
+def refuse(settings: Invariance, train: Dataset, test: Dataset | None) -> None:
+    """Raises ConfigError where there is no other image to compare with."""
+    data = test or train
+    if min(settings.images, data.rows) < 2:
+        raise ConfigError(
+            f"invariance compares images: use --invariance.images 2 or more, of the {data.rows} of {data.uri}"
+        )
+
+
+def measure(subject: Subject, settings: Invariance) -> Outcome:
+    """Distances of own and other transforms, of the network and of a random one."""
+    config, heads = subject.config or Config(), has_heads(subject)
+    data = subject.test or subject.train
+    views = views_of(config, subject.image_size, pretext=heads)
+    pairs = Pairs(data, views, subject.device, subject.seed, subject.skip)
+    found = []
+    for trained in subject.trunks:
+        trunk = subject.trunk if trained else subject.untrained
+        assert trunk is not None
+        embedder = by_heads(network_of(subject, trained=trained), g=True) if heads else by_trunk(trunk)
+        rows = pairs.rows(settings.images, settings.transforms, embedder)
+        found.append(distances(rows[:, ~rows[0, :, 0].isnan()]).cpu())
+    values = torch.stack(found).numpy()  # (trunks, kinds, T, M)
+    return Outcome(
+        [each for at, kind in enumerate(KINDS) for each in statistics(kind, values[:, at], subject.seed)],
+        {
+            "split": "test" if subject.test else "train",
+            "images": values.shape[-1],
+            "transforms": settings.transforms,
+            "transform": config.pretext.name if heads else "random crop, flip and colour",
+            "embeddings": "f(image) and g(transform)" if heads else "res5 of both, as there is no head g",
+        },
+        {PICTURE: picture(values, "f(image) and g(transform)" if heads else "res5")},
+    )
+
+
+def has_heads(subject: Subject) -> bool:
+    """Whether there are f and g: in checkpoints, but not of NPID."""
+    return subject.checkpoint is not None and subject.config is not None and subject.config.has_pretext
+
+
+def distances(rows: Tensor) -> Tensor:
+    """(2, T, M): of each unit row of rows (1 + T, M, D) to those of its transforms, and of the next image's ones."""
+    images, transforms = rows[:1], rows[1:]
+    return torch.stack([(images - others).norm(dim=2) for others in (transforms, transforms.roll(-1, 1))])
+
+
+def statistics(kind: str, values: NDArray[np.float64], seed: int) -> list[Measurement]:
+    """Numbers of distances (trunks, T, M); resamples are of images, with all transforms of each."""
+    rows = [[float(each.mean()), *(float(value) for value in np.quantile(each, [0.5, 0.1, 0.9]))] for each in values]
+    spread = bootstrap(lambda drawn: float(values[0][:, drawn].mean()), values.shape[-1], seed)
+    return [
+        Measurement(
+            f"distance of {kind} transform, {name}",
+            rows[0][at],
+            rows[1][at] if len(rows) > 1 else None,
+            spread if name == "mean" else None,
+            unit="",
+        )
+        for at, name in enumerate(STATISTICS)
+    ]
+
+
+def picture(values: NDArray[np.float64], what: str) -> bytes:
+    """A histogram as PNG of distances (trunks, kinds, T, M)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(values), 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, title, kinds in zip(
+        np.atleast_1d(figure.subplots(1, len(values), sharey=True)), ("trained", "random"), values, strict=False
+    ):
+        for kind, each in zip(("of the image", "of another image"), kinds, strict=True):
+            axes.hist(each.ravel(), bins=np.linspace(0, 2, 81), alpha=0.6, density=True, label=kind)
+        axes.set(title=title, xlabel=f"distance of {what}")
+        axes.legend(title="transform")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
