@@ -11,6 +11,7 @@ from jobs.run.worker import work
 from pirl.config import Config, override
 from pirl.data.dataset import open_dataset
 from pirl.evaluate.evaluate import evaluate_res5
+from pirl.evaluate.subject import Subject
 from pirl.methods.models import Trunk
 from pirl.storage.folder import Folder
 from tests.digits import write_digits_to
@@ -42,7 +43,7 @@ def test_measuring_changes_nothing_and_finds_what_the_evaluation_finds(tmp_path:
     splits = open_dataset(held), open_dataset(f"{held}/test")
     trunk = Trunk("resnet18", 4, "small")
     trunk.load_state_dict({name: weights[name] for name in trunk.state_dict()})
-    found = evaluate_res5(trunk, *splits, config, CPU)
+    found = evaluate_res5(Subject(trunk, None, *splits, config.data.image_size, CPU), config)
     assert {name: measured[-1][name] for name in found} == found
 
 
