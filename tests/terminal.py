@@ -84,7 +84,10 @@ class OnTerminal:
         self._ours, theirs = pty.openpty()
         resize(self._ours, columns)
         self._began = time.monotonic()
-        environment = {**env, "TERM": "xterm", **(words or {})}
+        sized = {
+            name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")
+        }  # of processes of pytest
+        environment = {**sized, "TERM": "xterm", **(words or {})}
         self.process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, preexec_fn=own_terminal,
             cwd=Path(__file__).parents[1],

@@ -31,8 +31,16 @@ def test_without_rules_it_passes_all_on_and_keeps_a_log(store, url):
     assert get(url, Range="bytes=10-19") == BODY[10:20]
     path = f"/{store.bucket}/folder/object"
     assert store.log() == [
-        {"method": "GET", "path": path, "range": "", "status": 200, "fault": ""},
-        {"method": "GET", "path": path, "range": "bytes=10-19", "status": 206, "fault": ""},
+        {"method": "GET", "path": path, "range": "", "status": 200, "fault": "", "signed": False, "payer": ""},
+        {
+            "method": "GET",
+            "path": path,
+            "range": "bytes=10-19",
+            "status": 206,
+            "fault": "",
+            "signed": False,
+            "payer": "",
+        },
     ]
     store.reset()
     assert store.log() == []
