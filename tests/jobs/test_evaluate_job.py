@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -69,6 +70,22 @@ def test_each_protocol_leaves_its_report_and_all_of_them_a_table(trained: Path) 
     for row in rows:  # what is printed are the same numbers
         assert f"{100 * float(row['random']):.1f}" in answer.stdout
         assert f"{100 * float(row['trained']):.1f}" in answer.stdout
+
+
+def test_every_protocol_that_needs_no_boxes_measures_a_run_in_one_command(trained: Path, tmp_path: Path) -> None:
+    names = ["health", "invariance", "retrieval", "auc", "svm", "linear_sgd", "semi", "finetune"]
+    words = ["--protocol", *names, f"--out={tmp_path}/out", "--max-images=256", "--auc.positive=3", "--svm.taps=res5"]
+    words += ["--health.images=64", "--invariance.images=64", "--semi.shares=0.1"]
+    words += [f"--{name}.epochs=1" for name in ("linear_sgd", "semi", "finetune")]
+    answer = evaluate(trained, *words)
+    assert answer.returncode == 0, answer.stderr
+    for name in names:
+        for each in measured(tmp_path / "out", name):
+            assert math.isfinite(each["value"])
+            assert f"{name:<12}{each['name']}" in answer.stdout
+    pictures = {"invariance.png", "retrieval.png"}
+    reports = {f"{name}.json" for name in names} | {"table.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == pictures | reports
 
 
 def test_two_processes_and_kept_features_give_the_same_numbers(trained: Path, tmp_path: Path) -> None:
