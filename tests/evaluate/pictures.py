@@ -31,7 +31,7 @@ def subject_of(
 ) -> Subject:
     """A network with random weights, in a checkpoint where there is a folder, and another one beside it."""
     train = open_dataset("digits")
-    state = first_state(override(config, {"seed": 5}), train.rows, CPU)
+    state = first_state(override(config, {"seed": 5}), train, CPU)
     place = None
     if folder:
         checkpoint.save(folder, config, state, 7, train.fingerprint)

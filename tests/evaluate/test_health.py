@@ -52,7 +52,7 @@ def test_all_that_a_run_has_is_measured(tmp_path: Path) -> None:
         features = subject.features("train", trained=trained).taps["res5"].numpy()
         # Squares of singular values in float64 of float32 features.
         assert getattr(found["res5, effective rank"], value) == pytest.approx(rank(features), rel=1e-5)
-    bank = first_state(config.model_copy(update={"seed": 5}), subject.train.rows, CPU).bank.local
+    bank = first_state(config.model_copy(update={"seed": 5}), subject.train, CPU).bank.local
     assert found["bank, effective rank"].value == pytest.approx(rank(bank.numpy()), rel=1e-5)
     assert found["bank, effective rank"].random is None
     # Random unit rows are 90 degrees, √2, from any embedding; 40 pairs of them by 2·2/√128, over √40.
@@ -75,7 +75,7 @@ def test_alignment_of_the_bank_is_zero_where_its_rows_are_the_embeddings(
     pairs = Pairs(subject.train, views_of(config, 16, pretext=False), CPU, 0)
     network = health.network_of(subject, trained=True)
     rows = pairs.rows(IMAGES, 1, health.by_heads(network, g=False))[1].float()
-    state = first_state(config, subject.train.rows, CPU)
+    state = first_state(config, subject.train, CPU)
     state.network.load_state_dict(network.state_dict())
     state.bank.fill(torch.arange(IMAGES), rows)
     folder = tmp_path / "checkpoint_000000008"
@@ -102,7 +102,7 @@ def test_f_that_maps_all_to_one_point_has_collapsed(tmp_path: Path) -> None:
     config = config_of()
     said: list[str] = []
     subject = subject_of(None, config, say=said.append)
-    state = first_state(config, subject.train.rows, CPU)
+    state = first_state(config, subject.train, CPU)
     with torch.no_grad():
         state.network.f.embed.weight.mul_(1e-3)  # the bias is what is left
     folder = tmp_path / "checkpoint_000000008"
@@ -172,8 +172,8 @@ def test_features_that_are_no_numbers_are_refused() -> None:
 def test_the_bank_of_a_checkpoint_is_read(tmp_path: Path) -> None:
     config = config_of()
     subject_of(tmp_path / "checkpoint_000000007", config)
-    bank = first_state(config, 1438, CPU).bank
-    other = first_state(config.model_copy(update={"seed": 5}), 1438, CPU).bank
+    bank = first_state(config, open_dataset("digits"), CPU).bank
+    other = first_state(config.model_copy(update={"seed": 5}), open_dataset("digits"), CPU).bank
     assert not torch.equal(bank.local, other.local)
     load_bank(Folder(str(tmp_path / "checkpoint_000000007")), bank)
     assert torch.equal(bank.local, other.local)

@@ -87,7 +87,7 @@ def test_distances_of_the_heads_equal_a_loop(tmp_path: Path, task: str, monkeypa
     subject = subject_of(tmp_path / "checkpoint_000000007", config, seed=3)
     outcome = measure(subject, Invariance(images=IMAGES, transforms=TRANSFORMS))
     assert subject.test is not None
-    network = first_state(config, 2, CPU).network
+    network = first_state(config, subject.test, CPU).network
     random = loop(subject.test, config, network, task, 3)
     load_network(Folder(str(tmp_path / "checkpoint_000000007")), network)
     expected = loop(subject.test, config, network, task, 3)

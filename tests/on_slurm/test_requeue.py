@@ -182,6 +182,7 @@ def test_a_job_that_was_cancelled_does_not_come_back(slurm: Slurm, tmp_path: Pat
     runs(slurm, tmp_path, job)
     slurm.ask("scancel", job)
     slurm.wait_until_nothing_is_left()
+    slurm.wait_for(job, "CANCELLED")  # it is COMPLETING for a moment after its processes have gone
     assert "back to the queue: ended by a signal" in (tmp_path / f"{job}.out").read_text()
     state = slurm_job(job)
     assert state is not None
