@@ -84,9 +84,8 @@ class OnTerminal:
         self._ours, theirs = pty.openpty()
         resize(self._ours, columns)
         self._began = time.monotonic()
-        sized = {
-            name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")
-        }  # of processes of pytest
+        # Those that pytest gives to its processes would count more than the terminal's own size.
+        sized = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}
         environment = {**sized, "TERM": "xterm", **(words or {})}
         self.process = subprocess.Popen(
             command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, preexec_fn=own_terminal,

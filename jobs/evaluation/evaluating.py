@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,11 @@ def work(request: EvaluationRequest, device: torch.device, say: Callable[[str], 
     """What every rank does; returns what rank 0 shows, "" elsewhere."""
     first = dist.rank() == 0
     weights = read_weights(request.target)
-    subject = subject_of(request, weights, device, say if first else lambda line: None)
+    others = [read_weights(request.ensemble)] if request.ensemble else []
+    subject = subject_of(request, weights, others, device, say if first else lambda line: None)
     about = {
         "weights": {**weights.about(), "trunk_sha256": checksum(subject.trunk)},
-        **({"ensemble": read_weights(request.ensemble).about()} if request.ensemble else {}),
+        **({"ensemble": others[0].about()} if others else {}),
         "network": {"arch": weights.arch, "width": weights.width, "stem": weights.stem},
         "command": list(request.command),
     }
@@ -124,12 +125,15 @@ def work(request: EvaluationRequest, device: torch.device, say: Callable[[str], 
 
 
 def subject_of(
-    request: EvaluationRequest, weights: Weights, device: torch.device, say: Callable[[str], None]
+    request: EvaluationRequest,
+    weights: Weights,
+    others: Sequence[Weights],
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> Subject:
-    """The network with its images."""
+    """The network, with others beside it in an ensemble, and its images."""
     train, test = splits_of(request, weights)
     config = weights.config
-    others = [read_weights(request.ensemble)] if request.ensemble else []
     torch.manual_seed(config.seed if config else request.seed)
     untrained = new_trunk(config.model) if config else Trunk(weights.arch, weights.width, weights.stem)
     trunk = weights.trunk()
