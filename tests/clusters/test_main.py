@@ -135,7 +135,7 @@ def test_a_stranger_that_says_nothing_keeps_the_head_for_some_seconds_only():
         silent = socket.create_connection(("127.0.0.1", port))
         began = time.monotonic()
         head.look()
-        assert time.monotonic() - began < membership.HELLO_S + 2
+        assert time.monotonic() - began < 10 * membership.HELLO_S
         silent.close()
 
 

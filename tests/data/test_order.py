@@ -143,7 +143,7 @@ def test_rows_of_a_batch_come_from_the_whole_window():
 
 @pytest.mark.parametrize("step", [0, 97_655, 5 * 97_657 + 77])
 def test_a_hundred_million_rows_need_no_array_of_rows(step):
-    began = time.perf_counter()
+    began = time.process_time()
     order = order_of(rows=10**8, batch_size=1024, window_groups=16, rows_per_group=64)
     tracemalloc.start()
     try:
@@ -153,19 +153,20 @@ def test_a_hundred_million_rows_need_no_array_of_rows(step):
         tracemalloc.stop()
     assert len(ids) in range(1020, 1025)
     # Measured: 0.3 s and 51 MB, which is a few arrays of 1.5 million groups; one array of rows is 800 MB.
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 15
     assert peak < 100e6
 
 
 def test_the_next_step_of_an_epoch_costs_no_new_layout():
     order = order_of(rows=10**8, batch_size=1024, window_groups=16, rows_per_group=64)
     reader = OrderReader(order)
+    began = time.process_time()
     reader.batch_ids(0)
-    began = time.perf_counter()
+    first = time.process_time() - began
     for step in range(1, 51):
         reader.batch_ids(step)
-    # Measured: 0.3 ms a step; a layout made anew takes 300 ms a step.
-    assert time.perf_counter() - began < 2
+    # Measured: 0.3 ms a step; a layout, which the first step makes, takes 300 ms.
+    assert time.process_time() - began - first < 10 * first
 
 
 def test_it_pickles_small_after_use():

@@ -108,7 +108,8 @@ def test_a_terminal_shows_what_the_driver_and_then_a_worker_do(tmp_path: Path) -
     command = [sys.executable, "jobs/pretrain.py", "digits", *SMALL, f"--storage={tmp_path}"]
     terminal = OnTerminal(command, columns=150, env=clean_environment())
     assert terminal.end() == 0, terminal.text
-    assert next(at for at, piece in terminal.writes if "0:00  " in piece) < 2
+    began, first_step = (next(at for at, piece in terminal.writes if text in piece) for text in ("0:00  ", "step 1/"))
+    assert began < first_step / 5, "a sign of life before Ray, which takes seconds"
     screens = terminal.screens()
     live = [[row for row in rows if re.match(r"\d+:\d\d  ", row)] for rows in screens]
     assert max(map(len, live)) == 1

@@ -88,7 +88,7 @@ def refusal_of(kind: str, address: str) -> str:
     began = time.monotonic()
     with pytest.raises(StoreRefusedError) as refused:
         ASK[kind](address).read()
-    assert time.monotonic() - began < 15  # half a second by the clock of `hurry`; the deadline is 300 s
+    assert time.monotonic() - began < 60  # half a second by the clock of `hurry`; the deadline is 300 s
     assert re.search("s3://bucket/name|http.*/bucket/name", str(refused.value))
     return str(refused.value)
 
