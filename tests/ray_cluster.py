@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from pirl.storage.folder import Folder
 
@@ -152,7 +152,12 @@ def lines_of(run: Folder) -> list[dict[str, float]]:
 
 
 def weights(run: Path) -> dict[str, Any]:
-    return load_file(Path(json.loads((run / "result.json").read_text())["checkpoint"]) / "trunk.safetensors")
+    return weights_of(Folder(str(run)))
+
+
+def weights_of(run: Folder) -> dict[str, Any]:
+    checkpoint = json.loads(run.read("result.json"))["checkpoint"].rpartition("/")[2]
+    return load((run / checkpoint).read_bytes("trunk.safetensors"))
 
 
 def train_workers(cluster: Cluster) -> list[int]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +19,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load
 
 from clusters.job_folder import JobFolder
 from pirl.runs.checkpoint_folder import newest_checkpoint
 from pirl.storage.folder import Folder
 from tests.digits import write_digits_to
-from tests.ray_cluster import ROOT, SMALL, lines, lines_of, wait_for, weights
+from tests.ray_cluster import ROOT, SMALL, lines_of, wait_for, weights_of
 from tests.s3 import SECRET, moto
 from tests.slurm_cluster import Slurm
 
@@ -49,7 +48,7 @@ class Submitted:
     """A job that was sent."""
 
     id: str
-    run: Path
+    run: Folder
     folder: Path
 
     @property
@@ -66,7 +65,7 @@ class Submitted:
     def has_gone_on(self) -> bool:
         """Whether it has made steps since it went on from a checkpoint."""
         found = re.findall(r"going on from checkpoint_(\d+)", self.log)
-        return bool(found) and len(lines(self.run)) >= int(found[-1]) + 2
+        return bool(found) and len(lines_of(self.run)) >= int(found[-1]) + 2
 
     def wait_for_phase(self, *phases: str) -> None:
         wait_for(lambda: self.state.get("phase") in phases, f"not {phases}: {self.state}\n{self.log[-2000:]}")
@@ -109,7 +108,8 @@ class User:
         answer = self.type(f"--cluster={cluster}", *line)
         found = re.match(r"job (\d+)   run (\S+)\n", answer.stdout)
         assert found, answer.stdout
-        return Submitted(found[1], Path(found[2]), self.folder / "jobs" / f"{run}-1")
+        options = {"endpoint_url": self.more_env["AWS_ENDPOINT_URL"]} if "://" in found[2] else {}
+        return Submitted(found[1], Folder(found[2], options), self.folder / "jobs" / f"{run}-1")
 
     def status(self, job: Submitted) -> str:
         return self.type("status", job.id, f"--job-folder={self.folder}/jobs").stdout
@@ -157,14 +157,32 @@ def user(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> User:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(user: User) -> Submitted:
-    """A two-node run that nothing happened to; the dry run was asked for before."""
-    cluster = user.profile()
-    dry = user.type(f"--cluster={cluster}", "--dry-run", *job_line("undisturbed")).stdout
-    assert not (user.folder / "jobs").exists()
-    job = user.submit("undisturbed")
-    (user.folder / "dry").write_text(dry)
-    user.wait_until_done(job)
+def store(user: User) -> Iterator[str]:
+    """The address of an S3 server that all hosts reach, with a bucket."""
+    machine = user.slurm.cluster.machine
+    with moto(user.folder / "s3.log", machine) as port:
+        endpoint = f"http://{machine}:{port}"
+        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"), timeout=60).close()
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def with_store(user: User, store: str) -> User:
+    """What the job file checks before it is submitted is checked here, on the login node."""
+    return replace(user, more_env={"AWS_ENDPOINT_URL": store})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(with_store: User, store: str) -> Submitted:
+    """A two-node run that nothing happened to, whose images and checkpoints are in a store; first its dry run."""
+    uri = write_digits_to("s3://bucket/digits", {"endpoint_url": store})
+    profile = {"storage": "s3://bucket/runs", "environment": {"AWS_ENDPOINT_URL": store}}
+    line = job_line("undisturbed", f"--data.uri={uri}")
+    dry = with_store.type(f"--cluster={with_store.profile(**profile)}", "--dry-run", *line).stdout
+    assert not (with_store.folder / "jobs").exists()
+    job = with_store.submit_line("undisturbed", line, **profile)
+    (with_store.folder / "dry").write_text(dry)
+    with_store.wait_until_done(job)
     return job
 
 
@@ -202,11 +220,11 @@ def hold(began: Callable[[Submitted], bool], *jobs: Submitted) -> None:
 
     wait_for(all_held, f"these do not begin: {[job.log[-2000:] for job in waiting]}")
     for job in jobs:
-        assert len(lines(job.run)) < STEPS, "it came to its end before it was held"
+        assert len(lines_of(job.run)) < STEPS, "it came to its end before it was held"
 
 
 def has_begun(job: Submitted) -> bool:
-    return len(lines(job.run)) >= 12
+    return len(lines_of(job.run)) >= 12
 
 
 def kill_processes(user: User, job: Submitted, host: str, rank: int) -> None:
@@ -226,8 +244,8 @@ def kill_processes(user: User, job: Submitted, host: str, rank: int) -> None:
 
 
 def assert_same_end(job: Submitted, undisturbed: Submitted) -> None:
-    assert [line["step"] for line in lines(job.run)] == list(range(1, STEPS + 1))
-    expected, got = weights(undisturbed.run), weights(job.run)
+    assert [line["step"] for line in lines_of(job.run)] == list(range(1, STEPS + 1))
+    expected, got = weights_of(undisturbed.run), weights_of(job.run)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
@@ -244,42 +262,28 @@ def test_the_dry_run_is_what_slurm_got_and_nothing_is_left(user: User, undisturb
     assert "\n[1] " in logs
 
 
-def test_a_run_is_measured_by_a_job_of_its_own(user: User, undisturbed: Submitted) -> None:
-    line = ["--", "jobs/evaluate.py", str(undisturbed.run), "--protocol", "knn", "health", "--knn.k", "1", "5"]
-    job = user.submit_line("evaluation", line, nodes=1)
-    user.wait_until_done(job)
-    report = json.loads((undisturbed.run / "evaluation/knn.json").read_text())
+def test_nothing_but_the_job_folder_is_shared_where_images_and_checkpoints_are_in_a_store(
+    user: User, undisturbed: Submitted
+) -> None:
+    """Its weights are those of the runs on disks below, which are compared with them."""
+    assert len(lines_of(undisturbed.run)) == STEPS
+    assert not (user.folder / "runs/undisturbed").exists()
+    written = [path.read_bytes() for path in undisturbed.folder.rglob("*") if path.is_file()]
+    assert written
+    assert not [text for text in written if SECRET.encode() in text]
+
+
+def test_a_run_is_measured_by_a_job_of_its_own(with_store: User, store: str, undisturbed: Submitted) -> None:
+    line = ["--", "jobs/evaluate.py", str(undisturbed.run), "--data=digits"]
+    line += ["--protocol", "knn", "health", "--knn.k", "1", "5"]
+    job = with_store.submit_line("evaluation", line, nodes=1, environment={"AWS_ENDPOINT_URL": store})
+    with_store.wait_until_done(job)
+    report = json.loads(undisturbed.run.read("evaluation/knn.json"))
     assert [each["name"] for each in report["measurements"]] == ["res5, k 1", "res5, k 5"]
     assert "res5, k 5" in job.log
     assert "bank, effective rank" in job.log
-    assert "reports of health, knn\n" in user.status(job)
-    user.slurm.wait_until_nothing_is_left()
-
-
-def test_images_and_checkpoints_in_a_store_with_nothing_shared_but_the_job_folder(
-    user: User, undisturbed: Submitted
-) -> None:
-    machine = user.slurm.cluster.machine
-    with moto(user.folder / "s3.log", machine) as port:
-        endpoint = f"http://{machine}:{port}"
-        urllib.request.urlopen(urllib.request.Request(f"{endpoint}/bucket", method="PUT"), timeout=60).close()
-        uri = write_digits_to("s3://bucket/digits", {"endpoint_url": endpoint})
-        profile = {"storage": "s3://bucket/runs", "environment": {"AWS_ENDPOINT_URL": endpoint}}
-        # What the job file checks before it is submitted is checked here, on the login node.
-        user = replace(user, more_env={"AWS_ENDPOINT_URL": endpoint})
-        job = user.submit("stored", f"--data.uri={uri}", **profile)
-        user.wait_until_done(job)
-        assert "step 60/60" in user.status(job)
-        run = Folder("s3://bucket/runs/stored", {"endpoint_url": endpoint})
-        assert len(lines_of(run)) == STEPS
-        trunk = load((run / "checkpoint_000000060").read_bytes("trunk.safetensors"))
-    expected = weights(undisturbed.run)
-    assert all(torch.equal(expected[name], trunk[name]) for name in expected)
-    assert not (user.folder / "runs/stored").exists()
-    written = [path.read_bytes() for path in job.folder.rglob("*") if path.is_file()]
-    assert written
-    assert not [text for text in written if SECRET.encode() in text]
-    user.slurm.wait_until_nothing_is_left()
+    assert "reports of health, knn\n" in with_store.status(job)
+    with_store.slurm.wait_until_nothing_is_left()
 
 
 def test_preempted_limited_and_requeued_by_hand(user: User, undisturbed: Submitted) -> None:
@@ -355,7 +359,7 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
     assert fewer.state["nodes"] == ["n1"]
     assert fewer.state["history"] == ["the processes of the first node were lost"]
     assert "going on with 1 of 2 nodes" in fewer.log
-    expected, got = lines(undisturbed.run), lines(fewer.run)
+    expected, got = lines_of(undisturbed.run), lines_of(fewer.run)
     assert [line["step"] for line in got] == list(range(1, STEPS + 1))
     assert [line["loss"] for line in got[:8]] == [line["loss"] for line in expected[:8]]
     # One worker for two from step 8 or so on: the batch norm sees the whole batch, so the losses are near only (7 %).
@@ -375,14 +379,15 @@ def test_an_array_in_which_one_fails_and_a_sweep_that_is_cancelled(user: User) -
     assert number, out
     folder = user.folder / "jobs/good-1"
     good, bad = (
-        Submitted(f"{number[1]}_{n}", user.folder / "runs" / run, folder) for n, run in enumerate(("good", "bad"))
+        Submitted(f"{number[1]}_{n}", Folder(f"{user.folder}/runs/{run}"), folder)
+        for n, run in enumerate(("good", "bad"))
     )
     sweep = ["--", "tune/sweep.py", "digits", *(word for word in SMALL if "epochs" not in word), "--name=cancelled"]
     each = ["--optim.epochs=500", "--evaluate-every=100", "--cluster.workers=1", "--cluster.loader-processes=0"]
     cancelled = user.submit_line("cancelled", [*sweep, *each, "--set", "optim.lr", "0.01", "0.03"])
 
     user.wait_until_done(good)
-    assert json.loads((good.run / "config.json").read_text())["seed"] == 1
+    assert json.loads(good.run.read("config.json"))["seed"] == 1
     wait_for(lambda: user.slurm.state(bad.id) == "FAILED", "it does not fail")
     assert "FAILED: error: the loss is" in user.status(bad)
     assert "ExitCode=1:0" in user.slurm.ask("scontrol", "show", "job", bad.id)
@@ -390,12 +395,12 @@ def test_an_array_in_which_one_fails_and_a_sweep_that_is_cancelled(user: User) -
     assert logs.returncode == 1
     assert "[0] error: the loss is" in logs.stdout
     assert "going on from" not in logs.stdout  # not tried again
-    assert newest_checkpoint(Folder(str(bad.run)))  # the last good one stays
+    assert newest_checkpoint(bad.run)  # the last good one stays
     table = user.type("list", f"--job-folder={user.folder}/jobs").stdout
     assert re.search(rf"{good.id} +good +COMPLETED", table)
 
     trials = [cancelled.run / f"lr-{rate}_seed-0" for rate in ("0.01", "0.03")]
-    wait_for(lambda: all(lines(trial) for trial in trials), f"not both trials train: {cancelled.log[-2000:]}")
+    wait_for(lambda: all(lines_of(trial) for trial in trials), f"not both trials train: {cancelled.log[-2000:]}")
     shown = user.type("tunnel", cancelled.id, f"--job-folder={user.folder}/jobs").stdout
     port = cancelled.state["head"]["dashboard_port"]
     assert shown == f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{cancelled.state['head']['host']}\n"
