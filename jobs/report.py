@@ -34,7 +34,7 @@ disk of this machine, and else in the current folder.
 EXAMPLES = """
 examples:
   python jobs/report.py runs/digits                             the page of one run
-  python jobs/report.py runs/digits runs/by-torchrun            of two, beside each other
+  python jobs/report.py runs/digits runs/photos                 of two, beside each other
   python jobs/report.py runs --out all-runs.html                of all runs in a folder
   python jobs/report.py runs/digits --png figures               its figures as PNG files, too
   python jobs/report.py --watch runs                            all runs as they go on, in a browser on this machine
@@ -213,9 +213,7 @@ def parse(argv: list[str]) -> ReportRequest:
 
 def _request(known: argparse.Namespace, words: list[str], config: Config) -> ReportRequest:
     if known.watch is not None and (words or known.out or known.png):
-        raise ConfigError(
-            "--watch STORAGE shows all runs below it and writes nothing: leave RUN, --out, --png away"
-        )
+        raise ConfigError("--watch STORAGE shows all runs below it and writes nothing: leave RUN, --out, --png away")
     if known.watch is None and known.port:
         raise ConfigError(f"--port {known.port} is of --watch STORAGE: add that, or leave it away")
     if known.watch is None and not words:

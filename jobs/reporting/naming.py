@@ -44,10 +44,19 @@ def data_name(settings: dict[str, Any]) -> str:
 
 
 def labels_of(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """A name for each run by its URL: that of its folder, with as many folders above it as tell it from others."""
+    """A name for each run by its URL: that of its folder, with as many folders above it as tell it from others.
+
+    Names of a sweep's trials are long: where its settings alone tell a trial from all others, they are its name.
+    """
+    apart = differing(runs)
+    words = {run.folder.uri: in_words(run.settings, apart) for run in runs if run.trial and run.settings}
     parts = {run.folder.uri: run.folder.uri.rstrip("/").split("/") for run in runs}
     labels = {}
     for uri, own in parts.items():
+        told = words.get(uri)
+        if told and len(told) < len(own[-1]) and list(words.values()).count(told) == 1:
+            labels[uri] = told
+            continue
         others = [each for other, each in parts.items() if other != uri]
         length = 1
         while length < len(own) and any(each[-length:] == own[-length:] for each in others):

@@ -16,12 +16,14 @@ from jobs.reporting.run_page import (
     standing_in_words,
     warnings_of,
 )
-from jobs.reporting.standing import ORDER, Standing, in_time, standing_of
+from jobs.reporting.standing import ORDER, Standing, StateWord, in_time, standing_of
 from pirl.wording import text_of
 
 MOST_DRAWN = 60
 """Runs whose lines can still be followed in one chart: the best and the newest ones are drawn."""
 
+SHORT = {"linear": "probe", "few": "few labels", "knn": "kNN"}
+"""As `ACCURACIES`, where there is little room."""
 UNTOLD = ("method.name", "pretext.name", "seed")
 """Settings that tell runs apart and that the sentence on top leaves out."""
 
@@ -79,7 +81,9 @@ def runs_table(
     measured = [each for each in ("linear", "few", "knn") if any(accuracy_of(run, each) for run in runs)]
     measured.sort(key=lambda each: each != protocol)
     heads = [ColumnHead("run"), ColumnHead("state"), ColumnHead("method")]
-    heads += [ColumnHead(f"{ACCURACIES[each]}, %", True, "In brackets: random weights") for each in measured]
+    heads += [
+        ColumnHead(f"{SHORT[each]}, %", True, f"{ACCURACIES[each]}; in brackets: random weights") for each in measured
+    ]
     heads += [ColumnHead(short, _are_numbers(runs, name), name) for name, short in short_settings(apart).items()]
     heads += [ColumnHead(name, True) for name in ("loss", "epochs", "training", "images/s")]
     rows = []
@@ -95,7 +99,7 @@ def runs_table(
             *_numbers(run),
         ]
         rows.append(row)
-    title = "Sort it by any column; a name leads to the run."
+    title = "Accuracies in % (random weights in brackets). Sort by any column; a name leads to the run."
     return SortableTable("all-runs", title, heads, rows)
 
 
@@ -105,7 +109,7 @@ def _rank(run: RunRecord, standing: Standing, protocol: str) -> tuple[int, float
     return ORDER.index(standing.state), -(found.value if found else 0.0), run.folder.uri
 
 
-def _heading(runs: Sequence[RunRecord], labels: Mapping[str, str], protocol: str, counts: Counter[str]) -> str:
+def _heading(runs: Sequence[RunRecord], labels: Mapping[str, str], protocol: str, counts: Counter[StateWord]) -> str:
     data = sorted({data_name(run.settings) for run in runs if run.settings})
     on = f" on {data[0]}" if len(data) == 1 else f" on {len(data)} data sets" if data else ""
     best = _best(runs, protocol)

@@ -1,9 +1,10 @@
 """The page of one run, in the order in which a person asks: what it learned, from what, how it went, how to repeat."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from jobs.reporting.figures import learned_figures, progress_figures
-from jobs.reporting.figures.pictures import Sheet, invariance_sheet, neighbours_sheet, views_sheet
+from jobs.reporting.figures.pictures import invariance_sheet, neighbours_sheet, views_sheet
 from jobs.reporting.findings import Finding, accuracy_of, findings_of, test_images
 from jobs.reporting.naming import RULED, command_of, data_name, evaluate_command, method_of, network_of
 from jobs.reporting.parts import (
@@ -36,12 +37,12 @@ def run_page(run: RunRecord, now: float, crumbs: Sequence[tuple[str, str]] = ())
     return Page(
         title=f"{run.name}: {what}",
         crumbs=[*crumbs, (run.name, "")],
-        heading=f"{what}: {outcome or standing_in_words(standing)}",
+        heading=f"{what}: {outcome or _state_in_short(run, standing)}",
         lead=_lead(run, standing, told_state=outcome is not None),
         sections=[section for section in _sections(run, standing) if section],
         standing=standing,
         tiles=tiles_of(run),
-        warnings=warnings_of(run),
+        warnings=[*([standing.why] if standing.state in ("failed", "stale") else []), *warnings_of(run)],
         footer=f"Made of the files in {run.folder}.",
     )
 
@@ -115,7 +116,11 @@ def commands_of(run: RunRecord, standing: Standing) -> list[CommandLine]:
     """What goes on with it, trains it again, and measures what was not measured."""
     commands = []
     if standing.state not in ("done", "running", "starting") and (again := command_of(run, again=False)):
-        commands.append(CommandLine("To go on with it, or to begin it:", again))
+        if (run.failure or {}).get("step") is not None:
+            about = "To go on from the last checkpoint before the loss was lost, with smaller steps:"
+            commands.append(CommandLine(about, f"{again} --resume must --optim.clip-norm 1"))
+        else:
+            commands.append(CommandLine("To begin it or to go on with it:", again))
     if again := command_of(run, again=True):
         about = "To train it again beside it (on Ray; with --no-ray in one process):"
         commands.append(CommandLine(about, again))
@@ -164,8 +169,11 @@ def _sections(run: RunRecord, standing: Standing) -> list[PageSection | None]:
     sheets = [neighbours_sheet(run, evaluate_command(run.folder, ["retrieval"]))]
     if not any(chart.key == "invariance" for chart in charts):
         sheets.append(invariance_sheet(run, evaluate_command(run.folder, ["invariance"])))
-    sheets = [_unmeasurable(sheet) if sheet.missing and not run.result else sheet for sheet in sheets]
     notes = [_health(run)] if "health" in run.evaluations else []
+    if run.result is None:
+        sheets = [sheet for sheet in sheets if not sheet.missing]
+    if not (table or charts or sheets):
+        notes = ["Nothing was measured of it: that comes at its end, or with python jobs/evaluate.py."]
     folded = [Fold("all-findings", "All numbers", f"{len(table.rows)} of them", tables=[table])] if table else []
     progress = list(progress_figures.charts_of_run(run))
     return [
@@ -185,8 +193,13 @@ def _sections(run: RunRecord, standing: Standing) -> list[PageSection | None]:
     ]
 
 
-def _unmeasurable(sheet: Sheet) -> Sheet:
-    return Sheet(sheet.key, sheet.title, missing="There is nothing to measure before the run has ended.")
+def _state_in_short(run: RunRecord, standing: Standing) -> str:
+    """A state for a heading, without what an error says at length."""
+    if standing.state == "failed":
+        return "diverged" if (run.failure or {}).get("step") is not None else "failed"
+    if standing.state == "done":
+        return "done, and not measured"
+    return standing_in_words(replace(standing, why="") if standing.since else standing)
 
 
 def _history(run: RunRecord, far: str) -> list[str]:

@@ -23,16 +23,20 @@ from pirl.errors import StorageError
 from pirl.storage.folder import Folder
 
 EVERY_S = 5.0
-"""Between two questions of a page, and at least between two looks at the folder."""
+"""Between two questions of a page that is open."""
 SHARE = 0.1
 """Of the time that looks take at the most: a long list of a slow store is asked for less often."""
 
 
 class Watch:
-    """The runs below a folder; looked at when a page asks, so that nothing goes on while nobody looks."""
+    """The runs below a folder; looked at when a page asks, so that nothing goes on while nobody looks.
 
-    def __init__(self, storage: Folder) -> None:
-        self.storage = storage
+    Args:
+        every_s: Between two questions of a page, and at least between two looks at the folder.
+    """
+
+    def __init__(self, storage: Folder, every_s: float = EVERY_S) -> None:
+        self.storage, self.every_s = storage, every_s
         self.known = Collection([storage])
         self._lock = threading.Lock()
         self._looked = self._next = 0.0
@@ -56,7 +60,7 @@ class Watch:
             tag = hashlib.sha256(repr((self._version, self._problem, standings)).encode()).hexdigest()[:32]
             if self._shown.get(path, ("", b""))[0] != tag:
                 page = self._page_of(run, now) if run else self._page_of_all(now)
-                self._shown[path] = tag, html_of(page, now, every_s=EVERY_S).encode()
+                self._shown[path] = tag, html_of(page, now, every_s=self.every_s).encode()
             return self._shown[path]
 
     def path_of(self, run: RunRecord) -> str:
@@ -76,7 +80,7 @@ class Watch:
             self._problem = f"{self.storage} cannot be looked at now: {error}{since}"
         self._version += changed or not self._version
         took = time.monotonic() - began
-        self._next = time.monotonic() + max(0.9 * EVERY_S, took / SHARE)
+        self._next = time.monotonic() + max(0.9 * self.every_s, took / SHARE)
 
     def _page_of_all(self, now: float) -> Page:
         page = overview_page(

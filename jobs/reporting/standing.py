@@ -100,4 +100,4 @@ def _why_failed(failure: dict[str, object]) -> str:
     first, _, _ = text.partition("\n")
     if failure.get("step") is None:
         return first
-    return f"diverged: {first}; go on with --resume must and a lower --optim.lr or --optim.clip-norm 1"
+    return f"diverged: {first}"

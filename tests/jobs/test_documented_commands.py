@@ -28,7 +28,7 @@ import torchvision
 from PIL import Image
 
 from clusters.dev import command as devcluster
-from jobs import embed, evaluate, export, prepare, pretrain, slurm
+from jobs import embed, evaluate, export, prepare, pretrain, report, slurm
 from jobs.batch import options
 from pirl.config import Config, from_json, leaves, override
 from pirl.data.digits import ensure_digits
@@ -66,6 +66,7 @@ COUNTS = {
     "evaluate.py --help": 10,
     "embed.py --help": 6,
     "export.py --help": 3,
+    "report.py --help": 5,
     "recipes": 14,
     "clusters": 2,
 }
@@ -139,6 +140,7 @@ HELPS = {
     "evaluate.py": (evaluate.main, evaluate.EXAMPLES),
     "embed.py": (embed.main, embed.EXAMPLES),
     "export.py": (export.main, export.EXAMPLES),
+    "report.py": (report.main, report.EXAMPLES),
 }
 ALL = list(documented())
 
@@ -265,6 +267,9 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
         case "jobs/evaluate.py":
             with runs():
                 return type_in(evaluate.main, *words, "--check")
+        case "jobs/report.py":
+            with runs():
+                return type_in(report.main, *words, "--check")
         case "jobs/slurm.py" if "jobs/evaluate.py" in words:
             with runs():
                 return type_in(slurm.main, *words)

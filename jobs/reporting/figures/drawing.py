@@ -29,7 +29,7 @@ INCHES = (4.8, 2.75)
 POINTS = 240
 """Of all lines of a chart together at most twenty times as many, and so many of one."""
 
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pirl",
     "text.parse_math": False,
@@ -55,7 +55,7 @@ _RC = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """A line of a legend: a look, by number, and what it stands for."""
 
     look: int
@@ -90,13 +90,13 @@ class Chart:
     title: str
     caption: str
     draw: Callable[[Axes], None]
-    legend: Sequence[Entry] = ()
+    legend: Sequence[LegendEntry] = ()
     inches: tuple[float, float] = INCHES
 
 
 def look_of(number: int, *, marked: bool = False) -> dict[str, Any]:
     """Colour, line and mark of the lines with this number."""
-    entry = Entry(number, "")
+    entry = LegendEntry(number, "")
     look: dict[str, Any] = {"color": SERIES[entry.color], "linestyle": DASHES[entry.dash]}
     return look | ({"marker": MARKS[number % len(MARKS)]} if marked else {})
 

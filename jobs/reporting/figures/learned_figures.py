@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
+from numpy.typing import NDArray
 
-from jobs.reporting.figures.drawing import GRAY, SERIES, Chart, Entry, look_of
+from jobs.reporting.figures.drawing import GRAY, SERIES, Chart, LegendEntry, look_of
 from jobs.reporting.findings import ACCURACIES, Finding, accuracy_of, details_of, taps_of, test_images
 from jobs.reporting.naming import differing, in_words, method_of
 from jobs.reporting.record import RunRecord
@@ -32,7 +33,7 @@ MOST_NAMED = 40
 def charts_of_run(run: RunRecord) -> Iterator[Chart]:
     """Those of one run: by layer, by the number of labels, and the distances of transforms."""
     if taps := taps_of(run):
-        yield _by_layer([(0, taps)], [Entry(0, "trained", True)], with_random=True)
+        yield _by_layer([(0, taps)], [LegendEntry(0, "trained", True)], with_random=True)
     yield from few_labels(run)
     yield from distances([run], {run.folder.uri: "trained"})
 
@@ -47,7 +48,7 @@ def charts_of_runs(runs: Sequence[RunRecord], labels: Mapping[str, str], protoco
             yield from against(setting, known, protocol)
     by_layer = [(number, taps) for number, run in enumerate(runs) if (taps := taps_of(run))]
     if by_layer:
-        legend = [Entry(number, labels[runs[number].folder.uri], True) for number, _ in by_layer]
+        legend = [LegendEntry(number, labels[runs[number].folder.uri], True) for number, _ in by_layer]
         yield _by_layer(by_layer, legend, with_random=len(by_layer) == 1)
     yield from distances(runs, labels)
 
@@ -119,7 +120,7 @@ def against(setting: str, known: Sequence[tuple[RunRecord, Finding]], protocol: 
         points = lines.setdefault(in_words(first.settings, apart), {})
         for _, place, value in group:
             points.setdefault(place, []).append(value)
-    legend = [Entry(number, label, True) for number, label in enumerate(lines)] if len(lines) > 1 else []
+    legend = [LegendEntry(number, label, True) for number, label in enumerate(lines)] if len(lines) > 1 else []
     seeds = max(len(values) for points in lines.values() for values in points.values())
     spread = f" Bars: standard deviation over up to {seeds} runs." if seeds > 1 else " One run each."
     same = f" All else but the seed is the same{' along a line' if legend else ''}."
@@ -159,9 +160,9 @@ def distances(runs: Sequence[RunRecord], labels: Mapping[str, str]) -> Iterator[
     if not known:
         return
     alone = len(runs) == 1
-    legend = [Entry(number, labels[run.folder.uri]) for number, run, _ in known]
+    legend = [LegendEntry(number, labels[run.folder.uri]) for number, run, _ in known]
     if alone:
-        legend = [Entry(0, "own transform"), Entry(1, "of another image")]
+        legend = [LegendEntry(0, "own transform"), LegendEntry(1, "of another image")]
 
     def draw(axes: Axes) -> None:
         for number, _, (edges, rows) in known:
@@ -186,7 +187,7 @@ def shortened(text: str, most: int = 26) -> str:
     return text if len(text) <= most else "…" + text[1 - most :]
 
 
-def _by_layer(known: Sequence[tuple[int, list[Finding]]], legend: list[Entry], *, with_random: bool) -> Chart:
+def _by_layer(known: Sequence[tuple[int, list[Finding]]], legend: list[LegendEntry], *, with_random: bool) -> Chart:
     names = [each.name for each in max((taps for _, taps in known), key=len)]
 
     def draw(axes: Axes) -> None:
@@ -195,7 +196,8 @@ def _by_layer(known: Sequence[tuple[int, list[Finding]]], legend: list[Entry], *
             axes.plot(places, [100 * each.value for each in taps], **look_of(number, marked=True))
             for place, each in zip(places, taps, strict=False):
                 if each.interval and len(known) == 1:
-                    axes.vlines(place, *(100 * end for end in each.interval), color=look_of(number)["color"])
+                    low, high = each.interval
+                    axes.vlines(place, 100 * low, 100 * high, color=look_of(number)["color"])
         if with_random:
             random = [each for each in known[0][1] if each.random is not None]
             places = [names.index(each.name) for each in random]
@@ -247,17 +249,18 @@ def _place(setting: str, settings: Mapping[str, Any]) -> float | None:
 def _bar(axes: Axes, row: int, found: Finding) -> None:
     """A value with its interval, beside random weights."""
     if found.interval:
-        axes.hlines(row, *(100 * end for end in found.interval), color=SERIES[0], alpha=0.5)
+        low, high = found.interval
+        axes.hlines(row, 100 * low, 100 * high, color=SERIES[0], alpha=0.5)
     if found.random is not None:
         axes.plot(100 * found.random, row, **HOLLOW)
     axes.plot(100 * found.value, row, "o", color=SERIES[0])
 
 
-def _histogram(run: RunRecord) -> tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]] | None:
-    known = details_of(run, "invariance").get("histogram")
+def _histogram(run: RunRecord) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]] | None:
+    known = details_of(run, "invariance").get("histogram") or {}
     try:
         edges = np.linspace(0, 2, len(known["own"]) + 1)
-        rows = [np.array(known[kind], float) for kind in ("own", "other")]
+        rows = [np.array(known[kind], np.float64) for kind in ("own", "other")]
     except (TypeError, KeyError, ValueError):
         return None
     return (edges, rows) if all(row.sum() > 0 and len(row) == len(edges) - 1 for row in rows) else None

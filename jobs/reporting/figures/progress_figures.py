@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from jobs.reporting.appended import groups_of_points
-from jobs.reporting.figures.drawing import GRAY, POINTS, Chart, Entry, look_of
+from jobs.reporting.figures.drawing import GRAY, POINTS, Chart, LegendEntry, look_of
 from jobs.reporting.record import RunRecord
 from jobs.reporting.standing import in_time
 
@@ -16,7 +16,7 @@ LOSSES = {"loss": "all, weighted", "loss_image": "image view", "loss_pretext": "
 RANKS = {"bank_effective_rank": "memory bank", "batch_effective_rank": "newest batch"}
 MEASURED = {"linear_res5": "linear probe of res5", "knn": "kNN on res5"}
 
-Line = tuple[NDArray[np.float64], NDArray[np.float64]]
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Places from left to right and values, each (points,)."""
 
 
@@ -58,7 +58,7 @@ def charts_of_runs(runs: Sequence[RunRecord], labels: Mapping[str, str]) -> Iter
     known = [(number, run) for number, run in enumerate(runs) if run.numbers.rows]
     if not known:
         return
-    legend = [Entry(number, labels[run.folder.uri]) for number, run in known]
+    legend = [LegendEntry(number, labels[run.folder.uri]) for number, run in known]
     most = max(20, min(POINTS, 20 * POINTS // len(known)))
     for key, title, name, unit, caption in (
         ("loss", "Loss", "loss", "loss", "Lower is better, but only runs with the same λ and negatives compare."),
@@ -76,7 +76,7 @@ def charts_of_runs(runs: Sequence[RunRecord], labels: Mapping[str, str]) -> Iter
             yield Chart(key, title, caption, draw, shown)
 
 
-def line_of(run: RunRecord, name: str, across: str = "step", most: int = POINTS) -> Line:
+def line_of(run: RunRecord, name: str, across: str = "step", most: int = POINTS) -> Curve:
     """A number of a run over its steps: means of neighbours, where there are more than can be seen."""
     x, y = run.numbers[across], run.numbers[name]
     known = ~np.isnan(y) & ~np.isnan(x)
@@ -101,7 +101,7 @@ def cost_of_restarts(run: RunRecord) -> list[str]:
     return told
 
 
-def _percent(line: Line) -> Line:
+def _percent(line: Curve) -> Curve:
     return line[0], 100 * line[1]
 
 
@@ -110,21 +110,21 @@ def _over_steps(
     title: str,
     caption: str,
     unit: str,
-    curves: Mapping[str, Line],
+    curves: Mapping[str, Curve],
     restarts: Sequence[int],
     *,
     from_zero: bool = False,
     marked: bool = False,
 ) -> Chart:
     lines = list(enumerate(curves.values()))
-    legend = [Entry(number, label, marked) for number, label in enumerate(curves)] if len(curves) > 1 else []
+    legend = [LegendEntry(number, label, marked) for number, label in enumerate(curves)] if len(curves) > 1 else []
     draw = partial(_draw, lines=lines, x="step", y=unit, marks=restarts, from_zero=from_zero, marked=marked)
     return Chart(key, title, caption, draw, legend)
 
 
 def _draw(
     axes: Axes,
-    lines: Sequence[tuple[int, Line]],
+    lines: Sequence[tuple[int, Curve]],
     x: str,
     y: str,
     marks: Sequence[int],
