@@ -93,9 +93,9 @@ def runs_table(
         row = [
             Cell(labels[run.folder.uri], link=links[run]),
             Cell("", key=ORDER.index(standing.state), state=standing.state, more=_cut(_since(standing) or why)),
-            Cell(method_of(run.settings) if run.settings else ""),
+            Cell(method_of(run.settings).replace(" ", "\N{NO-BREAK SPACE}") if run.settings else ""),
             *(_accuracy(accuracy_of(run, each)) for each in measured),
-            *(Cell(text_of(run.settings[name]) if name in run.settings else "") for name in apart),
+            *(_setting(run, name) for name in apart),
             *_numbers(run),
         ]
         rows.append(row)
@@ -119,8 +119,8 @@ def _heading(runs: Sequence[RunRecord], labels: Mapping[str, str], protocol: str
     run, found = best
     told = [name for name in differing(runs) if name not in UNTOLD and run.settings.get(name) is not None]
     apart = in_words(run.settings, told[:3])
-    by = f" ({apart})" if apart else ""
     label = labels[run.folder.uri]
+    by = f" ({apart})" if apart and not run.trial else ""  # whose name is what tells them apart
     return f"{len(runs)} runs{on}: {label} is best with {found.text(found.value)} %{by}"
 
 
@@ -187,6 +187,14 @@ def _numbers(run: RunRecord) -> list[Cell]:
         Cell(in_time(seconds[-1]), float(seconds[-1])) if len(seconds) else Cell("", ""),
         Cell("", "") if rate is None else Cell(f"{rate:,.0f}", rate),
     ]
+
+
+def _setting(run: RunRecord, name: str) -> Cell:
+    """A value of a setting; without one, of what that means."""
+    value = run.settings.get(name)
+    if value is None:
+        return Cell("all" if name == "pretext.permutations" and run.settings else "–", "")
+    return Cell(text_of(value), value if isinstance(value, int | float) else None)
 
 
 def _accuracy(found: Finding | None) -> Cell:

@@ -122,7 +122,6 @@ class PageRequest(BaseHTTPRequestHandler):
 
     server: PageServer
     timeout = 30
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         """Answers with a page; 404 to whoever has no token, or comes by another name."""

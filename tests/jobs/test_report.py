@@ -228,10 +228,10 @@ def test_settings_are_compared_where_all_else_is_the_same(tmp_path):
     runs = known_at(tmp_path)
     charts = {chart.key: chart for chart in learned_figures.charts_of_runs(runs, labels_of(runs), "linear")}
     assert set(charts) == {"ranking", "lambda", "negatives", "layers"}
-    (line,) = (each for each in drawn(charts["lambda"]).axes[0].get_lines() if len(each.get_xdata()) == 2)
+    (line,) = (each for each in drawn(charts["lambda"]).axes[0].get_lines() if each.get_marker() == "o")
     assert line.get_xdata().tolist() == [0.25, 0.5]
     assert line.get_ydata().tolist() == pytest.approx([71, 91])
-    (line,) = (each for each in drawn(charts["negatives"]).axes[0].get_lines() if len(each.get_xdata()) == 2)
+    (line,) = (each for each in drawn(charts["negatives"]).axes[0].get_lines() if each.get_marker() == "o")
     assert line.get_ydata().tolist() == pytest.approx([10, 91])
 
 

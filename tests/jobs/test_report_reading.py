@@ -208,7 +208,12 @@ def test_a_run_is_called_by_what_it_learns(changes, name):
 def test_the_command_of_a_run_makes_its_config_again(tmp_path, recipe, monkeypatch):
     """Typed as it stands, with settings of all kinds beside the recipe's."""
     changes = {"optim.epochs": 3, "evaluation.every_epochs": 1, "data.uri": "digits", "data.streams": 4}
-    changes |= {"data.batch_size": 64, "data.storage_options": {"a": "b c"}, "optim.clip_norm": None}
+    changes |= {
+        "cluster.workers": 2,
+        "data.batch_size": 64,
+        "data.storage_options": {"a": "b c"},
+        "optim.clip_norm": None,
+    }
     run = RunRecord(Folder(str(tmp_path / "it's")))
     run.config = override(RECIPES[recipe](), changes)
     command = command_of(run, again=True)

@@ -67,6 +67,7 @@ def ranking(known: Sequence[tuple[str, Finding]], protocol: str, images: int | N
         for row, (_, found) in enumerate(ordered):
             _bar(axes, row, found)
         axes.set_yticks(range(len(ordered)), [shortened(label) for label, _ in ordered])
+        axes.set_ylim(-0.6, len(ordered) - 0.4)
         axes.grid(False, axis="y")
         axes.set_xlabel("accuracy, %")
 
@@ -160,6 +161,7 @@ def distances(runs: Sequence[RunRecord], labels: Mapping[str, str]) -> Iterator[
     if not known:
         return
     alone = len(runs) == 1
+    what = details_of(known[0][1], "invariance").get("embeddings", "embeddings")
     legend = [LegendEntry(number, labels[run.folder.uri]) for number, run, _ in known]
     if alone:
         legend = [LegendEntry(0, "own transform"), LegendEntry(1, "of another image")]
@@ -171,7 +173,7 @@ def distances(runs: Sequence[RunRecord], labels: Mapping[str, str]) -> Iterator[
                 look = look_of(kind if alone else number)
                 axes.stairs(share, edges, fill=alone, alpha=0.35 if alone else None, color=look["color"])
                 axes.stairs(share, edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.5)
-        axes.set(xlabel=str(details_of(known[0][1], "invariance").get("embeddings", "distance")), ylabel="% of pairs")
+        axes.set(xlabel=f"distance of {what}", ylabel="% of pairs")
         axes.set_xlim(0, 2)
 
     others = ", as long as those of other images stay on the right" if alone else ""
