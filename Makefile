@@ -5,6 +5,7 @@ BIN := .venv/bin
 .PHONY: pretrain test quick check format
 pretrain: .venv/installed
 	$(BIN)/python jobs/pretrain.py digits
+	$(BIN)/python jobs/report.py runs/digits
 
 # One process for the tests on SLURM, one for those on Ray, which wait a lot, and one for all others.
 test: .venv/installed

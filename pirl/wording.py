@@ -1,6 +1,7 @@
-"""What is wrong with a setting, in words for the person who typed it."""
+"""Settings in words, for the person who types them: what is wrong with one, its value, its name in short."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,3 +28,22 @@ def problem_with(error: Mapping[str, Any], names: Sequence[str]) -> str:
         return message
     given = "" if name.startswith("data.storage_options") else f" {error['input']!r}"  # which may hold secrets
     return f"{name}{given}: {message}"
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """`loss.num_negatives` -> `num_negatives`, where no other name ends so."""
+    lasts = [name.rpartition(".")[2] for name in names]
+    return {name: last if lasts.count(last) == 1 else name for name, last in zip(names, lasts, strict=True)}
+
+
+def text_of(value: Any) -> str:
+    """A value of a setting as a person writes it."""
+    if value is None:
+        return "null"
+    text = f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
+    return text if not isinstance(value, float) or float(text) == value else str(value)
+
+
+def typed(value: Any) -> str:
+    """A value as it is typed in a command line."""
+    return json.dumps(value) if value is None or isinstance(value, bool | dict) else str(value)

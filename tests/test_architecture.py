@@ -22,6 +22,7 @@ ROOMS = {
     "jobs": [
         "settings",
         "live_line",
+        "reporting",
         "run",
         "evaluation",
         "batch",
@@ -30,6 +31,7 @@ ROOMS = {
         "evaluate",
         "embed",
         "export",
+        "report",
         "slurm",
     ],
     "tune": ["points", "curve", "rows", "search", "request", "run", "show", "sweep"],

@@ -12,6 +12,7 @@ from typing import Any
 from jobs.settings import absolute
 from pirl.config import Config, leaves, override
 from pirl.errors import ConfigError
+from pirl.wording import short_names, text_of
 
 LONGEST_NAME = 100
 """Letters of a trial's name, which is that of a folder; longer ones are cut and end with a digest."""
@@ -75,12 +76,6 @@ def group_name(trial: Trial) -> str:
     return json.dumps(dict(trial.values), sort_keys=True)
 
 
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """`loss.num_negatives` -> `num_negatives`, where no other name ends so."""
-    lasts = [name.rpartition(".")[2] for name in names]
-    return {name: last if lasts.count(last) == 1 else name for name, last in zip(names, lasts, strict=True)}
-
-
 def _trial(config: Config, axes: list[str]) -> Trial:
     held = leaves(config)
     values = {name.replace("-", "_"): held[name.replace("-", "_")] for name in axes}
@@ -91,11 +86,3 @@ def _trial(config: Config, axes: list[str]) -> Trial:
     if len(name) > LONGEST_NAME or plain != [f"{key}-{value}" for key, value in told]:
         name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]}"
     return Trial(name, values, config)
-
-
-def text_of(value: Any) -> str:
-    """A value of a setting as a person writes it."""
-    if value is None:
-        return "null"
-    text = f"{value:g}".replace("e+", "e") if isinstance(value, float) else str(value)
-    return text if not isinstance(value, float) or float(text) == value else str(value)

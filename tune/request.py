@@ -16,8 +16,9 @@ from pirl.errors import ConfigError
 from pirl.recipes import RECIPES
 from pirl.runs.run import check_name, storage_at
 from pirl.storage.folder import Folder
+from pirl.wording import short_names
 from tune.curve import Metric
-from tune.points import Trial, short_names, some_of, trials_of
+from tune.points import Trial, some_of, trials_of
 from tune.search import ROUND, Search, ends_of
 
 EXAMPLES = """

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from jobs.settings import recipe_for
 from pirl.config import leaves
 from pirl.storage.folder import Folder
+from pirl.wording import text_of, typed
 from tune.curve import Metric, Point
-from tune.points import Trial, group_name, text_of
+from tune.points import Trial, group_name
 
 RowState = Literal["waiting", "starting", "running", "done", "stopped", "failed"]
 """`starting` until the first line of its metrics; `stopped` by the scheduler, before the end. What is cut off with the
@@ -119,11 +120,6 @@ def repeat(trial: Trial, recipe: str, storage: Folder) -> str:
     settings = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", typed(value))]
     place = ["--run", trial.name, "--storage", str(storage.parent)]
     return shlex.join(["python", "jobs/pretrain.py", recipe, *settings, *place])
-
-
-def typed(value: Any) -> str:
-    """A value as it is typed in a command line."""
-    return json.dumps(value) if value is None or isinstance(value, bool | dict) else str(value)
 
 
 def write(storage: Folder, rows: list[Row], metric: Metric, recipe: str, command: str) -> None:

@@ -83,7 +83,8 @@ def show_result(folder: Folder, result: dict[str, Any], state: str) -> int:
         f"  trunk       {result['checkpoint']}/{CheckpointFile.TRUNK} (names as in torchvision)\n"
         f"  checkpoint  {result['checkpoint']}\n"
         f"  curves      tensorboard --logdir {folder}\n"
-        f"  measure     python jobs/evaluate.py {shlex.quote(str(folder))}"
+        f"  measure     python jobs/evaluate.py {shlex.quote(str(folder))}\n"
+        f"  page        python jobs/report.py {shlex.quote(str(folder))}"
     )
     return 0
 

@@ -25,6 +25,8 @@ class RunFile(StrEnum):
     """The orders that a jigsaw's patches may have, where `pretext.permutations` limits them."""
     STOPPED = "stopped.json"
     """After which epoch the scheduler of a sweep stopped it, by metric."""
+    REPORT = "report.html"
+    """The page of `jobs/report.py`."""
     SCRATCH = ".scratch"
     """Checkpoints as they are written, without Ray."""
     RAYS_MEMORY = "checkpoint_manager_snapshot.json"

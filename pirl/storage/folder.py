@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from pirl.storage.client import Address, filesystem, resolve
-from pirl.storage.reading import read, reading, size_of, sizes_below
+from pirl.storage.reading import FileInfo, files_below, read, reading, size_of
 from pirl.storage.retry import DEADLINE_S
 from pirl.storage.writing import send, writing
 
@@ -99,8 +99,12 @@ class Folder:
         Where links to folders are followed, a link to nothing has -1 bytes. A folder that cannot be read is not taken
         for an empty one: that raises OSError.
         """
+        return {name: info.size for name, info in self.files(follow_links=follow_links).items()}
+
+    def files(self, *, follow_links: bool = False) -> dict[str, FileInfo]:
+        """As `sizes`, with the time when each file was written."""
         try:
-            return sizes_below(self._at(), follow_links)
+            return files_below(self._at(), follow_links)
         except FileNotFoundError:  # no bucket
             return {}
 

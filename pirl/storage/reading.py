@@ -2,9 +2,10 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import IO, Any, cast
+from datetime import datetime
+from typing import IO, Any, NamedTuple, cast
 
 from pirl.errors import StorageError, StoreRefusedError
 from pirl.storage.causes import http_status
@@ -12,6 +13,16 @@ from pirl.storage.client import PIECE, Address
 
 FIRST_PIECE = 2**16
 """Bytes that are asked for first where it is not known how long a file is."""
+
+TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
+"""How filesystems of fsspec call the time when a file was written."""
+
+
+class FileInfo(NamedTuple):
+    """Bytes of a file, and when it was written, as Unix time; None where nobody tells."""
+
+    size: int
+    modified: float | None
 
 
 def read(at: Address, start: int = 0, end: int | None = None) -> bytes:
@@ -62,17 +73,23 @@ def size_of(at: Address) -> int:
     return int(size)
 
 
-def sizes_below(at: Address, follow_links: bool) -> dict[str, int]:
-    """See `Folder.sizes`; raises FileNotFoundError where there is no bucket."""
+def files_below(at: Address, follow_links: bool) -> dict[str, FileInfo]:
+    """See `Folder.files`; raises FileNotFoundError where there is no bucket."""
     if at.is_local:  # fsspec would pass over what cannot be read
-        return at.persistently("listing", lambda: _local_sizes(at.path, follow_links))
+        return at.persistently("listing", lambda: _local_files(at.path, follow_links))
     prefix = at.path.rstrip("/") + "/"
     found = at.ask("listing", "find", at.path, detail=True)
     if any(info["size"] is None for info in found.values()):
         raise StoreRefusedError(
             f"{at.uri} is a page of a web server, and no folder that can be listed: name a tar, zip or Parquet file"
         )
-    return {name.removeprefix(prefix): int(info["size"]) for name, info in found.items()}
+    return {name.removeprefix(prefix): FileInfo(int(info["size"]), _time_of(info)) for name, info in found.items()}
+
+
+def _time_of(info: Mapping[str, Any]) -> float | None:
+    """When a file was written, as a store tells it."""
+    told = next((info[name] for name in TIMES if info.get(name) is not None), None)
+    return told.timestamp() if isinstance(told, datetime) else told if isinstance(told, float) else None
 
 
 class _Remote(io.RawIOBase):
@@ -99,7 +116,7 @@ class _Remote(io.RawIOBase):
         return length
 
 
-def _local_sizes(root: str, follow_links: bool) -> dict[str, int]:
+def _local_files(root: str, follow_links: bool) -> dict[str, FileInfo]:
     seen = set()
 
     def stop(error: OSError) -> None:
@@ -116,5 +133,6 @@ def _local_sizes(root: str, follow_links: bool) -> dict[str, int]:
             with suppress(FileNotFoundError):
                 is_there = os.path.exists(path)
                 status = os.stat(path) if is_there else os.lstat(path)  # a link to nothing is a file too
-                found[os.path.relpath(path, root)] = -1 if follow_links and not is_there else status.st_size
+                size = -1 if follow_links and not is_there else status.st_size
+                found[os.path.relpath(path, root)] = FileInfo(size, status.st_mtime)
     return found

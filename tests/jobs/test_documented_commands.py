@@ -28,7 +28,7 @@ import torchvision
 from PIL import Image
 
 from clusters.dev import command as devcluster
-from jobs import embed, evaluate, export, prepare, pretrain, slurm
+from jobs import embed, evaluate, export, prepare, pretrain, report, slurm
 from jobs.batch import options
 from pirl.config import Config, from_json, leaves, override
 from pirl.data.digits import ensure_digits
@@ -49,13 +49,14 @@ PROGRAMS = ("python", "torchrun", "ray", "make", "clusters/devcluster", "source"
 INLINE = re.compile(r"`((?:python|torchrun|ray job submit|make|clusters/devcluster|source)\s[^`]+)`")
 
 COUNTS = {
-    "README.md": 24,
+    "README.md": 26,
     "docs/architecture.md": 0,
     "docs/devcluster.md": 8,
     "docs/evaluation.md": 13,
     "docs/how-it-works.md": 0,
     "docs/measurements.md": 15,
     "docs/preemption.md": 0,
+    "docs/report.md": 5,
     "docs/slurm.md": 9,
     "docs/sweeps.md": 10,
     "docs/using.md": 8,
@@ -66,6 +67,7 @@ COUNTS = {
     "evaluate.py --help": 10,
     "embed.py --help": 6,
     "export.py --help": 3,
+    "report.py --help": 5,
     "recipes": 14,
     "clusters": 2,
 }
@@ -139,6 +141,7 @@ HELPS = {
     "evaluate.py": (evaluate.main, evaluate.EXAMPLES),
     "embed.py": (embed.main, embed.EXAMPLES),
     "export.py": (export.main, export.EXAMPLES),
+    "report.py": (report.main, report.EXAMPLES),
 }
 ALL = list(documented())
 
@@ -265,6 +268,9 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
         case "jobs/evaluate.py":
             with runs():
                 return type_in(evaluate.main, *words, "--check")
+        case "jobs/report.py":
+            with runs():
+                return type_in(report.main, *words, "--check")
         case "jobs/slurm.py" if "jobs/evaluate.py" in words:
             with runs():
                 return type_in(slurm.main, *words)

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from tune.points import text_of
+from pirl.wording import text_of
 
 TICKS = 8
 """Values that have a tick each; where there are more, ticks are at round numbers."""

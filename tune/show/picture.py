@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
+from pirl.wording import short_names, text_of
 from tune.curve import Metric
-from tune.points import group_name, short_names, text_of
+from tune.points import group_name
 from tune.rows import Row, SeedGroup, groups_of
 from tune.show.axis import Axis, axis_of, shortened
 

@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pirl.wording import short_names, text_of
 from tune.curve import Metric
-from tune.points import short_names, text_of
 from tune.rows import Row, groups_of
 
 COLORS = {

@@ -18,6 +18,8 @@ from pirl.sections import Count, Section
 PICTURE = "invariance.png"
 KINDS = ("own", "other")
 """Transforms whose distance is measured: of the image itself, and of the next image."""
+BINS = 80
+"""Of the histogram, between 0 and 2, which is as far as unit rows can be apart."""
 STATISTICS = ("mean", "median", "10 %", "90 %")
 
 
@@ -61,6 +63,7 @@ def measure(subject: Subject, settings: Invariance) -> Outcome:
             "transforms": settings.transforms,
             "transform": config.pretext.name if heads else "random crop, flip and colour",
             "embeddings": "f(image) and g(transform)" if heads else "res5 of both, as there is no head g",
+            "histogram": histogram(values[0]),
         },
         {PICTURE: picture(values, "f(image) and g(transform)" if heads else "res5")},
     )
@@ -93,6 +96,12 @@ def statistics(kind: str, values: NDArray[np.float64], seed: int) -> list[Measur
     ]
 
 
+def histogram(values: NDArray[np.float64]) -> dict[str, list[int]]:
+    """How many of the distances (kinds, T, M) lie in each of `BINS` equal parts of 0 to 2, by kind."""
+    counts = [np.histogram(each.clip(0, 2), BINS, (0.0, 2.0))[0].tolist() for each in values]
+    return dict(zip(KINDS, counts, strict=True))
+
+
 def picture(values: NDArray[np.float64], what: str) -> bytes:
     """A histogram as PNG of distances (trunks, kinds, T, M)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -104,7 +113,7 @@ def picture(values: NDArray[np.float64], what: str) -> bytes:
         np.atleast_1d(figure.subplots(1, len(values), sharey=True)), ("trained", "random"), values, strict=False
     ):
         for kind, each in zip(("of the image", "of another image"), kinds, strict=True):
-            axes.hist(each.ravel(), bins=np.linspace(0, 2, 81), alpha=0.6, density=True, label=kind)
+            axes.hist(each.ravel(), bins=np.linspace(0, 2, BINS + 1), alpha=0.6, density=True, label=kind)
         axes.set(title=title, xlabel=f"distance of {what}")
         axes.legend(title="transform")
     file = io.BytesIO()
