@@ -95,6 +95,11 @@ def test_distances_of_the_heads_equal_a_loop(tmp_path: Path, task: str, monkeypa
     assert outcome.details["transform"] == task
     assert (outcome.details["split"], outcome.details["images"]) == ("test", IMAGES)
     assert "f(image) and g(transform)" in outcome.details["embeddings"]
+    middles = (np.arange(80) + 0.5) / 40
+    for at, kind in enumerate(("own", "other")):
+        counts = outcome.details["histogram"][kind]
+        assert sum(counts) == IMAGES * TRANSFORMS
+        assert np.average(middles, weights=counts) == pytest.approx(np.mean(expected[at]), abs=0.0125)  # half a part
     assert pixels_of(outcome.files[PICTURE]).std() > 10  # something is drawn
 
 

@@ -207,7 +207,8 @@ def test_a_run_is_called_by_what_it_learns(changes, name):
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "photos"])
 def test_the_command_of_a_run_makes_its_config_again(tmp_path, recipe, monkeypatch):
     """Typed as it stands, with settings of all kinds beside the recipe's."""
-    changes = {"optim.epochs": 3, "evaluation.every_epochs": 1, "data.uri": "digits", "data.streams": 4}
+    changes = {"optim.epochs": 6, "evaluation.every_epochs": 1, "data.uri": "digits", "data.streams": 4}
+    changes |= {"cluster.workers": 2}
     changes |= {
         "cluster.workers": 2,
         "data.batch_size": 64,
