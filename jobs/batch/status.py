@@ -1,12 +1,16 @@
 """What a person sees of submitted jobs: their state, and the last numbers of their runs and sweeps."""
 
+import getpass
 import json
 import os
+import sys
 import time
 from datetime import timedelta
 from typing import Any
 
 from jobs.batch.job import Job, JobStatus, statuses
+from jobs.settings import SUBMIT
+from pirl.errors import ConfigError
 from pirl.runs.run import reports_in
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
@@ -38,6 +42,17 @@ def print_status(jobs: list[Job]) -> int:
     print(f"job {job.job_id}   {job.name}")
     for title, text in rows:
         print(f"  {title:<9} {text}")
+    return 0
+
+
+def tunnel(job: Job) -> int:
+    """Prints how to reach the dashboard, which listens on the head node's loopback only; returns the exit code."""
+    head = job.report().get("head")
+    if not head or not job.status().active:
+        raise ConfigError(f"job {job.job_id} has no Ray cluster now: {SUBMIT} status {job.job_id}")
+    port = head["dashboard_port"]
+    print(f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{head['host']}")
+    print(f"then http://localhost:8265, with the token in {job.folder.token}", file=sys.stderr)
     return 0
 
 
