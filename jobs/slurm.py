@@ -15,15 +15,17 @@ import subprocess
 from collections.abc import Callable, Sequence
 
 from clusters.profile import Profile, job_settings, read_profile
+from clusters.slurm import bad_nodes
 from clusters.slurm.users_variables import notes
+from jobs.batch.doctor import doctor
 from jobs.batch.job import Job, all_jobs, cancel_array, statuses, tasks_in
 from jobs.batch.logs import follow_logs, print_logs, wait_for_end
-from jobs.batch.options import refuse_words, retry_parser, submit_parser, watch_parser
+from jobs.batch.options import doctor_parser, refuse_words, retry_parser, submit_parser, watch_parser
 from jobs.batch.places import DEFAULT, absolute, asked, job_folders, one_of, remember
 from jobs.batch.script import ROOT, next_folder, private_folder
 from jobs.batch.several import after, array_lines, to_retry, waits_for
 from jobs.batch.status import list_table, print_status, tunnel
-from jobs.batch.submission import ALONE, Submission, ask_slurm
+from jobs.batch.submission import ALONE, Submission, ask_slurm, without_bad_nodes
 from jobs.live_line import LiveLine
 from jobs.settings import SUBMIT
 from pirl.errors import ConfigError, SlurmSilent
@@ -70,10 +72,12 @@ def command(argv: list[str]) -> int:
         return submit(submit_parser(__doc__).parse_args(own), job)
     if name == "retry":
         return retry(retry_parser().parse_args(own), job)
+    if name == "doctor" and not job:
+        return doctor(doctor_parser().parse_args(own))
     if name.endswith(".py"):
         raise ConfigError(f"write the job file behind --: {SUBMIT} --cluster FILE -- {shlex.join([name, *own, *job])}")
     if name not in commands:
-        raise ConfigError(f"unknown command {name!r}: use submit, {', '.join([*commands, 'retry'])}")
+        raise ConfigError(f"unknown command {name!r}: use submit, {', '.join([*commands, 'retry', 'doctor'])}")
     if job:
         raise ConfigError(f"{name} takes no job file: write it without --")
     return commands[name](watch_parser(name).parse_args(own))
@@ -85,6 +89,8 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
         examples = ", ".join(f"clusters/{path.name}" for path in sorted((ROOT / "clusters").glob("*.toml")))
         raise ConfigError(f"--cluster FILE is missing: the examples are {examples}")
     profile = usable_profile(known.cluster)
+    if known.forget_nodes and not words:
+        return forget_nodes(absolute(profile.job_folder))
     if not words:
         raise ConfigError("no job file: write it behind --, e.g. -- jobs/pretrain.py digits")
     job, arguments = job_file(words[0]), words[1:]
@@ -150,6 +156,9 @@ def hand_over(known: argparse.Namespace, submission: Submission) -> int:
     """Asks SLURM and hands a job over that was checked, or shows its script; returns the exit code."""
     profile, parent = submission.profile, submission.folder.parent
     on_slurm = profile.cluster == "slurm"
+    if known.forget_nodes:
+        forget_nodes(parent)
+    submission, told = without_bad_nodes(submission)
     if known.dry_run and not on_slurm:
         words = (["python", submission.job, *job_settings(profile, 1), *run] for run in submission.arguments)
         print("\n".join(map(shlex.join, words)), flush=True)
@@ -157,13 +166,13 @@ def hand_over(known: argparse.Namespace, submission: Submission) -> int:
         return 0
     if known.dry_run:
         print(submission.script(), flush=True)
-    for note in notes(os.environ, submission.script()) if on_slurm else ():
+    for note in [*notes(os.environ, submission.script()), *told] if on_slurm else ():
         print(note, file=sys.stderr)
     estimate = ""
     if on_slurm and shutil.which("sbatch"):
         try:
             with LiveLine(sys.stderr).passing("asking SLURM when it can begin"):
-                estimate = ask_slurm(submission.script(), profile)
+                estimate = ask_slurm(submission)
         except SlurmSilent as silence:
             if not known.dry_run:
                 raise
@@ -185,6 +194,16 @@ def hand_over(known: argparse.Namespace, submission: Submission) -> int:
     remember(parent)
     tell(known, submission, job_ids, estimate)
     return wait_for_end(tasks_in(submission.folder)) if known.wait else 0
+
+
+def forget_nodes(parent: Path) -> int:
+    """Has nodes be used again that were left out; says which, and returns the exit code."""
+    known = bad_nodes.forget(parent)
+    for node in known:
+        print(f"forgotten: {node}", file=sys.stderr)
+    if not known:
+        print("there is no node to forget", file=sys.stderr)
+    return 0
 
 
 def refuse_clashes(parent: Path, folders: list[str], before: Sequence[Job] = ()) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clusters.profile import Profile
+from clusters.slurm.bad_nodes import is_usable
 from clusters.slurm.queue import run_command, seconds
 from pirl.errors import SlurmSilent
 
@@ -50,8 +51,7 @@ class NodeLimits:
     @property
     def usable(self) -> bool:
         """Whether jobs are started there, now or when others have ended."""
-        bad = ("down", "drain", "fail", "maint", "error", "unk", "inval", "reboot", "power", "block", "future", "*")
-        return not any(word in self.state.lower() for word in bad)
+        return is_usable(self.state)
 
 
 def parse_sinfo(text: str) -> list[NodeLimits]:

@@ -54,6 +54,7 @@ class Job:
         submitted: Unix time.
         environment: Variables of its processes, which its store may need.
         file: The job file, with `arguments`.
+        left_out: Nodes that it was not to get from the beginning.
         profile_file: That it was submitted with; "" for jobs of earlier days.
     """
 
@@ -67,6 +68,7 @@ class Job:
     file: str = ""
     arguments: tuple[str, ...] = ()
     profile_file: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def job_id(self) -> str:
@@ -263,6 +265,7 @@ def tasks_in(folder: Path) -> list[Job]:
             file=str(told["job"]),
             arguments=tuple(map(str, arguments)),
             profile_file=str(told.get("profile", "")),
+            left_out=tuple(told.get("left_out", ())),
         )
         for job_id, arguments in told["arguments"].items()
     ]

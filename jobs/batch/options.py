@@ -9,7 +9,8 @@ from pirl.errors import ConfigError
 
 USAGE = """python jobs/slurm.py [submit] --cluster FILE [--name N] [--array FILE[%N]] [--after JOB[:any]] [--wait]
                             [--forget-nodes] [--dry-run] -- JOB_FILE ARGUMENTS
-       python jobs/slurm.py status [JOB] | logs JOB [-f] | cancel JOB | retry JOB | list | tunnel JOB"""
+       python jobs/slurm.py status [JOB] | logs JOB [-f] | cancel JOB | retry JOB | list | tunnel JOB
+       python jobs/slurm.py doctor --cluster FILE [--nodes N] [--data URI]"""
 
 EPILOG = """
 commands:
@@ -20,6 +21,8 @@ commands:
   retry    submits what has failed of a job once more; of an array the tasks that failed alone. Words behind -- are
            added to the arguments of each
   list     all jobs in the job folder
+  doctor   a short job on all idle nodes, or on N: Python and versions, storage, clocks, room, ports, network, GPUs;
+           marks the odd node, and ends with 1 if there is one
   tunnel   the ssh command that brings the job's Ray dashboard to this machine
 
 JOB is an id as SLURM gives it (123; 123_4 for one task of an array), or the name of the job's folder. It is looked for
@@ -34,6 +37,7 @@ examples:
   python jobs/slurm.py --cluster clusters/slurm-cpu.toml --wait -- jobs/pretrain.py digits
   python jobs/slurm.py --cluster clusters/slurm-cpu.toml --after 123 -- jobs/evaluate.py digits --protocol knn
   python jobs/slurm.py retry 123
+  python jobs/slurm.py doctor --cluster clusters/slurm-cpu.toml --nodes 4
   python jobs/slurm.py status
   python jobs/slurm.py logs 123 -f
 """
@@ -66,6 +70,21 @@ def retry_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="of the job (default: that of the one before)")
     _add_sending(parser)
     return parser
+
+
+def doctor_parser() -> argparse.ArgumentParser:
+    """The options of `doctor`."""
+    parser = Parser(prog=f"{SUBMIT} doctor", allow_abbrev=False)
+    parser.add_argument("--cluster", metavar="FILE", help="the cluster's profile")
+    parser.add_argument("--nodes", metavar="N", type=_count, help="how many (default: all that are idle)")
+    parser.add_argument("--data", metavar="URI", default="", help="a data set of which each node reads a part")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _add_sending(parser: argparse.ArgumentParser) -> None:

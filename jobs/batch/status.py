@@ -8,6 +8,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from clusters.job_folder import JobReport
+from clusters.slurm.bad_nodes import remembered
 from jobs.batch.job import Job, JobStatus, statuses
 from jobs.settings import SUBMIT
 from pirl.errors import ConfigError
@@ -32,6 +34,7 @@ def print_status(jobs: list[Job]) -> int:
     restarts = max((status.theirs and status.theirs.restarts) or 0, own.get("restarts", 0))
     rows.append(("restarts", str(restarts)))
     rows += [("", f"{n}. {why}") for n, why in enumerate(own.get("history", []), start=1)]
+    rows += _nodes_left_out(job, own)
     rows.append(("command", job.command))
     os.environ |= job.environment
     of_job = {"tune/sweep.py": sweep_numbers, "jobs/evaluate.py": reports_written, "jobs/embed.py": files_written}
@@ -124,6 +127,15 @@ def _sweep_in_words(told: dict[str, Any]) -> str:
     sign = -1 if metric == "loss" else 1
     best = told["best"] or max(measured, key=lambda trial: sign * trial["metric"])
     return f"{text}   best {metric} so far {best['metric']:.4f} at epoch {best['epoch']} ({best['name']})"
+
+
+def _nodes_left_out(job: Job, own: JobReport) -> list[tuple[str, str]]:
+    """Nodes that this job does not get any more, and others on which something failed lately."""
+    bad = remembered(job.folder.path.parent)
+    left_out = {*own.get("left_out", []), *job.left_out}
+    rows = [("left out" if node.host in left_out else "bad node", str(node)) for node in bad]
+    faded = left_out - {node.host for node in bad}
+    return rows + [("left out", f"{host}: it failed more than a day ago, or was forgotten") for host in sorted(faded)]
 
 
 def _place_and_time(job: Job, status: JobStatus) -> list[tuple[str, str]]:

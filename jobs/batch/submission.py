@@ -6,19 +6,20 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clusters.job_folder import JobFolder
 from clusters.node.this_node import JobFile
 from clusters.profile import Profile
-from clusters.slurm import users_variables
-from clusters.slurm.limits import hints
+from clusters.slurm import bad_nodes, users_variables
+from clusters.slurm.limits import all_nodes, hints, in_partition
 from clusters.slurm.queue import run_command
 from jobs.batch.script import freeze, parameters_of, python_of, setup_lines
 from pirl.errors import ConfigError, SlurmSilent
@@ -169,12 +170,37 @@ class Submission:
             "run_folders": dict(zip(job_ids, self.run_folders, strict=True)),
             "environment": self.profile.environment,
             "profile": self.profile_file,
+            "left_out": self.left_out,
             "submitted": time.time(),
         }
         file = JobFolder(self.folder).description
         partial = file.with_name(f"{file.name}.partial")
         partial.write_text(json.dumps(description, indent=1) + "\n")
         partial.replace(file)
+
+
+def without_bad_nodes(sent: Submission) -> tuple[Submission, list[str]]:
+    """A submission that is not to get nodes on which something failed lately, and what to tell of them."""
+    bad = bad_nodes.remembered(sent.folder.parent)
+    if not bad or sent.profile.cluster != "slurm" or {"nodelist", "nodefile"} & set(sent.profile.sbatch):
+        return sent, []
+    partition = partition_of(sent.profile, sent.script())
+    nodes = [bad_nodes.Candidate(n.name, n.usable, n.features) for n in in_partition(all_nodes(), partition)]
+    hosts = bad_nodes.to_leave_out(bad, nodes, sent.profile.nodes.min, sent.profile.constraint)
+    notes = [
+        f"left out: {node} (--forget-nodes uses it again)"
+        if node.host in hosts
+        else f"not left out, as the job needs it or too many would be: {node}"
+        for node in bad
+        if node.host in {candidate.name for candidate in nodes}
+    ]
+    return replace(sent, left_out=tuple(hosts)), notes
+
+
+def partition_of(profile: Profile, script: str) -> str | None:
+    """Where the job goes: to the profile's partition, to that of a variable, or to SLURM's default, which is None."""
+    counts = users_variables.that_count(os.environ, script)
+    return profile.partition or counts.get("SBATCH_PARTITION")
 
 
 @contextmanager
@@ -195,22 +221,29 @@ def quiet() -> Iterator[None]:
         signal.signal(signal.SIGHUP, hangup)
 
 
-def ask_slurm(script: str, profile: Profile) -> str:
-    """Asks SLURM whether it would take a script, and when it would start it; submits nothing.
+def ask_slurm(sent: Submission) -> str:
+    """Asks SLURM whether it would take a job, and when it would start it; submits nothing.
 
     Raises:
         ConfigError: It would not, and why.
         SlurmSilent: There is no answer.
     """
+    script = sent.script()
     # A pipe would end this process, too, if sbatch did not read it.
     with heard_by_sbatch(script), tempfile.TemporaryFile("w+") as file:
         file.write(script)
         file.seek(0)
         answer = run_command("sbatch", "--test-only", stdin=file, limit_s=TEST_ONLY_S)
-    said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
-    if answer.returncode and any(words in said.lower() for words in AWAY):
-        raise SlurmSilent(said.splitlines()[-1].removeprefix("sbatch: ").removeprefix("error: "))
     if answer.returncode:
-        partition = profile.partition or users_variables.that_count(os.environ, script).get("SBATCH_PARTITION")
-        raise ConfigError(f"SLURM would not take this job: {said}{hints(profile, said, partition)}")
+        raise refusal(answer, sent.profile, script)
+    said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
     return re.sub(r"^Job \d+ ", "", said)  # the number is that of this question
+
+
+def refusal(answer: subprocess.CompletedProcess[str], profile: Profile, script: str) -> Exception:
+    """What sbatch said that took no job, with the key of the profile behind it; SlurmSilent where it is no answer."""
+    said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
+    if any(words in said.lower() for words in AWAY):
+        return SlurmSilent(said.splitlines()[-1].removeprefix("sbatch: ").removeprefix("error: "))
+    more = hints(profile, said, partition_of(profile, script))
+    return ConfigError(f"SLURM would not take this job: {said}{more}")

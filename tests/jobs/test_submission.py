@@ -122,7 +122,7 @@ def test_an_allocation_that_submits_tells_the_job_nothing_of_itself(
     for name in ("sbatch", "python"):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{listed}\necho Submitted batch job 7\n")
         (tmp_path / "bin" / name).chmod(0o700)
-    for hand_over in (submit, lambda sent: ask_slurm(sent.script(), sent.profile)) if cluster == "slurm" else (submit,):
+    for hand_over in (submit, ask_slurm) if cluster == "slurm" else (submit,):
         hand_over(submission(tmp_path, cluster))
         wait_for((tmp_path / "env").exists, "nothing was started")
         names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
