@@ -67,20 +67,20 @@ def command(argv: list[str]) -> int:
         "cancel": lambda known: cancel(asked(known)),
         "list": lambda known: list_table(all_jobs(*job_folders(known))),
         "tunnel": lambda known: tunnel(one_of(asked(known), "tunnel")),
+        "doctor": doctor,
     }
     if name == "submit":
         return submit(submit_parser(__doc__).parse_args(own), job)
     if name == "retry":
         return retry(retry_parser().parse_args(own), job)
-    if name == "doctor" and not job:
-        return doctor(doctor_parser().parse_args(own))
     if name.endswith(".py"):
         raise ConfigError(f"write the job file behind --: {SUBMIT} --cluster FILE -- {shlex.join([name, *own, *job])}")
     if name not in commands:
-        raise ConfigError(f"unknown command {name!r}: use submit, {', '.join([*commands, 'retry', 'doctor'])}")
+        raise ConfigError(f"unknown command {name!r}: use submit, {', '.join([*commands, 'retry'])}")
     if job:
         raise ConfigError(f"{name} takes no job file: write it without --")
-    return commands[name](watch_parser(name).parse_args(own))
+    parser = doctor_parser() if name == "doctor" else watch_parser(name)
+    return commands[name](parser.parse_args(own))
 
 
 def submit(known: argparse.Namespace, words: list[str]) -> int:

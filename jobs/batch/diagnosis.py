@@ -17,7 +17,7 @@ RATES = {
 """What nodes do by themselves, and how fast: in words, and the unit."""
 
 LATE_S = 10.0
-"""A start that is slow must also be later by this."""
+"""A start that takes twice as long as usual is odd if it is later by this."""
 
 CLOCK_S = 1.0
 TEMP_GB = 1.0
@@ -63,7 +63,7 @@ def _oddities(node: Found, nodes: Sequence[Found], gpus: int, shm_gb: float) -> 
     if own is not None and usual and own * SLOW < usual:
         yield f"its network carries {own:.3g} MB/s, and that of the median node {usual:.3g}"
     usual = _median("start_s", nodes)
-    if usual and node.get("start_s", 0) > max(SLOW * usual, usual + LATE_S):
+    if usual and node.get("start_s", 0) > usual + max(usual, LATE_S):
         yield f"took {node['start_s']:.0f} s to begin and import torch, and the median is {usual:.0f}"
     if abs(node.get("clock_s", 0)) > CLOCK_S:
         yield f"its clock is {node['clock_s']:+.1f} s off that of the first node"

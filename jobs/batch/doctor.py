@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clusters.profile import Profile, read_profile
+from clusters.slurm import users_variables
 from clusters.slurm.bad_nodes import hosts_in
 from clusters.slurm.limits import all_nodes, in_partition
 from clusters.slurm.queue import run_command, slurm_job
@@ -20,6 +23,7 @@ from jobs.batch.places import absolute
 from jobs.batch.script import freeze, next_folder, parameters_of, python_of, setup_lines
 from jobs.batch.submission import TEST_ONLY_S, heard_by_sbatch, refusal
 from jobs.live_line import LiveLine
+from jobs.settings import local
 from pirl.errors import ConfigError
 from pirl.storage.folder import Folder
 
@@ -31,6 +35,7 @@ ASK_S = 2.0
 
 def doctor(known: argparse.Namespace) -> int:
     """Returns 0 if all nodes are as they should be, 1 if one is odd or did not answer; raises ConfigError."""
+    data = "" if known.data == "digits" else local(known.data)  # those are built in
     if not known.cluster:
         raise ConfigError("--cluster FILE is missing: whose nodes are to be looked at?")
     profile = read_profile(known.cluster)
@@ -43,6 +48,7 @@ def doctor(known: argparse.Namespace) -> int:
     storage, marker = Folder(profile.storage), f".doctor-{uuid.uuid4().hex}"
     if "://" not in profile.storage:
         storage = Folder(str(absolute(profile.storage)))
+    os.environ |= profile.environment  # which the store may need
     try:
         storage.write(marker, "")
     except OSError as error:
@@ -52,7 +58,7 @@ def doctor(known: argparse.Namespace) -> int:
         request = {
             "storage": str(storage),
             "marker": marker,
-            "data": known.data,
+            "data": data,
             "temp_dir": profile.temp_dir,
             "ports": profile.ports,
             "workers": profile.workers_on_node,
@@ -84,12 +90,18 @@ def send(profile: Profile, folder: Path) -> str:
     script = _make_sbatch_string(
         command=command, folder=folder, **parameters_of(profile, "doctor", setup, [], {"no-requeue": True})
     )
+    for note in users_variables.notes(os.environ, script):
+        print(note, file=sys.stderr)
     (folder / "script.sh").write_text(script)
+    if not shutil.which("sbatch"):
+        shutil.rmtree(folder)
+        raise ConfigError("there is no sbatch here: type this on a login node of the cluster")
     with heard_by_sbatch(script), tempfile.TemporaryFile("w+") as file:
         file.write(script)
         file.seek(0)
         answer = run_command("sbatch", "--parsable", stdin=file, limit_s=TEST_ONLY_S)
     if answer.returncode:
+        shutil.rmtree(folder)
         raise refusal(answer, profile, script)
     return answer.stdout.strip().partition(";")[0]
 
