@@ -35,7 +35,7 @@ examples:
   python jobs/slurm.py --cluster clusters/slurm-cpu.toml --array seeds.txt -- jobs/pretrain.py digits
       with a line of further arguments for each run in seeds.txt: --seed 1 --run digits-1
   python jobs/slurm.py --cluster clusters/slurm-cpu.toml --wait -- jobs/pretrain.py digits
-  python jobs/slurm.py --cluster clusters/slurm-cpu.toml --after 123 -- jobs/evaluate.py digits --protocol knn
+  python jobs/slurm.py --cluster clusters/slurm-cpu.toml --after 123 -- jobs/evaluate.py /shared/runs/digits
   python jobs/slurm.py retry 123
   python jobs/slurm.py doctor --cluster clusters/slurm-cpu.toml --nodes 4
   python jobs/slurm.py status

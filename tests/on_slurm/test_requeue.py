@@ -200,10 +200,8 @@ if not restarts:
 """
     task = tmp_path / "jobs/a-1/task.py"
     task.write_text(task.read_text().replace("signals = Signals()\n", f"signals = Signals()\n{blames}"))
-    script = script.replace(
-        "\n" + shlex.quote(sys.executable), f"\ncode=$?; trap '' TERM\n{shlex.quote(sys.executable)}"
-    )
-    script = script.replace("$?", "$code").replace("code=$code", "code=$?")
+    step, last = script.rsplit("\n", 1)
+    script = f"{step}\ncode=$?; trap '' TERM; {last.replace('$?', '$code')}"
     job = slurm.submit(script, tmp_path, "--nodes=2", "--nodelist=n1,n2", "--requeue")
     slurm.ask("scontrol", "update", f"JobId={job}", "ReqNodeList=")
     slurm.start_now(job)
