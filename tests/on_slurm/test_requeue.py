@@ -202,14 +202,15 @@ if not restarts:
     task.write_text(task.read_text().replace("signals = Signals()\n", f"signals = Signals()\n{blames}"))
     step, last = script.rsplit("\n", 1)
     script = f"{step}\ncode=$?; trap '' TERM; {last.replace('$?', '$code')}"
-    job = slurm.submit(script, tmp_path, "--nodes=2", "--nodelist=n1,n2", "--requeue")
-    slurm.ask("scontrol", "update", f"JobId={job}", "ReqNodeList=")
+    job = slurm.submit(script, tmp_path, "--nodes=2", "--requeue")
+    folder = JobFolder(tmp_path / "jobs/a-1", job)
+    slurm.wait(lambda: "left_out" in folder.report(), lambda: (tmp_path / f"{job}.out").read_text())
     slurm.start_now(job)
     slurm.wait_for(job, "COMPLETED")
     shown = slurm.ask("scontrol", "-o", "show", "job", job)
     assert " NodeList=n[1,3] " in shown
     assert " ExcNodeList=n2 " in shown
-    assert JobFolder(tmp_path / "jobs/a-1", job).report()["left_out"] == ["n2"]
+    assert folder.report()["left_out"] == ["n2"]
 
 
 def test_a_job_that_may_lose_nodes_outlives_the_host_of_its_script(slurm: Slurm, tmp_path: Path):
