@@ -17,23 +17,14 @@ def test_a_full_dev_shm_and_a_slow_network_are_marked(slurm: Slurm, tmp_path: Pa
     profile.write_text(f'cluster = "slurm"\nnodes = 1\ncpus_per_node = 1\nmemory_gb_per_node = 2\n{places}')
     shell = {**slurm.env, "SBATCH_EXPORT": "NONE", "SBATCH_TIMELIMIT": "1", "SBATCH_ARRAY_INX": "0-3"}
     command = [sys.executable, str(ROOT / "jobs/slurm.py"), "doctor", f"--cluster={profile}", "--nodes=3"]
-    on(slurm, "n2", "mount", "-o", "remount,size=1M", "/dev/shm")
-    on(
-        slurm,
-        "n3",
-        "tc",
-        *["qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "16mbit", "burst", "64kb", "latency", "400ms"],
-    )
+    slow = "qdisc add dev eth0 root tbf rate 16mbit burst 64kb latency 400ms"
     try:
+        on(slurm, "n2", *["mount", "-o", "remount,size=1M", "/dev/shm"])
+        on(slurm, "n3", "tc", *slow.split())
         told = subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True, timeout=3 * LIMIT_S)
     finally:
-        slow = "qdisc add dev eth0 root tbf rate 16mbit burst 64kb latency 400ms"
-    on(slurm, "n3", "tc", *slow.split())
-    try:
-        told = subprocess.run(command, env=shell, cwd=tmp_path, capture_output=True, text=True, timeout=3 * LIMIT_S)
-    finally:
+        on(slurm, "n2", *["mount", "-o", "remount,size=50%", "/dev/shm"])
         on(slurm, "n3", "tc", *["qdisc", "del", "dev", "eth0", "root"])
-        on(slurm, "n2", "mount", "-o", "remount,size=50%", "/dev/shm")
     assert told.returncode == 1, told.stdout + told.stderr
     marks = [line for line in told.stdout.splitlines() if line.startswith("! ")]
     assert any(line.startswith("! n2: /dev/shm has 0.00 GB free, and Ray wants 0.21") for line in marks), marks
