@@ -7,6 +7,7 @@ the scheduler has forgotten the job. Imports what Python itself has only, as `cl
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
@@ -41,6 +42,10 @@ class JobReport(TypedDict, total=False):
     """When the phase began, as Unix time."""
     history: list[str]
     """Why each attempt before this one ended."""
+    blamed: list[list[str]]
+    """Nodes that were the cause of a failure in this attempt, each with what failed there."""
+    left_out: list[str]
+    """Nodes that the job is not to get any more."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,12 @@ class JobFolder:
         partial = self.report_file.with_suffix(".partial")
         partial.write_text(json.dumps(report, indent=1) + "\n")
         os.replace(partial, self.report_file)
+
+    def blame(self, hosts: Iterable[str], why: str) -> None:
+        """Notes that something failed on nodes, beside what the report says."""
+        report = self.report()
+        blamed = [*report.get("blamed", []), *([host, why] for host in hosts)]
+        self.enter(report.get("phase", "starting"), report.get("reason", ""), blamed=blamed)
 
     def write_token(self, token: str) -> None:
         """Writes the token of this attempt where only this user can read it."""

@@ -6,14 +6,22 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pirl.errors import ConfigError
 from pirl.sections import Count, Section
 from pirl.storage.secrets import refuse_secrets
 from pirl.wording import problem_with
 
-Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]+$")]
+Line = Annotated[str, StringConstraints(min_length=1), AfterValidator(lambda text: refuse_breaks(text))]
 """Text without a line break, which would end a line of the batch script."""
 
 PORTS_PER_NODE = 100
@@ -30,7 +38,10 @@ KEY_OF = {name: name for name in ("nodes", "partition", "account", "qos", "const
 }
 """Options of sbatch that a key of the profile stands for."""
 
-OURS = ("array", "wrap", "job-name", "ntasks", "ntasks-per-node", "output", "error", "open-mode")
+OURS = (
+    *("array", "wrap", "job-name", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "input"),
+    *("wait", "clusters", "test-only", "parsable", "quiet", "verbose"),
+)
 """Those that no profile may set."""
 
 
@@ -39,6 +50,14 @@ def refuse_truth(given: Any) -> Any:
     if isinstance(given, bool):
         raise ValueError("write a value, not true or false")
     return given
+
+
+def refuse_breaks(text: str) -> str:
+    """Raises ValueError for text with a line break, such as the one that an editor on Windows leaves at its end."""
+    breaks = [name for name, sign in ((r"\r", "\r"), (r"\n", "\n"), (r"\0", "\0")) if sign in text]
+    if breaks:
+        raise ValueError(f"holds {' and '.join(breaks)}, where a line of the batch script would end: leave it out")
+    return text
 
 
 class Nodes(Section):
@@ -134,6 +153,11 @@ class Profile(Section):
                 raise ValueError(f"sbatch {name!r}: jobs/slurm.py sets it itself")
             if value is False:
                 raise ValueError(f"sbatch {name!r} is false: leave it out")
+        words = " ".join(self.srun_args).replace("--export ", "--export=").split()
+        if kept := [word for word in words if re.fullmatch(r"--export=(?!ALL(,|$)).*", word)]:
+            raise ValueError(
+                f"srun_args {kept[0]!r}: the job would not get its own variables; --export=ALL,NAME=... adds"
+            )
         refuse_secrets(self.environment, "environment")
         if self.cluster in ("local", "debug") and self.nodes.max > 1:
             raise ValueError(f"cluster {self.cluster} is this machine: use nodes = 1")

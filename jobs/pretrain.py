@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from jobs.live_line import LiveLine
 from jobs.run.checks import check_request
-from jobs.settings import absolute, default_storage, pairs, recipe_for, recipe_name, settings_and_storage
+from jobs.settings import Parser, absolute, default_storage, pairs, recipe_for, recipe_name, settings_and_storage
 from pirl.config import Config, override
 from pirl.errors import ConfigError, StorageError, StoreRefusedError
 from pirl.processes import torchrun
@@ -103,7 +103,7 @@ def live_line() -> LiveLine:
 
 def parse(argv: list[str]) -> RunRequest:
     """Reads the command line; raises ConfigError for a recipe, setting or value that is not allowed."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python jobs/pretrain.py",
         usage="%(prog)s [RECIPE] [--section.field VALUE ...] [--run NAME] [--storage URI] [--resume ...]",
         description=__doc__,

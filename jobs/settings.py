@@ -1,15 +1,16 @@
 """What every job file understands in its command line: recipes, `--section.field VALUE`, `--cluster`, `--storage`."""
 
 import argparse
+import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from clusters.profile import read_profile
-from pirl.config import Config, override
+from pirl.config import Config, leaves, override
 from pirl.errors import ConfigError
 from pirl.recipes import RECIPES, photos
 from pirl.sections import Data
@@ -181,11 +182,37 @@ def absolute(config: Config) -> Config:
     return override(config, {name: str(Path(uri).expanduser().resolve()) for name, uri in local.items()})
 
 
+def nearest(word: str, options: Iterable[str], settings: Collection[str]) -> str:
+    """The option that a word may have been meant for, such as `--num-negatives` for `--negatives`, or "".
+
+    Args:
+        settings: Words of settings, of which others know what was meant.
+    """
+    typed = word.replace("_", "-")
+    if typed in options:
+        return typed
+    if word.removeprefix("--").replace("-", "_") in settings:
+        return ""
+    inside = [option for option in options if option.endswith(f"-{typed.removeprefix('--')}")]
+    return next(iter([*inside, *difflib.get_close_matches(typed, list(options), n=1, cutoff=0.8)]), "")
+
+
 SUBMIT = "python jobs/slurm.py"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and which option was meant where one is nearly right."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; raises ConfigError for a word that is no setting and nearly an option."""
+        known, rest = super().parse_known_args(args, namespace)
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        settings = {"seed", *(name.rpartition(".")[2] for name in leaves(Config()))}
+        for word in rest:
+            name = word.partition("=")[0]
+            if name.startswith("--") and "." not in name and (meant := nearest(name, options, settings)):
+                raise ConfigError(f"unknown option {name}: did you mean {meant}?")
+        return known, rest
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""

@@ -6,21 +6,26 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import getpass
 import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from clusters.profile import Profile, job_settings, read_profile
-from jobs.batch.job import Job, all_jobs, cancel_array, find_jobs, statuses
-from jobs.batch.logs import follow_logs, print_logs
-from jobs.batch.options import refuse_words, submit_parser, watch_parser
-from jobs.batch.status import list_table, print_status
-from jobs.batch.submission import ALONE, ROOT, Submission, ask_slurm, next_folder, private_folder
+from clusters.slurm import bad_nodes
+from clusters.slurm.users_variables import notes
+from jobs.batch.doctor import doctor
+from jobs.batch.job import Job, all_jobs, cancel_array, statuses, tasks_in
+from jobs.batch.logs import follow_logs, print_logs, wait_for_end
+from jobs.batch.options import doctor_parser, refuse_words, retry_parser, submit_parser, watch_parser
+from jobs.batch.places import DEFAULT, absolute, asked, job_folders, one_of, remember
+from jobs.batch.script import ROOT, next_folder, private_folder
+from jobs.batch.several import after, array_lines, to_retry, waits_for
+from jobs.batch.status import list_table, print_status, tunnel
+from jobs.batch.submission import ALONE, Submission, ask_slurm, without_bad_nodes
 from jobs.live_line import LiveLine
 from jobs.settings import SUBMIT
 from pirl.errors import ConfigError, SlurmSilent
@@ -60,19 +65,22 @@ def command(argv: list[str]) -> int:
         "status": lambda known: print_status(asked(known)),
         "logs": lambda known: (follow_logs if known.follow else print_logs)(one_of(asked(known), "logs")),
         "cancel": lambda known: cancel(asked(known)),
-        "list": lambda known: list_table(all_jobs(job_folder(known))),
+        "list": lambda known: list_table(all_jobs(*job_folders(known))),
         "tunnel": lambda known: tunnel(one_of(asked(known), "tunnel")),
+        "doctor": doctor,
     }
     if name == "submit":
-        known = submit_parser(__doc__).parse_args(own)
-        return submit(known, job)
+        return submit(submit_parser(__doc__).parse_args(own), job)
+    if name == "retry":
+        return retry(retry_parser().parse_args(own), job)
     if name.endswith(".py"):
         raise ConfigError(f"write the job file behind --: {SUBMIT} --cluster FILE -- {shlex.join([name, *own, *job])}")
     if name not in commands:
-        raise ConfigError(f"unknown command {name!r}: use submit, {', '.join(commands)}")
+        raise ConfigError(f"unknown command {name!r}: use submit, {', '.join([*commands, 'retry'])}")
     if job:
         raise ConfigError(f"{name} takes no job file: write it without --")
-    return commands[name](watch_parser(name).parse_args(own))
+    parser = doctor_parser() if name == "doctor" else watch_parser(name)
+    return commands[name](parser.parse_args(own))
 
 
 def submit(known: argparse.Namespace, words: list[str]) -> int:
@@ -80,38 +88,91 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
     if not known.cluster:
         examples = ", ".join(f"clusters/{path.name}" for path in sorted((ROOT / "clusters").glob("*.toml")))
         raise ConfigError(f"--cluster FILE is missing: the examples are {examples}")
-    profile = read_profile(known.cluster)
-    if profile.cluster == "kuberay":
-        raise ConfigError(f"{known.cluster} describes a cluster on Kubernetes: use kubectl apply, or ray job submit")
+    profile = usable_profile(known.cluster)
+    if known.forget_nodes and not words:
+        return forget_nodes(absolute(profile.job_folder))
     if not words:
         raise ConfigError("no job file: write it behind --, e.g. -- jobs/pretrain.py digits")
     job, arguments = job_file(words[0]), words[1:]
-    lines = array_lines(known.array) if known.array else [[]]
-    runs = [[*arguments, *line] for line in lines]
+    lines, at_once = array_lines(known.array) if known.array else ([[]], None)
+    if at_once and profile.cluster != "slurm":
+        raise ConfigError(f'--array %{at_once}: cluster = "{profile.cluster}" begins all runs at once: leave it out')
+    return send(known, profile, job, [[*arguments, *line] for line in lines], at_once)
+
+
+def retry(known: argparse.Namespace, words: list[str]) -> int:
+    """Submits what has failed of a job once more, with the profile as it is now; returns the exit code."""
+    tasks = to_retry(asked(known))
+    known.cluster = known.cluster or tasks[0].profile_file
+    if not known.cluster:
+        raise ConfigError(f"job {tasks[0].job_id} does not tell its profile: add --cluster FILE")
+    if words and not words[0].startswith("--"):
+        raise ConfigError(f"{words[0]!r}: behind -- come further arguments for {tasks[0].file}, as --optim.lr 0.01")
+    known.name = known.name or tasks[0].name
+    return send(known, usable_profile(known.cluster), tasks[0].file, [[*task.arguments, *words] for task in tasks])
+
+
+def usable_profile(path: str) -> Profile:
+    """Reads a profile; raises ConfigError for one that jobs are not handed to from here."""
+    profile = read_profile(path)
+    if profile.cluster == "kuberay":
+        raise ConfigError(f"{path} describes a cluster on Kubernetes: use kubectl apply, or ray job submit")
+    return profile
+
+
+def send(
+    known: argparse.Namespace, profile: Profile, job: str, runs: list[list[str]], at_once: int | None = None
+) -> int:
+    """Checks runs of a job file, then hands them over, or shows the script; returns the exit code."""
     for run in runs:
         refuse_words(profile, job, run)
-    folders = check_all(profile, job, runs)
-    if twice := {folder for folder in folders if folders.count(folder) > 1 and folder}:
-        raise ConfigError(f"two runs of {known.array} have the folder {twice.pop()}: give each a name with --run")
-
     parent = absolute(profile.job_folder)
+    if known.after and profile.cluster != "slurm":
+        raise ConfigError(f'--after: cluster = "{profile.cluster}" has no queue that jobs could wait in: leave it out')
+    dependency, before = after(known.after, [parent, *job_folders(known)]) if known.after else ("", [])
+    folders = check_all(profile, job, runs, before)
+    if twice := {folder for folder in folders if folders.count(folder) > 1 and folder}:
+        file = known.array or "the job"
+        raise ConfigError(f"two runs of {file} have the folder {twice.pop()}: give each a name with --run")
     name = known.name or (folders[0].rstrip("/").rpartition("/")[2] if folders[0] else Path(job).stem)
     if not re.fullmatch(r"[\w.+-]+", name):
         raise ConfigError(f"--name {name!r}: use letters, digits, - and _")
-    refuse_clashes(parent, folders)
-    runs_as_tuples = tuple(map(tuple, runs))
-    submission = Submission(profile, name, next_folder(parent, name), job, runs_as_tuples, tuple(folders))
-    if known.dry_run and profile.cluster != "slurm":
-        print("\n".join(shlex.join(["python", job, *job_settings(profile, 1), *run]) for run in runs), flush=True)
+    refuse_clashes(parent, folders, before)
+    submission = Submission(
+        profile,
+        name,
+        next_folder(parent, name),
+        job,
+        tuple(map(tuple, runs)),
+        tuple(folders),
+        profile_file=str(absolute(known.cluster)),
+        after=dependency,
+        at_once=at_once,
+    )
+    return hand_over(known, submission)
+
+
+def hand_over(known: argparse.Namespace, submission: Submission) -> int:
+    """Asks SLURM and hands a job over that was checked, or shows its script; returns the exit code."""
+    profile, parent = submission.profile, submission.folder.parent
+    on_slurm = profile.cluster == "slurm"
+    if known.forget_nodes:
+        forget_nodes(parent)
+    submission, told = without_bad_nodes(submission)
+    if known.dry_run and not on_slurm:
+        words = (["python", submission.job, *job_settings(profile, 1), *run] for run in submission.arguments)
+        print("\n".join(map(shlex.join, words)), flush=True)
         print(f'no script is sent: cluster = "{profile.cluster}" runs this on Ray on this machine', file=sys.stderr)
         return 0
     if known.dry_run:
         print(submission.script(), flush=True)
+    for note in [*notes(os.environ, submission.script()), *told] if on_slurm else ():
+        print(note, file=sys.stderr)
     estimate = ""
-    if profile.cluster == "slurm" and shutil.which("sbatch"):
+    if on_slurm and shutil.which("sbatch"):
         try:
             with LiveLine(sys.stderr).passing("asking SLURM when it can begin"):
-                estimate = ask_slurm(submission.script())
+                estimate = ask_slurm(submission)
         except SlurmSilent as silence:
             if not known.dry_run:
                 raise
@@ -120,9 +181,9 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
     if known.dry_run:
         print(f"SLURM says: {estimate}" if estimate else "there is no sbatch here to ask", file=sys.stderr)
         return 0
-    if profile.cluster == "slurm" and not estimate:
+    if on_slurm and not estimate:
         raise ConfigError("there is no sbatch here: type this on a login node of the cluster, or add --dry-run")
-    if profile.cluster != "slurm" and not os.access(profile.temp_dir, os.W_OK | os.X_OK):
+    if not on_slurm and not os.access(profile.temp_dir, os.W_OK | os.X_OK):
         raise ConfigError(f"temp_dir {profile.temp_dir}: there is no such folder, or you may not write in it")
     try:
         private_folder(parent)
@@ -130,13 +191,27 @@ def submit(known: argparse.Namespace, words: list[str]) -> int:
         raise ConfigError(f"job_folder {parent}: {error.strerror}") from None
     with LiveLine(sys.stderr).passing("handing the job over"):
         job_ids = submission.submit()
+    remember(parent)
     tell(known, submission, job_ids, estimate)
+    return wait_for_end(tasks_in(submission.folder)) if known.wait else 0
+
+
+def forget_nodes(parent: Path) -> int:
+    """Has nodes be used again that were left out; says which, and returns the exit code."""
+    known = bad_nodes.forget(parent)
+    for node in known:
+        print(f"forgotten: {node}", file=sys.stderr)
+    if not known:
+        print("there is no node to forget", file=sys.stderr)
     return 0
 
 
-def refuse_clashes(parent: Path, folders: list[str]) -> None:
-    """Raises ConfigError if a job works on one of these run folders, or nobody can say that it does not."""
-    others = [job for job in all_jobs(parent) if set(folders) & set(job.run_folders) - {""}]
+def refuse_clashes(parent: Path, folders: list[str], before: Sequence[Job] = ()) -> None:
+    """Raises ConfigError if a job works on one of these run folders, or nobody can say that it does not.
+
+    Those that are waited for have ended by then.
+    """
+    others = [job for job in all_jobs(parent) if set(folders) & set(job.run_folders) - {""} and job not in before]
     for other, status in zip(others, statuses(others), strict=True):
         if status.active:
             doubt = f"{status.reason}, and may be: " if status.word == "NO ANSWER" else ""
@@ -152,7 +227,7 @@ def tell(known: argparse.Namespace, submission: Submission, job_ids: list[str], 
         print(f"job {job_id}   run {folder}" if folder else f"job {job_id}")
     if estimate:
         print(f"SLURM says: {estimate}")
-    options = f" --cluster {known.cluster}" if submission.profile.job_folder != "~/pirl-jobs" else ""
+    options = f" --cluster {shlex.quote(known.cluster)}" if submission.profile.job_folder != DEFAULT else ""
     print(f"script, code and logs in {submission.folder}\n")
     for line in (f"status {job_ids[0]}", f"logs {job_ids[0]} -f", f"cancel {job_ids[0]}"):
         print(f"  {SUBMIT} {line}{options}")
@@ -166,26 +241,22 @@ def job_file(word: str) -> str:
     raise ConfigError(f"{word!r} is no job file: behind -- comes one of {', '.join(JOBS)}")
 
 
-def array_lines(path: str) -> list[list[str]]:
-    """The arguments of each run, from a file with a line for each; raises ConfigError."""
-    try:
-        text = Path(path).read_text()
-        lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--array {path}: {error}") from None
-    runs = [line for line in lines if line]
-    if not runs:
-        raise ConfigError(f"--array {path} has no line with arguments")
-    return runs
+def check_all(profile: Profile, job: str, runs: list[list[str]], before: Sequence[Job] = ()) -> list[str]:
+    """Checks each run, as `check` does, and shows in a terminal which is being checked; returns their folders.
 
-
-def check_all(profile: Profile, job: str, runs: list[list[str]]) -> list[str]:
-    """Checks each run, as `check` does, and shows in a terminal which is being checked; returns their folders."""
+    Where a run lacks nothing but what a job before it is to write, that is said, and its folder is not known.
+    """
     live, folders = LiveLine(sys.stderr), list[str]()
     with live.passing("checking the arguments"):
         for number, run in enumerate(runs, 1):
             live.now(f"checking run {number:,} of {len(runs):,}")
-            folders.append(check(profile, job, run))
+            try:
+                folders.append(check(profile, job, run))
+            except ConfigError as error:
+                if not (place := waits_for(before, run, str(error))):
+                    raise
+                live.log(f"{place} is yet to be written: the job checks its arguments when it begins")
+                folders.append("")
     return folders
 
 
@@ -204,34 +275,6 @@ def check(profile: Profile, job: str, arguments: list[str]) -> str:
     return (answer.stdout.strip().splitlines() or [""])[-1]
 
 
-def absolute(folder: str) -> Path:
-    """The path of a folder that a user named; raises ConfigError if it cannot be one."""
-    try:
-        return Path(folder).expanduser().resolve()
-    except (RuntimeError, OSError) as error:  # no such user, a link to itself
-        raise ConfigError(f"{folder}: {error}") from None
-
-
-def job_folder(known: argparse.Namespace) -> Path:
-    """Where the jobs lie that a command is about."""
-    if known.job_folder or known.cluster is None:
-        return absolute(known.job_folder or "~/pirl-jobs")
-    return absolute(read_profile(known.cluster).job_folder)
-
-
-def asked(known: argparse.Namespace) -> list[Job]:
-    """The job that a command is about, or the tasks of an array; raises ConfigError if there is none of that id."""
-    return find_jobs(job_folder(known), known.job)
-
-
-def one_of(jobs: list[Job], command: str) -> Job:
-    """The only one; raises ConfigError for an array."""
-    if len(jobs) > 1:
-        tasks = ", ".join(job.job_id for job in jobs)
-        raise ConfigError(f"this job has several tasks: {command} needs one of {tasks}")
-    return jobs[0]
-
-
 def cancel(jobs: list[Job]) -> int:
     """Ends a job, or all tasks of an array; returns the exit code."""
     first = jobs[0]
@@ -243,17 +286,6 @@ def cancel(jobs: list[Job]) -> int:
         return 1
     tasks = f"all {len(jobs)} tasks of job {first.array} are" if len(jobs) > 1 else f"job {first.job_id} is"
     print(f"{tasks} being cancelled")
-    return 0
-
-
-def tunnel(job: Job) -> int:
-    """Prints how to reach the dashboard, which listens on the head node's loopback only; returns the exit code."""
-    head = job.report().get("head")
-    if not head or not job.status().active:
-        raise ConfigError(f"job {job.job_id} has no Ray cluster now: {SUBMIT} status {job.job_id}")
-    port = head["dashboard_port"]
-    print(f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{head['host']}")
-    print(f"then http://localhost:8265, with the token in {job.folder.token}", file=sys.stderr)
     return 0
 
 

@@ -36,6 +36,8 @@ NO_PBT = (
     "them the memory bank, the optimizer and the place in the schedule; runs here only go on from checkpoints of "
     "their own. Use asha or none"
 )
+PLACES = ("data.uri", "data.cache_folder", "model.weights")
+"""Settings whose values may hold commas."""
 ALONE = (
     "--search optuna learns from trials that were trained to their end, and which ones asha stops depends on their "
     "order: use --scheduler none"
@@ -211,8 +213,12 @@ def _axes(given: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, list
     for typed, *words in [*listed, *given.set]:
         name = typed.partition("=")[0].replace("-", "_")
         if not words or "=" in typed:
-            example = " ".join([*filter(None, [typed.partition("=")[2]]), *words]) or "VALUE"
-            raise ConfigError(f"--set {typed} needs values behind the name: --set {name} {example} VALUE ...")
+            values = _apart([*filter(None, [typed.partition("=")[2]]), *words]) or ["VALUE"]
+            example = " ".join([*values, "VALUE ..."] if len(values) == 1 else values)
+            raise ConfigError(f"--set {typed} needs values behind the name, with spaces: --set {name} {example}")
+        if name not in PLACES and (joined := [word for word in words if "," in word and not word.startswith("{")]):
+            example = f"--set {name} {' '.join(_apart(words))}"
+            raise ConfigError(f"{joined[0]!r} is one value of {name}: type several with spaces between, {example}")
         if name in axes:
             raise ConfigError(f"{name} is given twice: write all of its values behind one --set {name}")
         # A profile's are given as fixed ones where the sweep is a job on SLURM.
@@ -224,6 +230,11 @@ def _axes(given: argparse.Namespace, fixed: Mapping[str, Any]) -> dict[str, list
     if not axes:
         raise ConfigError("nothing to compare: give --num-negatives, --epochs or --set NAME with values")
     return axes
+
+
+def _apart(words: Iterable[str]) -> list[str]:
+    """The values of words that were typed with commas or in brackets."""
+    return [value for word in words for value in word.strip("[]()").replace(",", " ").split()]
 
 
 def _trials(

@@ -1,12 +1,14 @@
 """Train PIRL with several values of settings, on Ray Tune, and show what they change."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from functools import cache
+from types import FrameType
 from typing import Any
 
 from jobs.live_line import LiveLine
@@ -36,6 +38,7 @@ def main() -> int:
             )
             return 0
         started = True
+        signal.signal(signal.SIGTERM, as_ctrl_c)
         return run(request, rows)
     except KeyboardInterrupt:
         print("interrupted; to go on, type the same command again", file=sys.stderr)
@@ -45,6 +48,14 @@ def main() -> int:
         wrong = refused or isinstance(error, ConfigError)
         print(f"{'error' if wrong else 'failed'}: {error}", file=sys.stderr)
         return 2 if wrong else 1
+
+
+def as_ctrl_c(_: int, frame: FrameType | None) -> None:
+    """Takes SIGTERM as Ctrl-C, of which Ray Tune knows what to do; also where a script has Ctrl-C ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def known_rows(request: SweepRequest) -> list[Row]:

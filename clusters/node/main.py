@@ -47,7 +47,7 @@ def lead(node: ThisNode, signals: Signals) -> tuple[Phase, str, int]:
     history = before.get("history", [])
     if before and len(history) < node.restarts:  # SLURM was faster than the last line of the batch script
         history = [*history, before["reason"] or f"ended by SLURM while {before['phase']}"]
-    folder.enter("starting", restarts=node.restarts, nodes=[], head=None, history=history)
+    folder.enter("starting", restarts=node.restarts, nodes=[], head=None, history=history, blamed=[])
     if node.restarts > node.profile.max_requeues:
         return "failed", f"requeued {node.restarts} times, and max_requeues is {node.profile.max_requeues}", 1
     token = secrets.token_hex(32)
@@ -56,7 +56,12 @@ def lead(node: ThisNode, signals: Signals) -> tuple[Phase, str, int]:
         environment = cleanup.environment | ray_environment(folder.token)
         folder.enter("starting", pid=os.getpid())
         try:
-            ray = start_ray(node, environment, None, lambda: signals.preempted)
+            try:
+                ray = start_ray(node, environment, None, lambda: signals.preempted)
+            except NotStarted:
+                if not signals.preempted:
+                    folder.blame([node.host], "Ray did not start there")
+                raise
             with membership.Membership(node.ip, ray.ports["membership"], token) as members:
                 at = {f"{service}_port": ray.ports[service] for service in ("membership", "gcs", "dashboard")}
                 folder.enter("starting", head={"host": node.host, "ip": node.ip, **at})

@@ -6,6 +6,7 @@ A node that is lost, preemption and a job that fails are all noticed here.
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
@@ -76,9 +77,11 @@ class Supervisor:
             if self.signals.preempted:
                 raise NotStarted("warned of the end before all nodes were up")
             if problem := self.ray.problem:
+                self._blame([self.node.host], "Ray ended there")
                 raise NotStarted(f"before all nodes were up {problem}")
             if time.monotonic() > deadline or (missing and missing == len(self.members.lost)):
                 lost = f"; lost {', '.join(self.members.lost.values())}, see its log" if self.members.lost else ""
+                self._blame(self._missing(), "Ray did not start there")
                 there = f"{self.up} of {self.node.nodes} nodes came up within {self.node.profile.start_s} s{lost}"
                 if self.up < self.node.profile.nodes.min or not self._ray_knows(self.up):
                     raise NotStarted(there)
@@ -99,16 +102,28 @@ class Supervisor:
                 return "requeue", "warned of the end", 1
             self._step_back()
             if self.ray.process.poll() is not None:
+                self._blame([self.node.host], "Ray ended there")
                 return "requeue", f"Ray on {self.node.host} ended with code {self.ray.process.returncode}", 1
             if not self.members.lost:
                 return "failed", reason_in(self.node.log, read) or f"exit code {code}", code
             forgotten = self._ray_forgets()
             lost = ", ".join(self.members.lost.values())
+            self._blame(self.members.lost.values(), "it was lost while others were not")
             if self.up < self.node.profile.nodes.min:
                 return "requeue", f"lost {lost}; {self.up} of {nodes} nodes are left", 1
             if not forgotten:
                 return "requeue", f"lost {lost}, and Ray did not notice within {FORGET_S} s", 1
             print(f"lost {lost}: going on with {self.up} of {nodes} nodes", flush=True)
+
+    def _missing(self) -> list[str]:
+        """Hosts of the job that are not up."""
+        return [host for rank, host in enumerate(self.node.hosts) if rank and rank not in self.members.ready]
+
+    def _blame(self, hosts: Iterable[str], why: str) -> None:
+        """Notes that nodes are the cause of a failure, unless they are most of the job's: then it is something else."""
+        accused = list(hosts)
+        if 2 * len(accused) <= self.node.nodes and self.node.nodes > 1:
+            self.node.folder.blame(accused, why)
 
     def _ray_knows(self, nodes: int) -> bool:
         """Whether Ray's head has as many: one that listens may not be among them yet, and one that is lost may be."""

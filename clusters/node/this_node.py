@@ -8,6 +8,7 @@ from pathlib import Path
 from clusters.job_folder import JobFolder
 from clusters.node import membership
 from clusters.profile import Profile
+from clusters.slurm.bad_nodes import hosts_in
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class ThisNode:
         host: Name of this node.
         ip: Its address, as the other nodes see it.
         resources: What the job got of it.
+        hosts: The nodes of the job by rank; empty where the scheduler does not say.
     """
 
     job: JobFile
@@ -54,6 +56,7 @@ class ThisNode:
     host: str
     ip: str
     resources: Resources
+    hosts: tuple[str, ...] = ()
 
     @classmethod
     def here(cls, job: JobFile, profile: Profile, folder: JobFolder, rank: int, nodes: int) -> "ThisNode":
@@ -69,8 +72,9 @@ class ThisNode:
         megabytes = per_node or by_default or 1024 * (profile.memory_gb_per_node or 0)
         resources = Resources(cpus, gpus, int(megabytes * 2**20) or None)
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        hosts = tuple(hosts_in(os.environ.get("SLURM_JOB_NODELIST", "")))
         host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-        return cls(job, profile, folder, rank, nodes, restarts, host, membership.own_ip(head_ip), resources)
+        return cls(job, profile, folder, rank, nodes, restarts, host, membership.own_ip(head_ip), resources, hosts)
 
     @property
     def log(self) -> Path:

@@ -27,6 +27,11 @@ SQUEUE_FORMAT = "%i|%T|%M|%l|%S|%N|%r|%j"
 """The name comes last: nothing else may hold the separator."""
 SACCT_FORMAT = "JobID,State,Elapsed,Timelimit,Start,NodeList,ExitCode,JobName"
 NOTHING = {"", "(null)", "None", "N/A", "None assigned", "Unknown"}
+USERS_OWN = (
+    *("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_"),
+    *("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "SLURM_CLUSTERS"),
+)
+"""Variables with a user's own filters and formats, and other clusters: they would change what is asked and answered."""
 NO_JOB = ("invalid job id", "invalid job array id", "accounting storage is disabled")
 """What a command says that fails because it knows of no such job; any other failure is no answer."""
 
@@ -201,14 +206,16 @@ def _parse_rows(text: str, names: str) -> list[SlurmJob]:
     return [_job(dict(zip(columns, row, strict=True))) for row in rows if len(row) == len(columns) and row[1]]
 
 
-def run_command(
-    *command: str, limit_s: float, env: Mapping[str, str] | None = None, stdin: IO[str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs a command of SLURM; raises SlurmSilent where it takes too long, and OSError where it cannot be run."""
+def run_command(*command: str, limit_s: float, stdin: IO[str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command of SLURM, without a user's own filters.
+
+    Raises SlurmSilent where it takes too long, and OSError where it cannot be run.
+    """
     given = subprocess.DEVNULL if stdin is None else stdin
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(USERS_OWN)}
     try:
         return subprocess.run(
-            command, env=env, stdin=given, capture_output=True, text=True, errors="replace", timeout=limit_s
+            command, env=plain, stdin=given, capture_output=True, text=True, errors="replace", timeout=limit_s
         )
     except subprocess.TimeoutExpired:
         raise SlurmSilent(f"{command[0]} has said nothing for {limit_s:g} s") from None
@@ -216,11 +223,8 @@ def run_command(
 
 def _ask(*command: str) -> str | None:
     """What a command prints, "" where it knows of no such job; None where it is not there. Raises SlurmSilent."""
-    # A user's own filters and formats (SQUEUE_PARTITION, SLURM_TIME_FORMAT) would change the answer.
-    own = ("SQUEUE_", "SACCT_", "SLURM_TIME_FORMAT")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     try:
-        answer = run_command(*command, limit_s=LIMIT_S, env=env)
+        answer = run_command(*command, limit_s=LIMIT_S)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

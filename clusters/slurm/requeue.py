@@ -7,16 +7,19 @@ ended, whichever way.
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clusters.job_folder import JobFolder
+from clusters.slurm import bad_nodes
 
 TRIES = 5
 CARRIED_OUT_S = 60
@@ -29,8 +32,12 @@ LOOK_S = 5
 """Between two looks at a host; the first is late enough for all of its processes to be gone."""
 
 
-def main(path: Path, max_requeues: int, code: int) -> int:
-    """Returns the exit code of the batch script; does not return when the job goes back to the queue."""
+def main(path: Path, max_requeues: int, code: int, lost: str = "") -> int:
+    """Returns the exit code of the batch script; does not return when the job goes back to the queue.
+
+    Args:
+        lost: The host that is down, where that is known.
+    """
     folder = JobFolder(path, own_id())
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     try:
@@ -40,6 +47,8 @@ def main(path: Path, max_requeues: int, code: int) -> int:
         return 1
 
     report = folder.report()
+    if report.get("restarts") == restarts:
+        remember_bad_nodes(folder, [*report.get("blamed", []), *([[lost, "it was lost"]] if lost else [])])
     phase = report.get("phase") if report.get("restarts") == restarts else None
     if phase in ("done", "failed"):
         return report["exit_code"]
@@ -60,11 +69,72 @@ def main(path: Path, max_requeues: int, code: int) -> int:
         return 1
     print(f"back to the queue: {reason}", flush=True)
     folder.enter("requeue", reason, history=history, restarts=restarts)
+    # It comes as soon as the job is requeued, and until then the job takes no other nodes to leave out.
+    patience = Patience()
     for _ in range(TRIES):
         # Incomplete: not one that was cancelled meanwhile.
         taken = _ask("scontrol", "requeue", "incomplete", folder.job_id) is not None
+        if taken:
+            leave_out_bad_nodes(folder)
+        patience.over()
         time.sleep(CARRIED_OUT_S if taken else CARRIED_OUT_S / TRIES)
     return 1
+
+
+class Patience:
+    """Lets SIGTERM wait until `over`."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self.before = signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+
+    def over(self) -> None:
+        """Ends this process if the signal has come; from now on it does what it did before, if it was not ignored."""
+        ignored = self.before in (signal.SIG_IGN, None)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if ignored else self.before)
+        if self.came:
+            sys.exit(128 + signal.SIGTERM)
+
+
+def remember_bad_nodes(folder: JobFolder, blamed: list[list[str]]) -> None:
+    """Notes nodes that were the cause of a failure, for this job and later ones."""
+    for host, why in blamed:
+        try:
+            bad_nodes.remember(folder.path.parent, host, why, folder.job_id)
+        except OSError as error:
+            print(f"{host} is not remembered as bad: {error}", flush=True)
+
+
+def leave_out_bad_nodes(folder: JobFolder) -> None:
+    """Has this job, which is in the queue again, not get nodes that failed; gives back those that have faded."""
+    before = folder.report().get("left_out", [])
+    bad = bad_nodes.remembered(folder.path.parent)
+    told = _ask("scontrol", "-o", "show", "job", folder.job_id) if bad or before else None
+    if not told or not (partition := _field(told, "Partition")) or _field(told, "ReqNodeList"):
+        return
+    listed = _ask("sinfo", "-h", "-N", "-p", partition, "-o", "%N|%T|%f") or ""
+    rows = [line.strip().split("|") for line in listed.splitlines() if line.count("|") == 2]
+    nodes = [bad_nodes.Candidate(host, bad_nodes.is_usable(state), (*have.split(","),)) for host, state, have in rows]
+    needed = re.match(r"\d+", _field(told, "NumNodes"))
+    hosts = bad_nodes.to_leave_out(bad, nodes, int(needed[0]) if needed else 1, _field(told, "Features") or None)
+    theirs = set(bad_nodes.hosts_in(_field(told, "ExcNodeList"))) - set(before)
+    if set(hosts) == set(before):
+        return
+    names = ",".join(sorted({*theirs, *hosts}))
+    if _ask("scontrol", "update", f"JobId={folder.job_id}", f"ExcNodeList={names}") is None:
+        return
+    report = folder.report()
+    folder.enter(report["phase"], report["reason"], left_out=hosts)
+    print(f"left out from now on: {', '.join(hosts) or 'no node'}", flush=True)
+
+
+def _field(told: str, name: str) -> str:
+    """A field of `scontrol -o show job`; empty where there is nothing in it."""
+    found = re.search(rf" {name}=(\S*)", told)
+    return "" if not found or found[1] == "(null)" else found[1]
 
 
 def outlive(path: Path, max_requeues: int, head: str) -> None:
@@ -87,7 +157,7 @@ def outlive(path: Path, max_requeues: int, head: str) -> None:
     except SystemExit:  # SLURM ends the steps of the job when it notices
         if host_state(head) != "down":
             raise
-    main(path, max_requeues, code=137)
+    main(path, max_requeues, code=137, lost=head)
     _ask("scancel", own_id())
 
 
@@ -114,7 +184,15 @@ def host_state(host: str) -> Literal["up", "down", "unknown"]:
 def _ask(*command: str) -> str | None:
     """What a command of SLURM prints; None where it fails or takes too long, which is said in the log."""
     try:
-        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, errors="replace", timeout=CARRIED_OUT_S)
+        answer = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=CARRIED_OUT_S,
+            # What it asks for may end all of this job before there is an answer.
+            preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         print(f"{command[0]}: {error}", flush=True)
         return None

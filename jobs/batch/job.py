@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,9 @@ class Job:
         run_folders: Of its run; empty if it makes none.
         submitted: Unix time.
         environment: Variables of its processes, which its store may need.
+        file: The job file, with `arguments`.
+        left_out: Nodes that it was not to get from the beginning.
+        profile_file: That it was submitted with; "" for jobs of earlier days.
     """
 
     folder: JobFolder
@@ -61,6 +65,10 @@ class Job:
     run_folders: tuple[str, ...]
     submitted: float
     environment: dict[str, str] = field(default_factory=dict)
+    file: str = ""
+    arguments: tuple[str, ...] = ()
+    profile_file: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def job_id(self) -> str:
@@ -214,12 +222,12 @@ def statuses(jobs: list[Job]) -> list[JobStatus]:
     return found
 
 
-def all_jobs(parent: Path) -> list[Job]:
-    """The jobs of a job folder, the newest first; what cannot be read is named on stderr and left out."""
+def all_jobs(*parents: Path) -> list[Job]:
+    """The jobs of job folders, the newest first; what cannot be read is named on stderr and left out."""
     jobs = []
-    for folder in parent.glob("*/"):
+    for folder in (folder for parent in parents for folder in parent.glob("*/")):
         try:
-            jobs += _jobs_of(folder)
+            jobs += tasks_in(folder)
         except FileNotFoundError:  # nothing was submitted from it
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -227,22 +235,23 @@ def all_jobs(parent: Path) -> list[Job]:
     return sorted(jobs, key=_newest_first)
 
 
-def find_jobs(parent: Path, name: str | None) -> list[Job]:
+def find_jobs(parents: Sequence[Path], name: str | None) -> list[Job]:
     """The newest job, or that of an id or folder name; all tasks of an array that is not asked for by task.
 
     Raises ConfigError if there is none.
     """
-    jobs = all_jobs(parent)
+    jobs, where = all_jobs(*parents), " or ".join(map(str, parents))
     if not jobs:
-        raise ConfigError(f"there are no jobs in {parent}; --cluster FILE or --job-folder says where else to look")
+        raise ConfigError(f"there are no jobs in {where}; --cluster FILE or --job-folder says where else to look")
     meant = [job for job in jobs if name in (None, job.job_id, job.array, job.folder.path.name)]
     if not meant:
         known = ", ".join(job.job_id for job in jobs[:10])
-        raise ConfigError(f"no job {name!r} in {parent}; the newest are {known}")
+        raise ConfigError(f"no job {name!r} in {where}; the newest are {known}")
     return [job for job in meant if job.folder.path == meant[0].folder.path]
 
 
-def _jobs_of(folder: Path) -> list[Job]:
+def tasks_in(folder: Path) -> list[Job]:
+    """The jobs of one submission, in the order of their tasks; raises OSError or ValueError and the like."""
     told = json.loads(JobFolder(folder).description.read_text())
     return [
         Job(
@@ -253,6 +262,10 @@ def _jobs_of(folder: Path) -> list[Job]:
             run_folders=(told["run_folders"][job_id],) if told["run_folders"][job_id] else (),
             submitted=float(told["submitted"]),
             environment={name: str(value) for name, value in told.get("environment", {}).items()},
+            file=str(told["job"]),
+            arguments=tuple(map(str, arguments)),
+            profile_file=str(told.get("profile", "")),
+            left_out=tuple(told.get("left_out", ())),
         )
         for job_id, arguments in told["arguments"].items()
     ]

@@ -5,7 +5,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.batch.job import Job
+from jobs.batch.job import ENDS, Job, JobStatus, statuses
+from jobs.settings import SUBMIT
 
 FOLLOW_S = 0.5
 ASK_S = 5.0
@@ -52,3 +53,30 @@ def new_lines(job: Job, positions: dict[Path, int], *, to_the_end: bool = False)
         positions[path] = positions.get(path, 0) + len(shown)
         for line in shown.decode(errors="replace").splitlines():
             yield f"[{rank}] {line}"
+
+
+def wait_for_end(jobs: list[Job]) -> int:
+    """Returns when all have ended, with the exit code of the first that failed, or 0; changes are told on stderr."""
+    said: dict[str, str] = {}
+    try:
+        while True:
+            found = list(zip(jobs, statuses(jobs), strict=True))
+            for job, status in found:
+                if said.get(job.job_id) != status.word:
+                    print(f"-- job {job.job_id} {status}", file=sys.stderr, flush=True)
+                said[job.job_id] = status.word
+            if not any(status.active for _, status in found):
+                return next((code for job, status in found if (code := exit_code(job, status))), 0)
+            time.sleep(ASK_S)
+    except KeyboardInterrupt:
+        print(f"the job goes on: {SUBMIT} logs {jobs[0].job_id} -f", file=sys.stderr)
+        raise
+
+
+def exit_code(job: Job, status: JobStatus) -> int:
+    """Of the run of a job that has ended; never 0 where it did not end well."""
+    own = job.report()
+    if status.word == "COMPLETED":
+        return 0
+    told = own.get("exit_code") if own.get("phase") in ENDS else status.theirs and status.theirs.exit_code
+    return told or 1

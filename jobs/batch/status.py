@@ -1,12 +1,18 @@
 """What a person sees of submitted jobs: their state, and the last numbers of their runs and sweeps."""
 
+import getpass
 import json
 import os
+import sys
 import time
 from datetime import timedelta
 from typing import Any
 
+from clusters.job_folder import JobReport
+from clusters.slurm.bad_nodes import remembered
 from jobs.batch.job import Job, JobStatus, statuses
+from jobs.settings import SUBMIT
+from pirl.errors import ConfigError
 from pirl.runs.run import reports_in
 from pirl.runs.run_files import RunFile
 from pirl.storage.folder import Folder
@@ -28,6 +34,7 @@ def print_status(jobs: list[Job]) -> int:
     restarts = max((status.theirs and status.theirs.restarts) or 0, own.get("restarts", 0))
     rows.append(("restarts", str(restarts)))
     rows += [("", f"{n}. {why}") for n, why in enumerate(own.get("history", []), start=1)]
+    rows += _nodes_left_out(job, own)
     rows.append(("command", job.command))
     os.environ |= job.environment
     of_job = {"tune/sweep.py": sweep_numbers, "jobs/evaluate.py": reports_written, "jobs/embed.py": files_written}
@@ -38,6 +45,17 @@ def print_status(jobs: list[Job]) -> int:
     print(f"job {job.job_id}   {job.name}")
     for title, text in rows:
         print(f"  {title:<9} {text}")
+    return 0
+
+
+def tunnel(job: Job) -> int:
+    """Prints how to reach the dashboard, which listens on the head node's loopback only; returns the exit code."""
+    head = job.report().get("head")
+    if not head or not job.status().active:
+        raise ConfigError(f"job {job.job_id} has no Ray cluster now: {SUBMIT} status {job.job_id}")
+    port = head["dashboard_port"]
+    print(f"ssh -N -L 8265:127.0.0.1:{port} {getpass.getuser()}@{head['host']}")
+    print(f"then http://localhost:8265, with the token in {job.folder.token}", file=sys.stderr)
     return 0
 
 
@@ -109,6 +127,15 @@ def _sweep_in_words(told: dict[str, Any]) -> str:
     sign = -1 if metric == "loss" else 1
     best = told["best"] or max(measured, key=lambda trial: sign * trial["metric"])
     return f"{text}   best {metric} so far {best['metric']:.4f} at epoch {best['epoch']} ({best['name']})"
+
+
+def _nodes_left_out(job: Job, own: JobReport) -> list[tuple[str, str]]:
+    """Nodes that this job does not get any more, and others on which something failed lately."""
+    bad = remembered(job.folder.path.parent)
+    left_out = {*own.get("left_out", []), *job.left_out}
+    rows = [("left out" if node.host in left_out else "bad node", str(node)) for node in bad]
+    faded = left_out - {node.host for node in bad}
+    return rows + [("left out", f"{host}: it failed more than a day ago, or was forgotten") for host in sorted(faded)]
 
 
 def _place_and_time(job: Job, status: JobStatus) -> list[tuple[str, str]]:

@@ -1,30 +1,29 @@
 """A job as it is handed to the scheduler: its folder with the code of that moment, its script, its tasks."""
 
-import itertools
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
-import stat
-import sys
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clusters.job_folder import JobFolder
 from clusters.node.this_node import JobFile
 from clusters.profile import Profile
+from clusters.slurm import bad_nodes, users_variables
+from clusters.slurm.limits import all_nodes, hints, in_partition
 from clusters.slurm.queue import run_command
+from jobs.batch.script import freeze, parameters_of, python_of, setup_lines
 from pirl.errors import ConfigError, SlurmSilent
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("pirl", "jobs", "clusters", "tune")
 ALONE = "jobs/prepare.py"
 """The job file that needs no Ray and no number of workers."""
 
@@ -40,16 +39,16 @@ AWAY = (
 )
 """What sbatch says that has not reached the controller; anything else is the controller's word."""
 
-USERS_OWN = ("SLURM_CONF", "SLURM_JWT", "SBATCH_")
-"""Variables with which a user's shell tells SLURM's commands something; the others tell of an allocation."""
-
 
 @contextmanager
-def outside_of_allocations() -> Iterator[None]:
-    """Hides in the block what an allocation in which this process runs has told it: a new job would believe it."""
+def heard_by_sbatch(script: str) -> Iterator[None]:
+    """In the block the environment has of SLURM what sbatch is to hear for a script.
+
+    What an allocation in which this process runs has told it is hidden, too: a new job would believe it.
+    """
     from submitit.helpers import clean_env
 
-    kept = {name: value for name, value in os.environ.items() if name.startswith(USERS_OWN)}
+    kept = users_variables.that_count(os.environ, script)
     with clean_env():
         os.environ |= kept
         yield
@@ -64,6 +63,10 @@ class Submission:
         job: Path of the job file in the project.
         arguments: For the job file, of each run.
         run_folders: Of each run; empty for a job that makes none.
+        profile_file: That of the profile, for who submits again.
+        left_out: Nodes that the job is not to get.
+        after: What SLURM lets it wait for, as --dependency has it.
+        at_once: Tasks of an array that run together, at most; None for SLURM's own limit.
     """
 
     profile: Profile
@@ -72,6 +75,10 @@ class Submission:
     job: str
     arguments: tuple[tuple[str, ...], ...]
     run_folders: tuple[str, ...]
+    profile_file: str = ""
+    left_out: tuple[str, ...] = ()
+    after: str = ""
+    at_once: int | None = None
 
     def script(self) -> str:
         """The batch script, exactly as SLURM gets it."""
@@ -83,15 +90,18 @@ class Submission:
             parameters["map_count"] = len(self.arguments)
         return _make_sbatch_string(command=command, folder=self.folder, **parameters)
 
-    @outside_of_allocations()
     def submit(self) -> list[str]:
         """Makes the folder, freezes the code, hands the job over; returns the id of each run's job.
 
         Raises ConfigError if the scheduler does not take it.
         """
+        with heard_by_sbatch(self.script()):
+            return self._submit()
+
+    def _submit(self) -> list[str]:
         import submitit
 
-        self._make_folder()
+        freeze(self.folder)
         tasks = self._tasks()
         if self.profile.cluster == "slurm":
             executor: Any = submitit.SlurmExecutor(folder=self.folder, python=self.profile.python)
@@ -129,41 +139,16 @@ class Submission:
         return [Task(self.folder, file, profile) for file in files]
 
     def _parameters(self) -> dict[str, Any]:
-        """For submitit, whose names they bear."""
-        profile = self.profile
-        more: dict[str, Any] = {"requeue": True}
-        if profile.nodes.min < profile.nodes.max:
-            more |= {"nodes": f"{profile.nodes.min}-{profile.nodes.max}", "no-kill": True}
-        given = {
-            "partition": profile.partition,
-            "account": profile.account,
-            "qos": profile.qos,
-            "constraint": profile.constraint,
-            "gpus_per_node": profile.gpus_per_node or None,
-            # Not with a range of nodes, of which SLURM would give the fewest.
-            "ntasks_per_node": None if "no-kill" in more else 1,
-            "mem": f"{round(profile.memory_gb_per_node * 1024)}M" if profile.memory_gb_per_node else None,
-        }
         requeue = shlex.join([f"{self._code}/clusters/slurm/requeue.py", str(self.folder)])
-        return {name: value for name, value in given.items() if value} | {
-            "job_name": self.name,
-            "nodes": profile.nodes.max,
-            "cpus_per_task": profile.cpus_per_node,
-            "time": profile.time,
-            "signal_delay_s": profile.warning_s,
-            "stderr_to_stdout": True,
-            "wckey": None,
-            "additional_parameters": {**more, **profile.sbatch},
-            "setup": self._setup(),
-            # A task that ends must not end the others, which may go on without it.
-            "srun_args": [
-                *("--kill-on-bad-exit=0", "--wait=0", "--ntasks-per-node=1"),
-                f"--cpus-per-task={profile.cpus_per_node}",
-                *(["--no-kill"] if "no-kill" in more else []),
-                *profile.srun_args,
-            ],
-            "teardown": [f"{self._python} {requeue} {profile.max_requeues} $?"],
-        }
+        # SIGTERM comes with the requeue that this line asks for, and it has a word to say after it.
+        last = f"code=$?; trap '' TERM; {self._python} {requeue} {self.profile.max_requeues} $code"
+        more: dict[str, str | bool] = {"requeue": True}
+        if self.left_out:
+            more["exclude"] = ",".join(filter(None, [str(self.profile.sbatch.get("exclude", "")), *self.left_out]))
+        if self.after:
+            more |= {"dependency": self.after, "kill-on-invalid-dep": "yes"}
+        given = parameters_of(self.profile, self.name, self._setup(), [last], more)
+        return given | ({"array_parallelism": self.at_once} if self.at_once else {})
 
     @property
     def _code(self) -> str:
@@ -171,25 +156,10 @@ class Submission:
 
     @property
     def _python(self) -> str:
-        return self.profile.python or shlex.quote(sys.executable)
+        return python_of(self.profile)
 
     def _setup(self) -> list[str]:
-        """Lines of bash before the job; whatever those of the profile do, the frozen code comes first."""
-        return [
-            *(f"export {name}={shlex.quote(value)}" for name, value in self.profile.environment.items()),
-            *self.profile.setup,
-            "set +e",  # what stands behind the job has to run when it fails
-            f'export PYTHONPATH={shlex.quote(self._code)}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-            # Else the code in the folder of sbatch, which may have changed, would come before it.
-            "export PYTHONSAFEPATH=1",
-        ]
-
-    def _make_folder(self) -> None:
-        private_folder(self.folder.parent)
-        self.folder.mkdir(mode=0o700)
-        for package in PACKAGES:
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / package, f"{self._code}/{package}", ignore=ignore)
+        return setup_lines(self.profile, self._code)
 
     def _write_description(self, job_ids: list[str]) -> None:
         description = {
@@ -199,12 +169,38 @@ class Submission:
             "arguments": dict(zip(job_ids, self.arguments, strict=True)),
             "run_folders": dict(zip(job_ids, self.run_folders, strict=True)),
             "environment": self.profile.environment,
+            "profile": self.profile_file,
+            "left_out": self.left_out,
             "submitted": time.time(),
         }
         file = JobFolder(self.folder).description
         partial = file.with_name(f"{file.name}.partial")
         partial.write_text(json.dumps(description, indent=1) + "\n")
         partial.replace(file)
+
+
+def without_bad_nodes(sent: Submission) -> tuple[Submission, list[str]]:
+    """A submission that is not to get nodes on which something failed lately, and what to tell of them."""
+    bad = bad_nodes.remembered(sent.folder.parent)
+    if not bad or sent.profile.cluster != "slurm" or {"nodelist", "nodefile"} & set(sent.profile.sbatch):
+        return sent, []
+    partition = partition_of(sent.profile, sent.script())
+    nodes = [bad_nodes.Candidate(n.name, n.usable, n.features) for n in in_partition(all_nodes(), partition)]
+    hosts = bad_nodes.to_leave_out(bad, nodes, sent.profile.nodes.min, sent.profile.constraint)
+    notes = [
+        f"left out: {node} (--forget-nodes uses it again)"
+        if node.host in hosts
+        else f"not left out, as the job needs it or too many would be: {node}"
+        for node in bad
+        if node.host in {candidate.name for candidate in nodes}
+    ]
+    return replace(sent, left_out=tuple(hosts)), notes
+
+
+def partition_of(profile: Profile, script: str) -> str | None:
+    """Where the job goes: to the profile's partition, to that of a variable, or to SLURM's default, which is None."""
+    counts = users_variables.that_count(os.environ, script)
+    return profile.partition or counts.get("SBATCH_PARTITION")
 
 
 @contextmanager
@@ -225,35 +221,29 @@ def quiet() -> Iterator[None]:
         signal.signal(signal.SIGHUP, hangup)
 
 
-def private_folder(folder: Path) -> None:
-    """Makes a folder; what lies in it is run, so raises ConfigError for one in which others can write."""
-    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise ConfigError(f"job_folder {folder} belongs to others or can be written by them: chmod go-w {folder}")
-
-
-def next_folder(parent: Path, name: str) -> Path:
-    """The first of `name-1`, `name-2`, … that does not exist."""
-    folders = (parent / f"{name}-{number}" for number in itertools.count(1))
-    return next(folder for folder in folders if not folder.exists())
-
-
-@outside_of_allocations()
-def ask_slurm(script: str) -> str:
-    """Asks SLURM whether it would take a script, and when it would start it; submits nothing.
+def ask_slurm(sent: Submission) -> str:
+    """Asks SLURM whether it would take a job, and when it would start it; submits nothing.
 
     Raises:
         ConfigError: It would not, and why.
         SlurmSilent: There is no answer.
     """
-    with tempfile.TemporaryFile("w+") as file:  # a pipe would end this process, too, if sbatch did not read it
+    script = sent.script()
+    # A pipe would end this process, too, if sbatch did not read it.
+    with heard_by_sbatch(script), tempfile.TemporaryFile("w+") as file:
         file.write(script)
         file.seek(0)
         answer = run_command("sbatch", "--test-only", stdin=file, limit_s=TEST_ONLY_S)
-    said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
-    if answer.returncode and any(words in said.lower() for words in AWAY):
-        raise SlurmSilent(said.splitlines()[-1].removeprefix("sbatch: ").removeprefix("error: "))
     if answer.returncode:
-        raise ConfigError(f"SLURM would not take this job: {said}")
+        raise refusal(answer, sent.profile, script)
+    said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
     return re.sub(r"^Job \d+ ", "", said)  # the number is that of this question
+
+
+def refusal(answer: subprocess.CompletedProcess[str], profile: Profile, script: str) -> Exception:
+    """What sbatch said that took no job, with the key of the profile behind it; SlurmSilent where it is no answer."""
+    said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
+    if any(words in said.lower() for words in AWAY):
+        return SlurmSilent(said.splitlines()[-1].removeprefix("sbatch: ").removeprefix("error: "))
+    more = hints(profile, said, partition_of(profile, script))
+    return ConfigError(f"SLURM would not take this job: {said}{more}")

@@ -199,9 +199,11 @@ def connect(meanwhile: Sequence[str] = ()) -> None:
         if isinstance(error, (ConnectionError, RuntimeError, ValueError)):
             raise ConfigError(f"no Ray at {address}: {what}. Check RAY_ADDRESS and RAY_AUTH_TOKEN_PATH") from None
         raise OSError(f"Ray at {address} did not answer: {what}") from None
-    if starts_ray():
-        from jobs.run.ray_internals import end_log_monitor
+    from jobs.run.ray_internals import end_log_monitor, shorten_lost_workers, take_sigterm_back
 
+    take_sigterm_back()
+    shorten_lost_workers()
+    if starts_ray():
         end_log_monitor()
 
 

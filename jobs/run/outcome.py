@@ -1,6 +1,7 @@
 """How a run ended: written into its folder, and shown to whoever started it."""
 
 import json
+import re
 import shlex
 import sys
 import threading
@@ -89,6 +90,11 @@ def show_result(folder: Folder, result: dict[str, Any], state: str) -> int:
     return 0
 
 
+DIED = "its worker process has died"
+"""In what Ray says of a worker that is gone."""
+
+LOST = "the process of a worker was lost: killed from outside, or it crashed; `dmesg` there says if memory ran out\n"
+
 _told_to_end = threading.Event()
 
 
@@ -124,7 +130,14 @@ def in_words(error: Exception) -> str:
         from jobs.run.ray_internals import raised_by
 
         cause = next(iter(failures.values()))
-        raised = raised_by(cause)
-        what = f"{type(raised).__name__}: {raised}\n" if raised else ""
-        return f"{what}{str(cause).strip()}"
-    return str(error).strip()
+        raised, text = raised_by(cause), str(cause).strip()
+        what = f"{type(raised).__name__}: {raised}\n" if raised else LOST if DIED in text else ""
+        return f"{what}{without_guesses(text)}"
+    return without_guesses(str(error).strip())
+
+
+def without_guesses(text: str) -> str:
+    """What Ray says of a process that is lost, without its list of what may have been: it names the OOM killer first,
+    whoever ended the process.
+    """
+    return re.sub(r" *(Some common causes include|There are some potential root causes).*", "", text)

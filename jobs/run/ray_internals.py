@@ -7,9 +7,13 @@
   checkpoint is saved then, and a terminal does not show what goes on.
 - The GCS' table of placement groups: gives those of trials that were cut off back. Without it a sweep may never end.
 - `_base_exc`: what a worker raised, for the first line of an error. Without it the line says where, and not what.
+- `print_to_stdstream`: prints what raylets say. Without it, a lost process comes with half a page of guesses.
 - `build_checkpoint_path_from_name`: where Ray looks for a checkpoint that we have sent ourselves. Without it, nowhere.
 """
 
+import re
+import signal
+import threading
 from typing import Any
 
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_get, _internal_kv_put
@@ -58,6 +62,31 @@ def end_log_monitor() -> None:
 
     node: Any = ray._private.worker._global_node
     node.kill_log_monitor(check_alive=False)
+
+
+def take_sigterm_back() -> None:
+    """Gives SIGTERM back to Python's handler: Ray puts one before it that prints where its code was."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+
+
+def shorten_lost_workers() -> None:
+    """Has what Ray prints of a process that it has lost, with all that may have been the cause, be one line."""
+    from ray._private import worker
+
+    print_as_ray_does = worker.print_to_stdstream
+
+    def print_shortly(data: dict[str, Any], ignore_prefix: bool) -> None:
+        lines = [lost_worker(line) for line in data.get("lines", [])]
+        print_as_ray_does({**data, "lines": lines}, ignore_prefix)
+
+    worker.print_to_stdstream = print_shortly
+
+
+def lost_worker(line: str) -> str:
+    """One line for a process that was lost; any other text as it is."""
+    found = re.match(r"A worker died or was killed .*?Worker IP address: (\S+) .*?Worker PID: (\d+)", line, re.DOTALL)
+    return f"process {found[2]} on {found[1]} was lost: killed from outside, or it crashed" if found else line
 
 
 def tell_workers(word: str) -> None:

@@ -57,12 +57,12 @@ COUNTS = {
     "docs/measurements.md": 15,
     "docs/preemption.md": 0,
     "docs/report.md": 5,
-    "docs/slurm.md": 9,
+    "docs/slurm.md": 13,
     "docs/sweeps.md": 10,
     "docs/using.md": 8,
     "pretrain.py --help": 8,
     "prepare.py --help": 5,
-    "slurm.py --help": 5,
+    "slurm.py --help": 9,
     "sweep.py --help": 5,
     "evaluate.py --help": 10,
     "embed.py --help": 6,
@@ -273,9 +273,13 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
                 return type_in(report.main, *words, "--check")
         case "jobs/slurm.py" if "jobs/evaluate.py" in words:
             with runs():
-                return type_in(slurm.main, *words)
+                return type_in(slurm.main, *([] if "--dry-run" in words else ["--dry-run"]), *words)
         case "jobs/slurm.py" if "--" in words:
             return type_in(slurm.main, *([] if "--dry-run" in words else ["--dry-run"]), *words)
+        case "jobs/slurm.py" if words[0] in ("retry", "doctor"):  # there is no job and no SLURM to ask
+            parser = options.doctor_parser() if words[0] == "doctor" else options.retry_parser()
+            parser.parse_args(words[1:])
+            return ""
         case "jobs/slurm.py":  # there is no job to ask about
             options.watch_parser(words[0]).parse_args(words[1:])
             return ""

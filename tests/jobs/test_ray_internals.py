@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import ray
 import ray._private.node
+from ray._private import worker
 from ray._private.state import GlobalState
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -15,6 +16,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from jobs.run import ray_internals
+from jobs.run.outcome import in_words
 
 SEEN = "2.60"
 """The version of Ray in which all was looked at, and the first line of ray_internals.py says so."""
@@ -33,6 +35,19 @@ def test_the_processes_that_are_left_out_are_there_to_be_left_out() -> None:
         assert hasattr(FixedScalingPolicy, method), method
     assert "self._initialize_and_run_controller(" in inspect.getsource(TorchTrainer.fit)
     assert "scaling_policy=" in inspect.getsource(TorchTrainer.fit)
+
+
+def test_a_lost_process_is_told_in_one_line_and_nobody_is_accused(monkeypatch) -> None:
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
+    guesses = "Some common causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) x"
+    said = f"A worker died or was killed while x. Worker IP address: 10.0.0.2 Worker port: 1 Worker PID: 7 y. {guesses}"
+    shown: list[str] = []
+    monkeypatch.setattr(worker, "print_to_stdstream", lambda data, ignore_prefix: shown.extend(data["lines"]))
+    ray_internals.shorten_lost_workers()
+    worker.print_to_stdstream({"lines": [said, "another word"], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert shown == ["process 7 on 10.0.0.2 was lost: killed from outside, or it crashed", "another word"]
+    error = RuntimeError(f"it died\n\tpid: 7\nIts end: end of file. {guesses}")
+    assert in_words(error) == "it died\n\tpid: 7\nIts end: end of file."
 
 
 def test_what_a_worker_raised_is_in_what_ray_makes_of_it() -> None:

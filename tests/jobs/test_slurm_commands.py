@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs import slurm
-from jobs.batch.submission import ROOT
+from jobs.batch.script import ROOT
 from pirl.errors import ConfigError
 from tests.jobs.test_status import job
 from tests.ray_cluster import wait_for
@@ -23,6 +23,7 @@ from tests.slurm_words import DOWN, UNKNOWN_JOB, words_of
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No SLURM, and a home without jobs."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     words_of(tmp_path / "bin", monkeypatch)
 
 
@@ -71,7 +72,7 @@ def profile(folder: Path, **keys: object) -> str:
         ("status", "there are no jobs in"),
         ("logs", "the following arguments are required: JOB"),
         ("cancel", "the following arguments are required: JOB"),
-        ("logs 1 --folow", "unrecognized arguments: --folow"),
+        ("logs 1 --folow", "unknown option --folow: did you mean --follow?"),
         ("status -- jobs/pretrain.py", "status takes no job file: write it without --"),
     ],
 )

@@ -69,16 +69,16 @@ def test_a_cancelled_job_is_said_to_be_when_slurm_has_forgotten_it(
 ) -> None:
     """It was waiting, for the first time or again, so it could not say so itself."""
     known, other = job(tmp_path / "a", "17_0", "17_1"), job(tmp_path / "b", "18")
-    for task in [*find_jobs(tmp_path, "17"), other]:
+    for task in [*find_jobs([tmp_path], "17"), other]:
         if before:
             task.folder.enter(before, "warned of the end")
     words_of(tmp_path / "bin", monkeypatch, scancel="exit 1", scontrol=UNKNOWN_JOB, squeue=UNKNOWN_JOB)
-    cancel_array(find_jobs(tmp_path, "17"))
+    cancel_array(find_jobs([tmp_path], "17"))
     other.cancel()
     assert "CANCELLED" not in {known.status().word, other.status().word}, "scancel has failed"
     words_of(tmp_path / "bin", monkeypatch, scancel="exit 0", scontrol=UNKNOWN_JOB, squeue=UNKNOWN_JOB)
-    cancel_array(find_jobs(tmp_path, "17"))
-    for cancelled in find_jobs(tmp_path, "17"):
+    cancel_array(find_jobs([tmp_path], "17"))
+    for cancelled in find_jobs([tmp_path], "17"):
         assert cancelled.status() == JobStatus("CANCELLED", "by jobs/slurm.py cancel")
     assert other.status().word == ("GONE" if before else "UNKNOWN"), "it was not cancelled"
     assert other.cancel() == ""
@@ -180,22 +180,22 @@ def test_many_jobs_are_one_question(tmp_path: Path, monkeypatch) -> None:
 def test_a_job_is_found_by_id_and_folder_and_the_newest_without(tmp_path: Path) -> None:
     job(tmp_path / "old-1", "9", submitted=1)
     job(tmp_path / "new-1", "10", submitted=2)
-    assert [job.job_id for job in find_jobs(tmp_path, None)] == ["10"]
-    assert [job.folder.path for job in find_jobs(tmp_path, "9")] == [tmp_path / "old-1"]
-    assert [job.job_id for job in find_jobs(tmp_path, "old-1")] == ["9"]
+    assert [job.job_id for job in find_jobs([tmp_path], None)] == ["10"]
+    assert [job.folder.path for job in find_jobs([tmp_path], "9")] == [tmp_path / "old-1"]
+    assert [job.job_id for job in find_jobs([tmp_path], "old-1")] == ["9"]
     with pytest.raises(ConfigError, match=r"no job '11' in .*; the newest are 10, 9"):
-        find_jobs(tmp_path, "11")
+        find_jobs([tmp_path], "11")
     with pytest.raises(ConfigError, match="there are no jobs in"):
-        find_jobs(tmp_path / "nowhere", None)
+        find_jobs([tmp_path / "nowhere"], None)
 
 
 def test_an_array_is_all_its_tasks(tmp_path: Path, capsys) -> None:
     job(tmp_path / "old-1", "9", submitted=1)
     job(tmp_path / "arr-1", "12_0", "12_2", "12_10", submitted=2)
     for name in ("12", "arr-1", None):
-        assert [job.job_id for job in find_jobs(tmp_path, name)] == ["12_0", "12_2", "12_10"]
-    assert [job.job_id for job in find_jobs(tmp_path, "12_2")] == ["12_2"]
-    assert print_status(find_jobs(tmp_path, "12")) == 0
+        assert [job.job_id for job in find_jobs([tmp_path], name)] == ["12_0", "12_2", "12_10"]
+    assert [job.job_id for job in find_jobs([tmp_path], "12_2")] == ["12_2"]
+    assert print_status(find_jobs([tmp_path], "12")) == 0
     title, *rows = capsys.readouterr().out.splitlines()
     assert title.split()[:3] == ["JOB", "NAME", "STATE"]
     assert [row.split()[:3] for row in rows] == [[f"12_{n}", "arr-1", "UNKNOWN"] for n in (0, 2, 10)]

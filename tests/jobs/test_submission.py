@@ -90,7 +90,7 @@ def test_the_frozen_code_comes_first_whatever_the_set_up_does(
 def test_a_background_job_is_known_by_its_process_while_it_is_set_up(tmp_path: Path, told: Path) -> None:
     sent = submission(tmp_path, "local", setup=[f"until [ -e {tmp_path}/go ]; do sleep 0.1; done"])
     submit(sent)
-    (job,) = find_jobs(sent.folder.parent, None)
+    (job,) = find_jobs([sent.folder.parent], None)
     try:
         wait_for(Path(f"/proc/{job.job_id}/cmdline").read_bytes, "it has no command line")
         assert job.status().word == "PENDING"
@@ -104,7 +104,7 @@ def test_a_background_job_is_known_by_its_process_while_it_is_set_up(tmp_path: P
 def test_a_background_job_that_cannot_begin_says_why(tmp_path: Path, told: Path) -> None:
     sent = submission(tmp_path, "local", python="/no/python")
     submit(sent)
-    (job,) = find_jobs(sent.folder.parent, None)
+    (job,) = find_jobs([sent.folder.parent], None)
     wait_for(lambda: job.status().word == "FAILED", "it is not said to have failed")
     assert "/no/python: No such file or directory" in job.status().reason
 
@@ -122,7 +122,7 @@ def test_an_allocation_that_submits_tells_the_job_nothing_of_itself(
     for name in ("sbatch", "python"):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{listed}\necho Submitted batch job 7\n")
         (tmp_path / "bin" / name).chmod(0o700)
-    for hand_over in (submit, lambda sent: ask_slurm(sent.script())) if cluster == "slurm" else (submit,):
+    for hand_over in (submit, ask_slurm) if cluster == "slurm" else (submit,):
         hand_over(submission(tmp_path, cluster))
         wait_for((tmp_path / "env").exists, "nothing was started")
         names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}

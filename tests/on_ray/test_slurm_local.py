@@ -24,7 +24,7 @@ def profile(folder: Path, cluster: str) -> str:
 
 def slurm_py(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "jobs/slurm.py"), *words]
-    env = clean_environment()
+    env = {**clean_environment(), "XDG_STATE_HOME": str(folder / "state")}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT_S)
 
 

@@ -189,6 +189,30 @@ def test_a_job_that_was_cancelled_does_not_come_back(slurm: Slurm, tmp_path: Pat
     assert (state.state, state.restarts) == ("CANCELLED", 0)
 
 
+def test_a_requeued_job_does_not_get_the_node_that_failed(slurm: Slurm, tmp_path: Path):
+    (tmp_path / "jobs/a-1").mkdir(parents=True)
+    script = sleeping(tmp_path / "jobs/a-1", "--kill-on-bad-exit=0", "--ntasks-per-node=1")
+    blames = """
+if not restarts and os.environ["SLURM_PROCID"] == "0":
+    folder.enter("requeue", "n1: 1 of 2 nodes came up", restarts=0, blamed=[["n2", "Ray did not start there"]])
+if not restarts:
+    sys.exit(1)
+"""
+    task = tmp_path / "jobs/a-1/task.py"
+    task.write_text(task.read_text().replace("signals = Signals()\n", f"signals = Signals()\n{blames}"))
+    step, last = script.rsplit("\n", 1)
+    script = f"{step}\ncode=$?; trap '' TERM; {last.replace('$?', '$code')}"
+    job = slurm.submit(script, tmp_path, "--nodes=2", "--requeue")
+    folder = JobFolder(tmp_path / "jobs/a-1", job)
+    slurm.wait(lambda: "left_out" in folder.report(), lambda: (tmp_path / f"{job}.out").read_text())
+    slurm.start_now(job)
+    slurm.wait_for(job, "COMPLETED")
+    shown = slurm.ask("scontrol", "-o", "show", "job", job)
+    assert " NodeList=n[1,3] " in shown
+    assert " ExcNodeList=n2 " in shown
+    assert folder.report()["left_out"] == ["n2"]
+
+
 def test_a_job_that_may_lose_nodes_outlives_the_host_of_its_script(slurm: Slurm, tmp_path: Path):
     options = ("--no-kill", "--kill-on-bad-exit=0", "--wait=0", "--ntasks-per-node=1")
     script = sleeping(tmp_path, *options)

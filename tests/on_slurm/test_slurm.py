@@ -32,6 +32,9 @@ STEPS = 60
 SPREAD = {"nodes": 2, "cpus_per_node": 1, "memory_gb_per_node": 2, "time": 10, "warning_s": 20, "start_s": 120}
 """Two nodes with a worker each; the hosts have room for three such jobs at once."""
 
+SHELL = {"SBATCH_NO_REQUEUE": "1", "SBATCH_TIMELIMIT": "1", "SBATCH_SIGNAL": "USR1@1", "SBATCH_JOB_NAME": "another"}
+"""What a user has there for other jobs, and what would end these before their time."""
+
 LIMIT_S = 300
 
 STATUS_OF = """
@@ -89,7 +92,7 @@ class User:
         command = [sys.executable, str(self.root / "jobs/slurm.py"), *words]
         # Without what torch sets when other tests use it here: SLURM takes the environment to the nodes.
         env = {name: value for name, value in self.slurm.env.items() if not name.startswith("TORCH")}
-        env |= self.more_env
+        env |= SHELL | {"XDG_STATE_HOME": str(self.folder / "state")} | self.more_env
         answer = subprocess.run(command, env=env, cwd=self.cwd, capture_output=True, text=True, timeout=LIMIT_S)
         assert not check or answer.returncode == 0, answer.stdout + answer.stderr
         return answer
@@ -374,7 +377,7 @@ def test_an_array_in_which_one_fails_and_a_sweep_that_is_cancelled(user: User) -
     array = [f"--cluster={user.profile(nodes=1)}", "--array=runs.txt"]
     line = job_line("one of the array")[:-1]
     assert "#SBATCH --array=0-1%2" in user.type(*array, "--dry-run", *line).stdout
-    out = user.type(*array, *line).stdout
+    out = replace(user, more_env={"SBATCH_EXPORT": "NONE"}).type(*array, *line).stdout
     number = re.match(r"job (\d+)_0   run", out)
     assert number, out
     folder = user.folder / "jobs/good-1"
@@ -435,7 +438,9 @@ def test_a_wrong_request_is_refused_before_anything_is_submitted(user: User) -> 
     broken = user.profile(partition="hihg")
     assert "invalid partition specified: hihg" in refused(f"--cluster={broken}", *job_line("x"))
     broken = user.profile(cpus_per_node=64)
-    assert "Requested node configuration is not available" in refused(f"--cluster={broken}", *job_line("x"))
+    told = refused(f"--cluster={broken}", *job_line("x"))
+    assert "Requested node configuration is not available" in told
+    assert "cpus_per_node = 64, and the largest node of partition low has 4" in told
     assert "no job" in refused("status", "nobody", f"--job-folder={user.folder}/jobs")
     # SLURM forgets old jobs meanwhile, so the two lists need not be equal.
     assert set(user.slurm.ask("squeue", "--noheader", "--states=all", "--format=%i").split()) <= set(jobs)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ray import tune
 
+from jobs.run.outcome import without_guesses
 from tune.curve import Point
 from tune.rows import Row, RowState
 
@@ -58,7 +59,8 @@ class Follower(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune has given it up."""
         row = self.rows[trial.config["trial"]["name"]]
-        row.error = "the process that starts and watches it failed: " + str(trial.get_error() or "it was lost")
+        row.error = "the process that starts and watches it failed: "
+        row.error += without_guesses(str(trial.get_error() or "it was lost"))
         self.turn(row, "failed")
 
     def turn(self, row: Row, state: RowState) -> None:
