@@ -4,7 +4,7 @@ A config that exists is valid. Nothing rewrites it later; derived numbers are pr
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from operator import getitem
 from typing import Annotated, Any, Self
@@ -229,13 +229,24 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         reduce(getitem, sections, tree)[leaf] = value
     changed = from_dict(tree)
     method = changed.method.name
-    typed = [given for given in changes if given.replace("-", "_").startswith(UNUSED[method])]
-    if typed:
+    if typed := [given for given in changes if given.replace("-", "_").startswith(UNUSED[method])]:
         raise ConfigError(
             f"{', '.join(typed)} means nothing to method.name {method}: leave it away. It has no use for "
             + " ".join(f"{name}*" if name.endswith(".") else name for name in UNUSED[method])
         )
     return changed
+
+
+def without_meaning(config: Config, names: Iterable[str]) -> list[str]:
+    """Those of some dotted names that are of settings which mean nothing to the method of a config."""
+    method, only = config.method.name, {"pseudo_labels": "clusterfit", "teacher": "distillation"}
+    only["label_noise"] = "supervised"
+    plain = {given: given.replace("-", "_") for given in names}
+    return [
+        given
+        for given, name in plain.items()
+        if name.startswith(UNUSED[method]) or only.get(name.rpartition(".")[2], method) != method
+    ]
 
 
 def settle_streams(config: Config, begun: Config | None = None) -> Config:

@@ -15,6 +15,9 @@ from pirl.sections import Count, Section
 
 Rows = NDArray[np.float32]
 
+FIRST = 20
+"""Rows for each cluster, of which the first centroids are chosen: k-means++ takes longer the more there are."""
+
 SAME = 1e-6
 """Of values of unit rows that differ by less, nothing but rounding is seen."""
 
@@ -61,7 +64,11 @@ def kmeans(rows: Rows, settings: KMeans, seed: int, say: Callable[[str], None] =
     A cluster that loses its rows takes some of a large one (faiss). One that is empty in the end, as where there are
     fewer different rows than clusters, is left out, which is said.
 
-    Memory: the rows, 4·N·D bytes; once more what is drawn of them, if not all are looked at; and the centroids.
+    The first centroids are chosen by k-means++ of scikit-learn: far from each other. The official code takes any rows,
+    with which the inertia is up to 3 % higher.
+
+    Memory: the rows, 4·N·D bytes; once more what is drawn of them to choose from, and to look at, if not all are; and
+    the centroids.
 
     Raises:
         ConfigError: There are fewer rows than clusters, or all rows are the same.
@@ -73,7 +80,7 @@ def kmeans(rows: Rows, settings: KMeans, seed: int, say: Callable[[str], None] =
         what = "one cluster" if settings.clusters < 2 else "all features are the same"
         raise ConfigError(f"{what}, which tells no images apart: use 2 clusters or more of a network that has learned")
     drawn = settings.clusters * settings.max_points_per_centroid
-    held = rows.nbytes + (drawn * width * 4 if drawn < number else 0)
+    held = 4 * width * (number + min(FIRST * settings.clusters, number) + (drawn if drawn < number else 0))
     say(f"k-means of {number:,} x {width:,} features, {held / 1e6:,.1f} MB, into {settings.clusters:,} clusters")
     progress = Countdown(say, "k-means", settings.iterations * settings.redo, "iterations")
     found = [_from_start(rows, settings, seed + start * 2**16, progress) for start in range(settings.redo)]
@@ -84,9 +91,13 @@ def kmeans(rows: Rows, settings: KMeans, seed: int, say: Callable[[str], None] =
 
 
 def _from_start(rows: Rows, settings: KMeans, seed: int, progress: Countdown) -> Clusters:
-    import faiss  # here: it takes part of a second, and who does not cluster needs none of it
+    import faiss  # here: both take a second, and who does not cluster needs none of it
+    from sklearn.cluster import kmeans_plusplus
 
-    centroids: Rows | None = None
+    draws = np.random.default_rng(seed)
+    some = draws.permutation(len(rows))[: FIRST * settings.clusters]
+    chosen, _ = kmeans_plusplus(rows[some], settings.clusters, random_state=int(draws.integers(2**31)))
+    centroids: Rows = np.asarray(chosen, np.float32)
     for done in range(1, settings.iterations + 1):
         step = faiss.Kmeans(
             rows.shape[1],
@@ -100,10 +111,9 @@ def _from_start(rows: Rows, settings: KMeans, seed: int, progress: Countdown) ->
         step.train(rows, init_centroids=centroids)
         before, centroids = centroids, np.asarray(step.centroids, np.float32)
         progress.add(1)
-        if before is not None and np.array_equal(before, centroids):
+        if np.array_equal(before, centroids):
             progress.add(settings.iterations - done)
             break
-    assert centroids is not None
     index = faiss.IndexFlatL2(rows.shape[1])
     index.add(centroids)
     distances, nearest = index.search(rows, 1)

@@ -58,12 +58,16 @@ def own_classifier(weights: Weights) -> LinearClassifier:
 
 
 def classifier_of(found: PseudoLabels, tap: str) -> LinearClassifier:
-    """Scores -d² / T, of the distances d of a unit row to the centroids and their `temperature` T; less what all share.
+    """Scores -d² / T, of the distances d of a unit row x to the centroids and their `temperature` T; less what all share.
 
-    d² is 1 - 2 x·c + |c|², so they are linear in the row.
+    With m the mean of the centroids and c one of them less m, d² is |x - m|² - 2 (x - m)·c + |c|², of which the first
+    term is shared: the others are linear in x, and small where all centroids are near each other.
     """
-    rows, scale = torch.from_numpy(found.centroids), float(found.about["temperature"])
-    return LinearClassifier(2 * rows / scale, -rows.square().sum(1) / scale, tap, unit=True)
+    rows, scale = torch.from_numpy(found.centroids).double(), float(found.about["temperature"])
+    mean = rows.mean(dim=0)
+    apart = rows - mean
+    bias = -(2 * apart @ mean + apart.square().sum(dim=1)) / scale
+    return LinearClassifier((2 * apart / scale).float(), bias.float(), tap, unit=True)
 
 
 def temperature(rows: NDArray[np.float32], centroids: NDArray[np.float32]) -> float:
@@ -72,7 +76,7 @@ def temperature(rows: NDArray[np.float32], centroids: NDArray[np.float32]) -> fl
     The largest probability of a row is 1 / k for the one and 1 for the other; its mean over the rows is the middle of
     both. So it does not matter on which scale distances are, which is another one for each network and tap.
     """
-    scores = -torch.cdist(torch.from_numpy(rows), torch.from_numpy(centroids)).double().square()
+    scores = -torch.cdist(torch.from_numpy(rows).double(), torch.from_numpy(centroids).double()).square()
     scores -= scores.amax(dim=1, keepdim=True)
     low, high = 1e-9, 1e3  # of unit rows no distance is larger than 2
     for _ in range(60):
