@@ -105,36 +105,28 @@ def main() -> int:
 
 def parse(argv: list[str]) -> ClusterFitRequest:
     """Reads the command line, and of TARGET what it is; raises ConfigError where it is wrong."""
+    from pirl.clusterfit.kmeans import KMeans
+    from pirl.clusterfit.targets import has_classifier
+    from pirl.runs.weights import read_weights
+
     known, words, changes = _words(argv)
     settings, storage_uri = settings_and_storage(known)
     reach = override(Config(), {**settings, **_of(changes, "data.", "cluster.")})
     target = target_at(words[0], storage_uri, reach)
-    from pirl.clusterfit.targets import has_classifier
-    from pirl.runs.weights import read_weights
-
-    weights = read_weights(target)
-    if len(words) < 2 and weights.config is None:
+    first = read_weights(target).config
+    if len(words) < 2 and first is None:
         raise ConfigError(f"{target} is a file, which has no settings: name a recipe behind it, {', '.join(RECIPES)}")
-    data = {"data.uri": local(known.data)} if known.data else {}
-    if len(words) == 2:
-        base = recipe_for(recipe_name(words[1]), {**settings, **changes, **data})
-    else:
-        assert weights.config is not None
-        base = weights.config
-    if not data and weights.config is not None:
-        data = {"data.uri": weights.config.data.uri}
-    own_head = known.distill and has_classifier(weights.config)
+    data = {"data.uri": local(known.data)} if known.data else {"data.uri": first.data.uri} if first else {}
+    own_head = known.distill and has_classifier(first)
     _check_clusters(known, own_head, target)
-    method, place = ("distillation", "method.teacher") if known.distill else ("clusterfit", "data.pseudo_labels")
-    run = target.parent if target.name.startswith("checkpoint_") else target
-    name = known.run or f"{Path(run.name).stem if weights.config is None else run.name}-{method}"
-    own = {"method.name": method, **dict.fromkeys(OWN[1:3]), "data.label_noise": 0, "model.weights": None}
-    own |= {"data.streams": None, "data.window_groups": None, **data}
+    method = "distillation" if known.distill else "clusterfit"
+    name = known.run or f"{_name_of(target, is_run=first is not None)}-{method}"
     storage = storage_at(storage_uri, override(reach, data))
-    own[place] = (storage / name / RunFile.TARGETS).uri
-    config = absolute(override(override(base, own), {**settings, **changes}))
-    from pirl.clusterfit.kmeans import KMeans
-
+    targets = (storage / name / RunFile.TARGETS).uri
+    base = recipe_for(recipe_name(words[1]), {**settings, **changes, **data}) if len(words) > 1 else first
+    config = _config(base or Config(), {**data, **settings, **changes}, method, targets)
+    use_ray = not (known.no_ray or torchrun("WORLD_SIZE"))
+    sought = {name: getattr(known, name) for name in KMeans.model_fields}
     return ClusterFitRequest(
         embedding=EmbeddingRequest(
             target=target,
@@ -146,25 +138,31 @@ def parse(argv: list[str]) -> ClusterFitRequest:
             config=config,
             image_size=known.image_size,
             overwrite=False,
-            use_ray=False,
+            use_ray=use_ray,
             only_check=known.check,
         ),
-        clusters=None
-        if own_head
-        else KMeans(
-            clusters=known.clusters,
-            iterations=known.iterations,
-            redo=known.redo,
-            max_points_per_centroid=known.max_points_per_centroid,
-            spherical=known.spherical,
-        ),
+        clusters=None if own_head else KMeans(**sought),
         config=config,
         storage=storage,
         name=name,
         resume=known.resume,
-        use_ray=not (known.no_ray or torchrun("WORLD_SIZE")),
+        use_ray=use_ray,
         only_check=known.check,
     )
+
+
+def _config(base: Config, given: dict[str, Any], method: str, targets: str) -> Config:
+    """That of the new run: with a fresh network, and streams that fit to what is given."""
+    place = "method.teacher" if method == "distillation" else "data.pseudo_labels"
+    none = ("method.teacher", "data.pseudo_labels", "model.weights", "data.streams", "data.window_groups")
+    own = {**dict.fromkeys(none), "method.name": method, "data.label_noise": 0, place: targets}
+    return absolute(override(override(base, own), given))
+
+
+def _name_of(target: Folder, *, is_run: bool) -> str:
+    """That of the run, or of the file without its ending."""
+    run = target.parent if target.name.startswith("checkpoint_") else target
+    return run.name if is_run else Path(run.name).stem
 
 
 def _check_clusters(known: argparse.Namespace, own_head: bool, target: Folder) -> None:

@@ -58,7 +58,7 @@ def own_classifier(weights: Weights) -> LinearClassifier:
 
 
 def classifier_of(found: PseudoLabels, tap: str) -> LinearClassifier:
-    """Scores -d² / T, of the distances d of a unit row x to the centroids and their `temperature` T; less what all share.
+    """Scores -d² / T, of distances d of a unit row x to the centroids and their `temperature` T; less what all share.
 
     With m the mean of the centroids and c one of them less m, d² is |x - m|² - 2 (x - m)·c + |c|², of which the first
     term is shared: the others are linear in x, and small where all centroids are near each other.
