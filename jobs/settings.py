@@ -176,8 +176,8 @@ def local(uri: str) -> str:
 
 
 def absolute(config: Config) -> Config:
-    """Makes local places absolute, data and weights: the workers run in other folders."""
-    places = {"data.uri": config.data.uri, "model.weights": config.model.weights}
+    """Makes local places absolute, of data, weights and targets: the workers run in other folders."""
+    places = {"data.uri": config.data.uri, **config.places}
     local = {name: uri for name, uri in places.items() if uri and uri != "digits" and "://" not in uri}
     return override(config, {name: str(Path(uri).expanduser().resolve()) for name, uri in local.items()})
 

@@ -30,7 +30,7 @@ from jobs.live_line import LiveLine
 from jobs.settings import SUBMIT
 from pirl.errors import ConfigError, SlurmSilent
 
-JOBS = ("jobs/pretrain.py", "tune/sweep.py", "jobs/evaluate.py", "jobs/embed.py", ALONE)
+JOBS = ("jobs/pretrain.py", "jobs/clusterfit.py", "tune/sweep.py", "jobs/evaluate.py", "jobs/embed.py", ALONE)
 
 CHECK_S = 300
 """How long a job file may take to check its arguments: it looks at the data too."""

@@ -4,7 +4,7 @@ A config that exists is valid. Nothing rewrites it later; derived numbers are pr
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from operator import getitem
 from typing import Annotated, Any, Self
@@ -35,7 +35,7 @@ from pirl.wording import problem_with, unknown_name
 UNUSED: dict[MethodName, tuple[str, ...]] = {
     "pirl": (),
     "covariant": ("augment.crop_min", "model.head", "loss.", "memory."),
-    "supervised": ("pretext.", "model.head", "loss.", "memory."),
+    **dict.fromkeys(("supervised", "clusterfit", "distillation"), ("pretext.", "model.head", "loss.", "memory.")),
 }
 """Settings that mean nothing to a method, as it has no memory bank or a view less: typed, they are refused."""
 
@@ -63,7 +63,8 @@ class Config(Section):
         if not data.uri:
             raise ValueError("data.uri is empty: name the folder or URL of a data set")
         refuse_secret_url("data.uri", data.uri)
-        refuse_secret_url("model.weights", self.model.weights or "")
+        for name, uri in self.places.items():
+            refuse_secret_url(name, uri or "")
         if data.batch_size % streams or (data.streams and data.batch_size < 2 * streams):
             raise ValueError(
                 f"data.batch_size {data.batch_size} does not give each of data.streams {streams} the same number of "
@@ -111,7 +112,41 @@ class Config(Section):
                 f"data.label_noise {self.data.label_noise} changes labels, which method.name {self.method.name} does "
                 "not look at: add --method.name supervised"
             )
+        return self._problem_of_targets()
+
+    def _problem_of_targets(self) -> str | None:
+        """What of the settings does not go with a method that learns what another network says."""
+        for name, value, method, option in (
+            ("data.pseudo_labels", self.data.pseudo_labels, "clusterfit", "--clusters 50"),
+            ("method.teacher", self.method.teacher, "distillation", "--distill"),
+        ):
+            if self.method.name == method and not value:
+                return f"method.name {method} needs {name}: python jobs/clusterfit.py RUN {option} makes it, and trains"
+            if self.method.name != method and value is not None:
+                return (
+                    f"{name} {value} means nothing to method.name {self.method.name}: leave it away, or add "
+                    f"--method.name {method}"
+                )
         return None
+
+    @property
+    def places(self) -> dict[str, str | None]:
+        """By their names the settings, but for data.uri, that are a folder, a file or a URL."""
+        return {
+            "data.pseudo_labels": self.data.pseudo_labels,
+            "method.teacher": self.method.teacher,
+            "model.weights": self.model.weights,
+        }
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether each image has a class that is learned: its label, or its cluster."""
+        return self.method.name in ("supervised", "clusterfit")
+
+    @property
+    def learns_from_a_network(self) -> bool:
+        """Whether another network says what is learned: clusters of its features, or its scores."""
+        return self.method.name in ("clusterfit", "distillation")
 
     @property
     def streams(self) -> int:
@@ -194,13 +229,24 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         reduce(getitem, sections, tree)[leaf] = value
     changed = from_dict(tree)
     method = changed.method.name
-    typed = [given for given in changes if given.replace("-", "_").startswith(UNUSED[method])]
-    if typed:
+    if typed := [given for given in changes if given.replace("-", "_").startswith(UNUSED[method])]:
         raise ConfigError(
             f"{', '.join(typed)} means nothing to method.name {method}: leave it away. It has no use for "
             + " ".join(f"{name}*" if name.endswith(".") else name for name in UNUSED[method])
         )
     return changed
+
+
+def without_meaning(config: Config, names: Iterable[str]) -> list[str]:
+    """Those of some dotted names that are of settings which mean nothing to the method of a config."""
+    method, only = config.method.name, {"pseudo_labels": "clusterfit", "teacher": "distillation"}
+    only["label_noise"] = "supervised"
+    plain = {given: given.replace("-", "_") for given in names}
+    return [
+        given
+        for given, name in plain.items()
+        if name.startswith(UNUSED[method]) or only.get(name.rpartition(".")[2], method) != method
+    ]
 
 
 def settle_streams(config: Config, begun: Config | None = None) -> Config:

@@ -40,6 +40,8 @@ class Data(Section):
     label_noise: Share = 0.0
     """The share of the labels that another class takes the place of, at random and for good: a control experiment with
     method.name supervised."""
+    pseudo_labels: str | None = None
+    """The folder with the clusters that method.name clusterfit learns, as jobs/clusterfit.py writes it."""
     deadline_s: Positive = 300
     """How long a request to a store is tried again, in seconds; a fifteenth of it is what one try may take."""
     read_ahead_mb: Positive = 128
@@ -52,7 +54,7 @@ class Data(Section):
     """Passed to fsspec: endpoint, region, profile. Secrets are refused; they belong in the environment."""
 
 
-MethodName = Literal["pirl", "covariant", "supervised"]
+MethodName = Literal["pirl", "covariant", "supervised", "clusterfit", "distillation"]
 
 
 class Method(Section):
@@ -60,7 +62,10 @@ class Method(Section):
 
     name: MethodName = "pirl"
     """`pirl` also is NPID, with loss.pretext_weight 0. `covariant`: the network says what the pretext task did.
-    `supervised`: it says the label."""
+    `supervised`: it says the label. `clusterfit`: the cluster, of data.pseudo_labels. `distillation`: what
+    method.teacher says."""
+    teacher: str | None = None
+    """The folder with a network and its classifier, as jobs/clusterfit.py --distill writes it."""
 
 
 class Augment(Section):

@@ -24,6 +24,7 @@ from pirl.loading.loader import Batch, Loader
 from pirl.loading.targets import Labels
 from pirl.loading.views import Views
 from pirl.methods.choice import Network, classes, new_network, new_step
+from pirl.methods.distill import Teacher
 from pirl.methods.memory import MemoryBank
 from pirl.methods.pirl import parameter_groups
 from pirl.permutations import Permutations, permutation_set
@@ -56,6 +57,7 @@ def train(
     measure: Measure | None = None,
     weights: Weights | None = None,
     permutations: Permutations | None = None,
+    teacher: Teacher | None = None,
 ) -> Network:
     """Trains until `config.optim.epochs` are done.
 
@@ -71,6 +73,7 @@ def train(
             `evaluation.enabled` is off, as what follows training measures it then.
         weights: Of the trunk before the first step; without them it begins with random ones.
         permutations: Those of `pretext.permutations`, as the run has stored them; made anew without.
+        teacher: That of `method.teacher`.
 
     Returns:
         The trained network.
@@ -90,7 +93,7 @@ def train(
     last_step = config.optim.epochs * order.steps_per_epoch
 
     # What training changes, as it was saved or anew; a new bank may be filled by a pass over the data first.
-    state = first_state(config, dataset, device)
+    state = first_state(config, dataset, device, teacher)
     network, optimizer = state.network, state.optimizer
     if weights and not resume:
         network.trunk.load_state_dict(dict(weights.tensors), strict=False)  # a file may not count batches
@@ -98,7 +101,8 @@ def train(
     fills = state.bank is not None and config.memory.init == "forward" and not resume
     start = -order.steps_per_epoch if fills else first_step
 
-    method = new_step(config, network, distributed(network, compiled=config.optim.compile), state.bank, state.log_z)
+    model = distributed(network, compiled=config.optim.compile)
+    method = new_step(config, network, model, state.bank, state.log_z, teacher)
     most_skipped = config.data.max_skipped * dataset.rows
     meter = Meter(first_step, last_step, order.steps_per_epoch, most_skipped, method.weights.tolist(), method.names)
     save = Saving(config, state, dataset.fingerprint, scratch, report, measure, meter, say)
@@ -188,10 +192,12 @@ def is_measured(config: Config, step: int, steps_per_epoch: int) -> bool:
     return every is not None and step % (every * steps_per_epoch) == 0
 
 
-def first_state(config: Config, dataset: Dataset, device: torch.device) -> TrainingState:
+def first_state(
+    config: Config, dataset: Dataset, device: torch.device, teacher: Teacher | None = None
+) -> TrainingState:
     """The state before the first step: a function of the config's seed."""
     torch.manual_seed(config.seed)
-    network = new_network(config, dataset)
+    network = new_network(config, dataset, teacher)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optim, memory = config.optim, config.memory
     optimizer = SGD(parameter_groups(network, optim.weight_decay), lr=optim.lr, momentum=optim.momentum)
@@ -216,7 +222,7 @@ def batches(
     config: Config, dataset: Dataset, order: Order, views: Views, first_step: int, last_step: int, *, pin_memory: bool
 ) -> Loader:
     """The batches of this rank from `first_step` to `last_step`."""
-    is_supervised = config.method.name == "supervised"
+    labels = Labels(classes(config, dataset), config.data.label_noise, config.seed) if config.learns_labels else None
     return Loader(
         dataset,
         order,
@@ -230,7 +236,7 @@ def batches(
         pin_memory=pin_memory,
         skip=config.data.on_error == "skip",
         ahead_bytes=config.data.read_ahead_mb * 1e6,
-        targets=Labels(classes(config, dataset), config.data.label_noise, config.seed) if is_supervised else None,
+        targets=labels,
     )
 
 

@@ -15,8 +15,8 @@ ROOMS = {
     "pirl": [
         *("errors", "wording", "processes", "permutations", "pretext"),
         "storage.secrets",
-        *("sections", "config", "recipes", "dist"),
-        *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate"),
+        *("sections", "config", "imagenet_recipes", "recipes", "dist"),
+        *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate", "clusterfit"),
     ],
     "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
     "jobs": [
@@ -28,6 +28,7 @@ ROOMS = {
         "batch",
         "prepare",
         "pretrain",
+        "clusterfit",
         "evaluate",
         "embed",
         "export",
@@ -43,9 +44,9 @@ WITHIN = {
         *("causes", "retry", "temporary", "sealed", "client", "reading", "writing"),
         *("folder", "checks", "cache"),
     ],
-    "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
+    "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "described", "pseudo_labels", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "targets", "loader"],
-    "pirl.methods": ["models", "nce", "memory", "spread", "pirl", "classify", "choice"],
+    "pirl.methods": ["models", "nce", "memory", "spread", "pirl", "classify", "distill", "choice"],
 }
 """The files of those rooms in which one stands upon another, in order."""
 

@@ -19,7 +19,10 @@ IMAGENET = [
     "imagenet_c2x",
 ]
 
-DIGITS = ["digits_jigsaw", "digits_rotation", "digits_supervised"]
+DIGITS = [
+    *("digits_npid", "digits_jigsaw", "digits_rotation", "digits_supervised"),
+    *("digits_clusterfit", "digits_distillation"),
+]
 COVARIANT = ["imagenet_covariant_jigsaw", "imagenet_covariant_rotation"]
 
 PAPER = {
@@ -51,7 +54,7 @@ def settings(name):
 
 
 def test_all_recipes_are_there_under_their_own_names():
-    assert list(RECIPES) == ["digits", *DIGITS, "cifar10", "photos", *IMAGENET, *COVARIANT]
+    assert list(RECIPES) == ["digits", *DIGITS, "cifar10", "photos", *IMAGENET, *COVARIANT, "imagenet_clusterfit"]
     assert [recipe.__name__ for recipe in RECIPES.values()] == list(RECIPES)
 
 
@@ -91,9 +94,10 @@ def test_the_other_imagenet_runs_differ_in_what_names_them(name, expected):
 
 
 def test_npid_makes_no_second_view():
-    assert not RECIPES["imagenet_npid"]().has_pretext
-    assert not RECIPES["digits_supervised"]().has_pretext
-    others = RECIPES.keys() - {"imagenet_npid", "digits_supervised"}
+    npid = {"imagenet_npid", "digits_npid"}
+    labels = {"digits_supervised", "digits_clusterfit", "digits_distillation", "imagenet_clusterfit"}
+    assert not any(RECIPES[name]().has_pretext for name in npid | labels)
+    others = RECIPES.keys() - npid - labels
     assert all(RECIPES[name]().has_pretext for name in others)
 
 
@@ -120,7 +124,8 @@ def test_the_covariant_runs_have_the_official_settings(name):
 def test_the_digits_differ_in_the_method_alone():
     for name in DIGITS:
         changed = {key for key, value in settings(name).items() if value != settings("digits")[key]}
-        assert changed <= {"method.name", "pretext.name", "pretext.permutations"}
+        method = {"method.name", "pretext.name", "pretext.permutations", "loss.pretext_weight"}
+        assert changed <= method | {"data.pseudo_labels", "method.teacher"}
 
 
 @pytest.mark.parametrize("gpus", [False, True])
@@ -197,9 +202,30 @@ def test_the_command_of_the_docstring_starts_the_recipe(name):
     request = parse(command.split())
     assert request.name == name
     changed = {key for key, value in leaves(request.config).items() if value != settings(name)[key]}
-    assert changed <= {"data.uri"}, "what it learns is in the recipe and not in the command"
+    places = {"data.uri", "data.pseudo_labels", "method.teacher"}  # which become absolute
+    assert changed <= places, "what it learns is in the recipe and not in the command"
 
 
-@pytest.mark.parametrize("name", [*IMAGENET, *COVARIANT])
+def test_clusterfit_has_the_official_settings():
+    values = settings("imagenet_clusterfit")
+    expected = {
+        "method.name": "clusterfit",
+        "data.batch_size": 256,
+        "model.arch": "resnet50",
+        "augment.crop_min": 0.08,
+        "optim.epochs": 105,
+        "optim.lr": 0.1,
+        "optim.warmup_epochs": 5,
+        "optim.weight_decay": 1e-4,
+        **{f"augment.{name}": 0.4 for name in ("brightness", "contrast", "saturation")},
+        "augment.hue": 0.2,
+        "augment.gray": 0,
+        "augment.flip": 0.5,
+        "augment.blur": 0,
+    }
+    assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", [*IMAGENET, *COVARIANT, "imagenet_clusterfit"])
 def test_papers_and_tables_are_named(name):
     assert re.search(r"[Tt]able|appendix|section|official", inspect.getdoc(RECIPES[name]))

@@ -14,6 +14,9 @@ from pirl.config import Config, leaves, override
 from pirl.errors import ConfigError
 from pirl.wording import short_names, text_of
 
+RECIPE = "recipe"
+"""The axis whose values are recipes, each with all of its settings."""
+
 LONGEST_NAME = 100
 """Letters of a trial's name, which is that of a folder; longer ones are cut and end with a digest."""
 
@@ -38,15 +41,21 @@ class Trial:
         return self.config.seed
 
 
-def trials_of(base: Config, axes: Mapping[str, Sequence[Any]], seeds: int) -> list[Trial]:
+def trials_of(
+    base: Config, axes: Mapping[str, Sequence[Any]], seeds: int, recipes: Mapping[str, Config] | None = None
+) -> list[Trial]:
     """All points of the grid, each with `seeds` seeds from the config's on; the last axis changes fastest.
+
+    Args:
+        recipes: What the values of the axis `recipe` mean, where there is one, in place of `base`.
 
     Raises:
         ConfigError: A name, a value or a combination that is not allowed, in whichever trial; a value that is
             given twice.
     """
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    trials = [trial for point in points for trial in trials_at(base, point, seeds)]
+    bases = [(recipes or {}).get(point.get(RECIPE, ""), base) for point in points]
+    trials = [trial for start, point in zip(bases, points, strict=True) for trial in trials_at(start, point, seeds)]
     seen: dict[str, int] = {}
     for number, trial in enumerate(trials):
         if seen.setdefault(trial.name, number) != number:
@@ -56,8 +65,9 @@ def trials_of(base: Config, axes: Mapping[str, Sequence[Any]], seeds: int) -> li
 
 def trials_at(base: Config, point: Mapping[str, Any], seeds: int) -> list[Trial]:
     """The trials of one point, with seeds from the config's on; raises ConfigError if it is not allowed."""
-    configs = [override(base, {**point, "seed": base.seed + number}) for number in range(seeds)]
-    return [_trial(absolute(config), [*point]) for config in configs]
+    settings = {name: value for name, value in point.items() if name != RECIPE}
+    configs = [override(base, {**settings, "seed": base.seed + number}) for number in range(seeds)]
+    return [_trial(absolute(config), point) for config in configs]
 
 
 def some_of(trials: list[Trial], number: int) -> list[Trial]:
@@ -76,9 +86,9 @@ def group_name(trial: Trial) -> str:
     return json.dumps(dict(trial.values), sort_keys=True)
 
 
-def _trial(config: Config, axes: list[str]) -> Trial:
-    held = leaves(config)
-    values = {name.replace("-", "_"): held[name.replace("-", "_")] for name in axes}
+def _trial(config: Config, point: Mapping[str, Any]) -> Trial:
+    held = {**leaves(config), RECIPE: point.get(RECIPE)}
+    values = {name.replace("-", "_"): held[name.replace("-", "_")] for name in point}
     short = short_names(list(values))
     told = [(short[name], text_of(value)) for name, value in values.items()] + [("seed", str(config.seed))]
     plain = [f"{name}-{re.sub(r'[^A-Za-z0-9.]+', '-', value).strip('-.')}" for name, value in told]

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.settings import Parser, default_storage, pairs, recipe_for, recipe_name, settings_and_storage, value_of
-from pirl.config import Config, override
+from pirl.config import Config, override, without_meaning
 from pirl.errors import ConfigError
 from pirl.recipes import RECIPES
 from pirl.runs.run import check_name, storage_at
 from pirl.storage.folder import Folder
 from pirl.wording import short_names
 from tune.curve import Metric
-from tune.points import Trial, some_of, trials_of
+from tune.points import RECIPE, Trial, some_of, trials_of
 from tune.search import ROUND, Search, ends_of
 
 EXAMPLES = """
@@ -26,6 +26,7 @@ EXAMPLES = """
   python tune/sweep.py cifar10 --set loss.pretext_weight 0 0.25 0.5 0.75 1 --optim.epochs 4 --name lambda
   python tune/sweep.py digits --set optim.lr 0.01 0.03 0.1 --set loss.temperature 0.05 0.07 0.1 \\
       --search random --num-samples 4 --scheduler asha
+  python tune/sweep.py --set recipe digits digits_npid digits_jigsaw digits_supervised --seeds 3
   python tune/sweep.py digits --set optim.lr 0.001..0.3 --set loss.temperature 0.05 0.07 0.1 \\
       --search optuna --num-samples 20
   ray job submit --working-dir . -- python tune/sweep.py digits --num-negatives 256 1024 --storage /shared/runs
@@ -119,14 +120,17 @@ def parse(argv: list[str], about: str | None = None) -> SweepRequest:
     name = recipe_name(recipe)
     if recipe is None:
         _refuse_recipe_among_values(axes)
+    elif RECIPE in axes:
+        raise ConfigError(f"recipe is given twice, {recipe} and {', '.join(axes[RECIPE])}: leave the first out")
     refuse_without_effect(given, axes, fixed)
     refuse_unlike_losses(given.metric, axes)
     measured = {} if given.metric == "loss" else {"evaluation.every_epochs": given.evaluate_every}
     settings, storage = settings_and_storage(given)
+    recipes = _recipes(axes, {**measured, **settings}, fixed)
     first = {axis: (ends_of(values[0]) or values)[0] for axis, values in axes.items()}  # fits to what is fixed
     settings = {**measured, **settings, **fixed, **first}
-    base = override(recipe_for(name, settings), settings)
-    trials, search = _trials(given, base, axes)
+    base = next(iter(recipes.values())) if recipes else override(recipe_for(name, settings), settings)
+    trials, search = _trials(given, base, axes, recipes)
     grace = (given.grace or 1) if given.scheduler == "asha" else None
     if grace:
         refuse_no_race(trials, grace, given.evaluate_every)
@@ -153,6 +157,8 @@ def refuse_without_effect(given: argparse.Namespace, axes: Mapping[str, Any], fi
         raise ConfigError(NO_PBT)
     if given.search == "optuna" and given.scheduler != "none":
         raise ConfigError(ALONE)
+    if given.search == "optuna" and RECIPE in axes:
+        raise ConfigError("--set recipe compares recipes, and optuna searches settings of one: use --search grid")
     if given.search != "grid" and given.num_samples is None:
         raise ConfigError(f"--search {given.search} needs --num-samples: how many points are tried")
     if given.search == "grid" and given.num_samples is not None:
@@ -177,7 +183,7 @@ def refuse_without_effect(given: argparse.Namespace, axes: Mapping[str, Any], fi
 
 def refuse_unlike_losses(metric: Metric, axes: Mapping[str, Any]) -> None:
     """Raises ConfigError where losses are not on one scale, as settings of the sweep change what the loss is."""
-    unlike = [name for name in axes if name.startswith(("method.", "loss.", "pretext.", "data.", "augment."))]
+    unlike = [name for name in axes if name.startswith((RECIPE, "method.", "loss.", "pretext.", "data.", "augment."))]
     if metric == "loss" and unlike:
         raise ConfigError(
             f"--metric loss cannot compare trials with other {', '.join(unlike)}: it changes what the loss is, not "
@@ -199,7 +205,7 @@ def refuse_no_race(trials: Sequence[Trial], grace: int, every: int) -> None:
 
 def _refuse_recipe_among_values(axes: Mapping[str, Sequence[Any]]) -> None:
     for axis, (*_, last) in axes.items():
-        if axis != "data.uri" and str(last).replace("-", "_") in RECIPES:
+        if axis not in ("data.uri", RECIPE) and str(last).replace("-", "_") in RECIPES:
             raise ConfigError(
                 f"{last!r} is read as a value of {axis}: a recipe comes before the options, "
                 f"python tune/sweep.py {last} ..."
@@ -237,15 +243,38 @@ def _apart(words: Iterable[str]) -> list[str]:
     return [value for word in words for value in word.strip("[]()").replace(",", " ").split()]
 
 
+def _recipes(
+    axes: Mapping[str, Sequence[Any]], given: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> dict[str, Config]:
+    """What the recipes to compare mean, with those of the fixed settings that mean something to each.
+
+    Raises:
+        ConfigError: There is no such recipe, a setting means nothing to all of them, or does not go with one.
+    """
+    axis = axes.get(RECIPE, [])
+    if len(axis) > len({recipe_name(word) for word in axis}):
+        raise ConfigError(f"--set {RECIPE} {' '.join(axis)}: a recipe is given twice")
+    found, used = dict[str, Config](), set[str]()
+    for word in axis:
+        recipe = recipe_for(recipe_name(word), {**given, **fixed})
+        left_out = without_meaning(recipe, fixed)
+        own = {name: value for name, value in fixed.items() if name not in left_out}
+        used |= own.keys()
+        found[word] = override(recipe, {**given, **own})
+    if axis and (unused := [name for name in fixed if name not in used]):
+        raise ConfigError(f"{', '.join(unused)} means nothing to any of {', '.join(axis)}: leave it away")
+    return found
+
+
 def _trials(
-    given: argparse.Namespace, base: Config, axes: Mapping[str, Sequence[Any]]
+    given: argparse.Namespace, base: Config, axes: Mapping[str, Sequence[Any]], recipes: Mapping[str, Config]
 ) -> tuple[list[Trial], Search | None]:
     """The trials, or those of a search's first round; and the search."""
     if given.search == "optuna":
         search = Search(base, axes, given.seeds, given.num_samples, given.max_concurrent or ROUND, given.metric)
         search.check()
         return search.trials([])[0], search
-    trials = trials_of(base, axes, given.seeds)
+    trials = trials_of(base, axes, given.seeds, recipes)
     return some_of(trials, given.num_samples) if given.search == "random" else trials, None
 
 

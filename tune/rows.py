@@ -14,7 +14,7 @@ from pirl.config import leaves
 from pirl.storage.folder import Folder
 from pirl.wording import text_of, typed
 from tune.curve import Metric, Point
-from tune.points import Trial, group_name
+from tune.points import RECIPE, Trial, group_name
 
 RowState = Literal["waiting", "starting", "running", "done", "stopped", "failed"]
 """`starting` until the first line of its metrics; `stopped` by the scheduler, before the end. What is cut off with the
@@ -115,6 +115,7 @@ def best_of(rows: Iterable[Row], metric: Metric) -> Row | None:
 
 def repeat(trial: Trial, recipe: str, storage: Folder) -> str:
     """The command that trains a trial alone, beside the sweep's folder: its values, and what is not its recipe's."""
+    recipe = trial.values.get(RECIPE, recipe)
     usual, told = leaves(recipe_for(recipe, leaves(trial.config))), {*trial.values, "seed"}
     given = {name: value for name, value in leaves(trial.config).items() if name in told or value != usual[name]}
     settings = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", typed(value))]

@@ -20,7 +20,7 @@ from pirl.runs.run_files import RunFile
 from pirl.sections import Data
 from pirl.storage.checks import check_can_write
 from tune.curve import Metric, curve_of, stopped_at, without_end, write_stopped
-from tune.points import Trial
+from tune.points import RECIPE, Trial
 from tune.request import SweepRequest, parse
 from tune.rows import SWEEP, Row, best_of, repeat, write
 
@@ -84,10 +84,13 @@ def refuse_other_sweep(request: SweepRequest) -> None:
     known = json.loads(request.folder.find(SWEEP) or "{}")
     if "config" not in known:
         return
-    trial = request.trials[0]
-    before, now = list(known["trials"][0]["values"]), list(trial.values)
+    values = known["trials"][0]["values"]
+    alike = (trial for trial in request.trials if trial.values.get(RECIPE) == values.get(RECIPE))
+    trial = next(alike, None)
+    before, now = list(values), list(request.trials[0].values)
     changed = [f"compared: {', '.join(before)} -> {', '.join(now)}"] if before != now else []
-    old, new = from_dict(known["config"]), trial.config
+    old = from_dict(known["config"])
+    new = trial.config if trial else old  # other recipes have other settings
     for line in [*differences(old, new), *_measured_otherwise(leaves(old), leaves(new))]:
         changed += [line] if line.partition(":")[0] not in (*before, *now) else []
     if changed:

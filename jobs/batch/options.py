@@ -27,7 +27,7 @@ commands:
 
 JOB is an id as SLURM gives it (123; 123_4 for one task of an array), or the name of the job's folder. It is looked for
 in ~/pirl-jobs and in the job folders that were used before. After submit's -- comes a job file with its own arguments:
-jobs/pretrain.py, tune/sweep.py, jobs/evaluate.py, jobs/embed.py or jobs/prepare.py.
+jobs/pretrain.py, jobs/clusterfit.py, tune/sweep.py, jobs/evaluate.py, jobs/embed.py or jobs/prepare.py.
 
 examples:
   python jobs/slurm.py --cluster clusters/slurm-cpu.toml --dry-run -- jobs/pretrain.py cifar10 --data.uri /shared/c10
@@ -119,7 +119,7 @@ def refuse_words(profile: Profile, job: str, words: list[str]) -> None:
             raise ConfigError(f"{word} asks for no job: type python {shlex.join([job, *words])}")
         if option == "--check":
             raise ConfigError(f"{word} asks for no job: type --dry-run before --, which checks too and sends nothing")
-        if job != "jobs/pretrain.py":
+        if job not in ("jobs/pretrain.py", "jobs/clusterfit.py"):
             continue
         if option == "--resume" and value == "never" and profile.cluster == "slurm":
             raise ConfigError(

@@ -84,6 +84,8 @@ def run_embedding(request: EmbeddingRequest) -> int:
     device = join_group(use_gpu=request.config.cluster.gpus_per_worker > 0)
     try:
         work(request, device, lambda line: print(line, file=sys.stderr, flush=True))
+        if dist.rank() == 0:
+            print(request.out)
     finally:
         if td.is_initialized():
             td.destroy_process_group()
@@ -113,8 +115,6 @@ def work(request: EmbeddingRequest, device: torch.device, say: Say) -> None:
         found = there | dist.all_gather_dicts(made)
         if first:
             _finish(embedder, weights, asked, list(found.values()))
-    if first:
-        print(request.out)
 
 
 class EmbeddingWorker:
@@ -135,11 +135,20 @@ def _on_ray(request: EmbeddingRequest) -> int:
 
     weights = read_weights(request.target)
     embedder = embedder_of(request, weights)
+    if request.overwrite or not is_done(request.out, embedder.request(), embedder.skip):
+        connect(meanwhile=AHEAD)
+        embed_connected(request, lambda line: print(line, file=sys.stderr, flush=True))
+    print(request.out)
+    return 0
+
+
+def embed_connected(request: EmbeddingRequest, say: Say) -> None:
+    """On the cluster that this process is connected to; nothing where all is done. Raises as `run_embedding`."""
+    weights = read_weights(request.target)
+    embedder = embedder_of(request, weights)
     asked = embedder.request()
     if not request.overwrite and is_done(request.out, asked, embedder.skip):
-        print(request.out)
-        return 0
-    connect(meanwhile=AHEAD)
+        return
     import ray
 
     from clusters.preflight import check_nodes, check_resources, nodes_alive
@@ -150,7 +159,7 @@ def _on_ray(request: EmbeddingRequest) -> int:
     check_resources(config, nodes)
     check_nodes(config.model_copy(update={"data": data}), request.out, nodes)
     start(request.out, asked, request.overwrite)
-    progress = _progress(embedder, range(embedder.shards), lambda line: print(line, file=sys.stderr, flush=True))
+    progress = _progress(embedder, range(embedder.shards), say)
     found = []
     try:
         for number, entry in _dealt(request, embedder.shards):
@@ -161,8 +170,6 @@ def _on_ray(request: EmbeddingRequest) -> int:
     except ray.exceptions.RayError as error:
         raise RunFailed(f"{error}\nto go on with what was made, type the same command again") from None
     _finish(embedder, weights, asked, found)
-    print(request.out)
-    return 0
 
 
 def _dealt(request: EmbeddingRequest, shards: int) -> Iterator[tuple[int, Entry]]:

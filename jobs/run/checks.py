@@ -1,14 +1,22 @@
 """What is refused before anything starts: data and GPUs that a run cannot have."""
 
+from typing import TYPE_CHECKING
+
 from pirl.errors import ConfigError, NameTakenError
 from pirl.processes import torchrun
 from pirl.runs.checkpoint_folder import data_of
 from pirl.runs.run import Run
 
+if TYPE_CHECKING:
+    from pirl.data.dataset import Dataset
 
-def check_request(run: Run, use_ray: bool) -> None:
-    """Refuses, before anything starts, what cannot be: data that is missing, too small or not that of the run's
-    checkpoint, weights of another network, and without Ray more processes than streams or GPUs.
+
+def check_request(run: Run, use_ray: bool, to_learn: "Dataset | None" = None) -> None:
+    """Refuses, before anything starts, what cannot be: data or targets that are missing, too small or not those of the
+    run's checkpoint, weights of another network, and without Ray more processes than streams or GPUs.
+
+    Args:
+        to_learn: The images with labels such as those that are learned, where another network is yet to say which.
 
     Raises:
         ConfigError: What is wrong with it.
@@ -22,7 +30,14 @@ def check_request(run: Run, use_ray: bool) -> None:
     if not use_ray and (problem := config.too_many(processes, "torchrun's --nproc-per-node")):
         raise ConfigError(problem)
     dataset = open_data(config.data)
-    check_data(config, dataset, config.cluster.workers if use_ray else processes)
+    if to_learn is None and config.learns_from_a_network:
+        from pirl.runs.learned import learned
+
+        targets = learned(config, dataset)
+        to_learn = targets.dataset
+        if run.checkpoint:
+            targets.check_same(run.folder)
+    check_data(config, to_learn or dataset, config.cluster.workers if use_ray else processes)
     if run.checkpoint and data_of(run.checkpoint) != dataset.fingerprint:
         raise NameTakenError(
             f"{config.data.uri} is not the data set that {run.checkpoint} was trained on: its steps"

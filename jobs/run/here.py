@@ -73,7 +73,7 @@ def join_group(*, use_gpu: bool) -> torch.device:
     device = torch.device("cuda", torchrun("LOCAL_RANK") or 0) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
-    if torchrun("WORLD_SIZE"):
+    if torchrun("WORLD_SIZE") and not td.is_initialized():
         td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
     return device
 

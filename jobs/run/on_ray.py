@@ -68,10 +68,11 @@ def run_on_ray(run: Run, live: LiveLine) -> int:
     with live:
         live.now("starting Ray on this machine" if starts_ray() else "connecting to Ray")
         with connected():
-            return _run(run, live)
+            return run_connected(run, live)
 
 
-def _run(run: Run, live: LiveLine) -> int:
+def run_connected(run: Run, live: LiveLine) -> int:
+    """The same on the cluster that this process is connected to."""
     from clusters.preflight import check_nodes, check_resources, nodes_alive
     from jobs.run.ray_internals import placement_groups, remove_placement_groups
 

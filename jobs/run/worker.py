@@ -18,6 +18,7 @@ from pirl.data.dataset import open_data
 from pirl.errors import CorruptImage, StorageError, TrainingDiverged, TrainingStopped
 from pirl.permutations import Permutations
 from pirl.runs.checkpoint_folder import newest_checkpoint, remove_incomplete, steps_done, upload
+from pirl.runs.learned import learned
 from pirl.runs.metrics import Metrics
 from pirl.runs.run import last_failure, write_failure
 from pirl.runs.run_files import RunFile, checkpoint_name
@@ -123,9 +124,14 @@ def work(
                 folder.write(RunFile.WEIGHTS, json.dumps(weights.about(), indent=2) + "\n")
                 log.line(f"beginning with {weights.in_words()}")
             permutations = permutations_of(folder, config, begins=resume is None)
+            targets = learned(config, dataset)
+            if resume:
+                targets.check_same(folder)
+            elif log:
+                targets.write(folder)
             network = train(
                 config,
-                dataset,
+                targets.dataset,
                 report=report,
                 scratch=scratch,
                 resume=resume,
@@ -136,6 +142,7 @@ def work(
                 measure=probe(config, dataset, device, say, tell) if config.evaluation.every_epochs else None,
                 weights=weights,
                 permutations=permutations,
+                teacher=targets.teacher,
             )
             if config.evaluation.enabled:
                 measure(config, dataset, folder, network, device, say, tell)

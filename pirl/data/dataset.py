@@ -73,6 +73,7 @@ class Dataset:
         spans: int64 (G, 2), offset and length of each row group in its shard, in bytes.
         checksums: uint32 (G,), the crc32 of each span.
         fingerprint: A number that other images, or the same in another order, would not have.
+        assigned: int32 (rows,), classes that take the place of the labels, -1 for none; None for the labels.
         cache: Where spans are kept that were read.
     """
 
@@ -89,6 +90,7 @@ class Dataset:
     checksums: NDArray[np.uint32]
     fingerprint: int
     cache: SpanCache | None = None
+    assigned: NDArray[np.int32] | None = None
 
     @property
     def uri(self) -> str:
@@ -124,7 +126,7 @@ class Dataset:
             data, whole = self._read_span(number)
             file = pq.ParquetFile(pa.BufferReader(data))
             images, wrong = (images_of(data, file), []) if whole else checked_images(file)
-            labels = None if self.labels is None else column(file, "label").fill_null(-1).to_numpy()
+            labels = self._labels_of(ids, file)
             same_rows = whole or np.array_equal(column(file, "index").to_numpy(), ids)
         except StorageError:
             raise
@@ -139,6 +141,11 @@ class Dataset:
             place = self.place(int(ids[row])) + group.made_from(row)
             group.corrupt[row] = f"{place} does not have its checksum; {verdict}"
         return group
+
+    def _labels_of(self, ids: Ints, file: pq.ParquetFile) -> Ints | None:
+        if self.assigned is not None:
+            return self.assigned[ids].astype(np.int64)
+        return None if self.labels is None else column(file, "label").fill_null(-1).to_numpy()
 
     def is_cached(self, number: int) -> bool:
         """Whether a row group is on the disk of this node, though perhaps no longer when it is read."""

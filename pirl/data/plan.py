@@ -30,8 +30,8 @@ def check_data(config: Config, dataset: Dataset, workers: int) -> None:
             f"loss.num_negatives {negatives} needs more than the {dataset.rows} images of "
             f"{dataset.uri}: use --loss.num-negatives {dataset.rows - 1} or less"
         )
-    if config.method.name == "supervised":
-        check_labels(dataset)
+    if config.learns_labels:
+        check_labels(dataset, config.method.name)
     # The first step has the smallest shares.
     if config.model.norm == "batch" and min(data_order(config, dataset).shares(0, workers)) < 2:
         raise ConfigError(
@@ -40,15 +40,15 @@ def check_data(config: Config, dataset: Dataset, workers: int) -> None:
         )
 
 
-def check_labels(dataset: Dataset) -> None:
+def check_labels(dataset: Dataset, method: str) -> None:
     """Refuses images without labels, or of one class only, for learning them; raises ConfigError with what to do."""
     remedy = "python jobs/prepare.py writes them from class folders; without labels use --method.name pirl"
     if dataset.labels is None:
-        raise ConfigError(f"method.name supervised learns labels, and the images of {dataset.uri} have none: {remedy}")
+        raise ConfigError(f"method.name {method} learns labels, and the images of {dataset.uri} have none: {remedy}")
     rows = dataset.class_rows
     used = [name for number, name in enumerate(dataset.labels) if rows is None or rows[number]]
     if len(used) < 2:
         raise ConfigError(
-            f"method.name supervised tells classes apart, and the images of {dataset.uri} are of "
+            f"method.name {method} tells classes apart, and the images of {dataset.uri} are of "
             f"{f'one class, {used[0]}' if used else 'none'}: {remedy}"
         )

@@ -22,11 +22,11 @@ import torch
 
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError, RunFailed
-from pirl.evaluate.features import pool, views_of, widths
+from pirl.evaluate.features import views_of, widths
 from pirl.evaluate.store import POOLING, checksum
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view, view_rule
-from pirl.methods.models import Trunk
+from pirl.methods.models import Trunk, pool
 from pirl.prepare.destination import UNFINISHED
 from pirl.storage.folder import Folder
 from pirl.storage.sealed import is_whole, sealed
@@ -54,7 +54,7 @@ class Embedder:
         trunk: On `device`, in evaluation mode.
         folder: Where they are written.
         image_size: Side of `crops.plain_view`, in pixels.
-        tap: Whose features, averaged as `features.pool` does.
+        tap: Whose features, averaged as `models.pool` does.
         skip: An image that cannot be used gets null for its features; else it ends the work.
     """
 

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isqrt
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pirl import dist
@@ -17,7 +15,7 @@ from pirl.evaluate.voc.voc_folder import VocSplit
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view, resize
 from pirl.loading.decode import decoded
-from pirl.methods.models import Trunk
+from pirl.methods.models import Trunk, pool
 
 BLACK = torch.zeros(3, 8, 8, dtype=torch.uint8)
 """In place of an image that cannot be used."""
@@ -82,8 +80,7 @@ def extract_rounds(
 ) -> Iterator[Features]:
     """The features of all images, some after the others, so that they need not fit into memory; a collective.
 
-    Each map is averaged over the finest g x g grid with which it has at most as many values as res5 has
-    channels; res5 becomes its mean. Rows come in the order of the ids, the same ones on every rank, and each is
+    Maps are averaged as `models.pool` does. Rows come in the order of the ids, the same ones on every rank, and each is
     computed in the same batch of images, so they do not depend on the number of ranks.
 
     Args:
@@ -183,13 +180,6 @@ def views_of(
     images = [_image(dataset, group, row, skip) for group in groups for row in range(len(group.ids))]
     views = torch.stack([view(BLACK if image is None else image) for image in images])
     return views, torch.tensor([image is not None for image in images])
-
-
-def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Averages the taps' maps (B, C_tap, H_tap, W_tap) over grids, as `extract` says, to (B, D_tap)."""
-    channels = maps["res5"].shape[1]
-    sides = {name: isqrt(channels // value.shape[1]) for name, value in maps.items()}
-    return {name: F.adaptive_avg_pool2d(value, sides[name]).flatten(1) for name, value in maps.items()}
 
 
 def whole_view(image: Tensor, image_size: int) -> Tensor:

@@ -23,7 +23,7 @@ DONE = "features.json"
 """Says that the arrays beside it are whole; it comes last."""
 
 POOLING = 1
-"""Counts how features.pool has changed: what was kept by another one is made again."""
+"""Counts how models.pool has changed: what was kept by another one is made again."""
 
 
 @dataclass(frozen=True)

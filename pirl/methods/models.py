@@ -5,6 +5,7 @@ Shapes: B images, P patches an image, C channels of the trunk's output, D = 128 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isqrt
 from typing import Literal
 
 import torch.nn.functional as F
@@ -95,6 +96,16 @@ class Trunk(nn.Module):
         res4 = self.layer3(res3)
         res5 = self.layer4(res4)
         return dict(zip(TAPS, (conv1, res2, res3, res4, res5), strict=True))
+
+
+def pool(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Averages the taps' maps (B, C_tap, H_tap, W_tap) over grids, to (B, D_tap).
+
+    Each over the finest g x g grid with which it has at most as many values as res5 channels; res5 becomes its mean.
+    """
+    channels = maps["res5"].shape[1]
+    sides = {name: isqrt(channels // value.shape[1]) for name, value in maps.items()}
+    return {name: F.adaptive_avg_pool2d(value, sides[name]).flatten(1) for name, value in maps.items()}
 
 
 def new_trunk(model: Model) -> Trunk:

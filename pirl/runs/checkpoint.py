@@ -135,6 +135,18 @@ def load_network(folder: Folder, network: Network) -> None:
         dcp_load(tensors, storage_reader=_Reader(folder), no_dist=True)
 
 
+def load_classifier(folder: Folder) -> tuple[Tensor, Tensor]:
+    """The last layer of a network that says a class, weight (N, C) and bias (N,). Raises as `load` does."""
+    _state_of(folder)
+    reader = _Reader(folder)
+    known: Any = reader.read_metadata().state_dict_metadata
+    names = ("classify.weight", "classify.bias")
+    network = {name: torch.empty(known[f"network.{name}"].size) for name in names}
+    with _plainly():
+        dcp_load({"network": network}, storage_reader=reader, no_dist=True)
+    return network["classify.weight"], network["classify.bias"]
+
+
 def load_bank(folder: Folder, bank: MemoryBank) -> None:
     """Fills the rows of a bank in place; a collective. Raises as `load` does."""
     _state_of(folder)

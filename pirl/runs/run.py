@@ -23,7 +23,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 """What a run may be called: the name is that of a folder, on whichever disk or store."""
 
 FIXED = (
-    *("data.uri", "data.image_size", "data.batch_size", "data.streams", "data.window_groups"),
+    *("data.uri", "data.image_size", "data.batch_size", "data.streams", "data.window_groups", "data.pseudo_labels"),
     *("method.", "model.", "pretext.name", "pretext.permutations", "seed"),
 )
 """Settings that a checkpoint, or what its number of steps means, depends on: not even `--resume must` changes them."""
@@ -100,7 +100,8 @@ def open_run(storage: Folder, name: str, config: Config, resume: Resume) -> Run:
     check_name("--run", name)
     files = folder.sizes()
     if RunFile.CONFIG not in files:
-        if not all(name.startswith("config.json.") for name in files):  # else it was killed while it wrote that
+        # Else it was killed while it wrote that, or has the targets that it is to learn.
+        if not all(name.startswith(("config.json.", f"{RunFile.TARGETS}/")) for name in files):
             raise NameTakenError(f"{folder} exists and is not a run", "choose another --run or --storage")
         if resume == "must":
             raise ConfigError(f"--resume must, but there is no run {name!r} in {storage}. {_existing(storage)}")

@@ -3,8 +3,7 @@
 import torch
 
 from pirl.evaluate.ensemble import Ensemble
-from pirl.evaluate.features import pool
-from pirl.methods.models import TAPS, Trunk
+from pirl.methods.models import TAPS, Trunk, pool
 
 
 def test_features_of_both_networks_stand_side_by_side() -> None:

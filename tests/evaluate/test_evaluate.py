@@ -19,14 +19,14 @@ from pirl.data.dataset import Dataset, open_dataset
 from pirl.data.writer import ShardWriter
 from pirl.errors import CorruptImage
 from pirl.evaluate.evaluate import evaluate, table
-from pirl.evaluate.features import Features, extract, pool
+from pirl.evaluate.features import Features, extract
 from pirl.evaluate.protocols import knn, linear
 from pirl.evaluate.splits import why_not
 from pirl.evaluate.subject import Subject
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view
 from pirl.loading.decode import decode
-from pirl.methods.models import TAPS, Trunk
+from pirl.methods.models import TAPS, Trunk, pool
 from pirl.storage.folder import Folder
 from tests.conftest import GlooPool
 

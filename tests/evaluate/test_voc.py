@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from pirl.errors import ConfigError, CorruptImage
-from pirl.evaluate.features import extract, pool
+from pirl.evaluate.features import extract
 from pirl.evaluate.splits import why_not
 from pirl.evaluate.voc.voc_folder import VocSplit, open_voc, presence_of, years_of
 from pirl.loading.color import normalize
 from pirl.loading.crops import resize
 from pirl.loading.decode import decode
-from pirl.methods.models import TAPS, Trunk
+from pirl.methods.models import TAPS, Trunk, pool
 from pirl.storage.folder import Folder
 from tests.evaluate.voc_folder import CLASSES, write_year
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,14 +29,19 @@ import torchvision
 from PIL import Image
 
 from clusters.dev import command as devcluster
-from jobs import embed, evaluate, export, prepare, pretrain, report, slurm
+from jobs import clusterfit, embed, evaluate, export, prepare, pretrain, report, slurm
 from jobs.batch import options
 from pirl.config import Config, from_json, leaves, override
+from pirl.data.dataset import open_dataset
 from pirl.data.digits import ensure_digits
+from pirl.data.pseudo_labels import PseudoLabels, write_pseudo_labels
 from pirl.data.writer import ShardWriter
+from pirl.methods.distill import LinearClassifier
 from pirl.methods.models import Trunk
 from pirl.recipes import FEWEST, RECIPES
 from pirl.runs.run_files import RunFile
+from pirl.runs.teacher import write_teacher
+from pirl.runs.weights import Weights
 from pirl.storage.folder import Folder
 from tests.evaluate.voc_folder import write_year
 from tests.run_folder import write_run
@@ -55,6 +61,7 @@ COUNTS = {
     "docs/evaluation.md": 13,
     "docs/how-it-works.md": 0,
     "docs/measurements.md": 15,
+    "docs/methods.md": 8,
     "docs/preemption.md": 0,
     "docs/report.md": 5,
     "docs/slurm.md": 13,
@@ -63,12 +70,13 @@ COUNTS = {
     "pretrain.py --help": 8,
     "prepare.py --help": 5,
     "slurm.py --help": 9,
-    "sweep.py --help": 5,
+    "sweep.py --help": 6,
     "evaluate.py --help": 10,
+    "clusterfit.py --help": 7,
     "embed.py --help": 6,
     "export.py --help": 3,
     "report.py --help": 5,
-    "recipes": 14,
+    "recipes": 18,
     "clusters": 2,
 }
 """Commands in each source: another number means that some are new, or no longer seen."""
@@ -139,6 +147,7 @@ HELPS = {
     "slurm.py": (slurm.main, options.EPILOG),
     "sweep.py": (sweep.main, request.EXAMPLES),
     "evaluate.py": (evaluate.main, evaluate.EXAMPLES),
+    "clusterfit.py": (clusterfit.main, clusterfit.EXAMPLES),
     "embed.py": (embed.main, embed.EXAMPLES),
     "export.py": (export.main, export.EXAMPLES),
     "report.py": (report.main, report.EXAMPLES),
@@ -255,9 +264,11 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
     words = [word.removeprefix("/pirl/") for word in words]
     match script.removeprefix("/pirl/"):
         case "jobs/pretrain.py":
-            return type_in(pretrain.main, *words, "--check")
+            with targets():
+                return type_in(pretrain.main, *words, "--check")
         case "tune/sweep.py":
-            return type_in(sweep.main, *words, "--check")
+            with targets():
+                return type_in(sweep.main, *words, "--check")
         case "jobs/embed.py":
             return type_in(embed.main, *words, "--check")
         case "jobs/export.py":
@@ -271,7 +282,10 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
         case "jobs/report.py":
             with runs():
                 return type_in(report.main, *words, "--check")
-        case "jobs/slurm.py" if "jobs/evaluate.py" in words:
+        case "jobs/clusterfit.py":
+            with runs():
+                return type_in(clusterfit.main, *words, "--check")
+        case "jobs/slurm.py" if {"jobs/evaluate.py", "jobs/clusterfit.py"} & {*words}:
             with runs():
                 return type_in(slurm.main, *([] if "--dry-run" in words else ["--dry-run"]), *words)
         case "jobs/slurm.py" if "--" in words:
@@ -292,17 +306,37 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
 @contextmanager
 def runs() -> Iterator[None]:
     """In the block there are runs and weights, which else would be in the way of commands that make them."""
-    names = ("digits", "photos", "cifar10", "imagenet")
+    names = ("digits", "digits_jigsaw", "digits_supervised", "photos", "cifar10", "imagenet")
     places = [Path(storage, name) for storage in ("runs", "shared/runs") for name in names]
     for place in places:
-        uri = "digits" if place.name == "digits" else str(Path("data", place.name).resolve())
-        write_run(place, override(Config(), {"model.width": 1, "data.uri": uri}))
+        uri = "digits" if place.name.startswith("digits") else str(Path("data", place.name).resolve())
+        method = "supervised" if place.name == "digits_supervised" else "pirl"
+        write_run(place, override(Config(), {"model.width": 1, "data.uri": uri, "method.name": method}))
     torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
     try:
         yield
     finally:
         for place in places:
             shutil.rmtree(place)
+
+
+@contextmanager
+def targets() -> Iterator[None]:
+    """In the block there are clusters and a teacher, which else would be in the way of commands that make them."""
+    places = {"digits_jigsaw-clusterfit": "digits", "imagenet_covariant_rotation-clusterfit": "shared/imagenet"}
+    for name, uri in places.items():
+        dataset = open_dataset(uri)
+        labels, about = np.zeros(dataset.rows, np.int32), {"data_uri": uri, "images": dataset.rows, "sizes": [1, 1]}
+        found = PseudoLabels(labels, np.eye(2, dtype=np.float32), {**about, "data_fingerprint": dataset.fingerprint})
+        write_pseudo_labels(Folder(f"runs/{name}/targets"), found)
+    weights = Weights("a file", "0", Trunk("resnet18", 1, "small").state_dict(), "resnet18", 1, "small")
+    teacher = Folder("runs/digits_jigsaw-distillation/targets")
+    write_teacher(teacher, weights, LinearClassifier(torch.zeros(2, 8), torch.zeros(2)), {})
+    try:
+        yield
+    finally:
+        for name in (*places, "digits_jigsaw-distillation"):
+            shutil.rmtree(Path("runs", name))
 
 
 def read_only(script: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:

@@ -21,10 +21,9 @@ from pirl.config import Config, override
 from pirl.data.parquet_pages import source_names
 from pirl.data.writer import ShardWriter
 from pirl.evaluate import embed as module
-from pirl.evaluate.features import pool
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view
-from pirl.methods.models import Trunk
+from pirl.methods.models import Trunk, pool
 from pirl.storage.folder import Folder
 from tests.conftest import GlooPool
 from tests.runs.test_weights import write_run

@@ -1,0 +1,1 @@
+"""ClusterFit: from the features of a network to targets for another one."""
