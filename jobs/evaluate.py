@@ -6,9 +6,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import ast
 import inspect
 import os
 import signal
+from itertools import pairwise
 from typing import Any
 
 from jobs.evaluation.evaluation_request import EvaluationRequest
@@ -123,17 +125,31 @@ def parse(argv: list[str]) -> EvaluationRequest:
 
 
 def protocol_help() -> str:
-    """What each protocol is, and its settings with their defaults."""
+    """What each protocol is, and its settings with their defaults and what they are."""
     from pirl.evaluate.evaluate import PROTOCOLS
 
     lines = ["protocols, each with its settings:"]
     for name, protocol in PROTOCOLS.items():
         lines.append(f"  {name:<12}{(inspect.getdoc(protocol.settings) or '').splitlines()[0]}")
-        for setting, about in protocol.settings.model_fields.items():
-            default = about.get_default(call_default_factory=True)
+        about = docstrings(protocol.settings)
+        for setting, field in protocol.settings.model_fields.items():
+            default = field.get_default(call_default_factory=True)
             shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-            lines.append(f"    --{name}.{setting.replace('_', '-')} {shown}")
+            option = f"--{name}.{setting.replace('_', '-')} {shown}"
+            what, *_ = [*about.get(setting, "").splitlines(), ""]
+            lines.append(f"    {option:<40}  {what}".rstrip())
     return "\n".join(lines)
+
+
+def docstrings(section: type[Section]) -> dict[str, str]:
+    """What stands in the source below each setting."""
+    found: dict[str, str] = {}
+    (tree,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(tree, ast.ClassDef)
+    for field, text in pairwise(tree.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            found[field.target.id] = str(ast.literal_eval(text.value))
+    return found
 
 
 def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRequest:

@@ -81,6 +81,12 @@ def _check_ensemble(request: EvaluationRequest, weights: Weights, other: Weights
             f"--ensemble {other.uri} has the {other.stem} stem, and {weights.uri} the {weights.stem} one: their maps "
             "have other sides, so use two networks of one stem"
         )
+    sides = {each.image_size() for each in (weights, other) if each.config}
+    if len(sides) > 1 and request.image_size is None:
+        raise ConfigError(
+            f"--ensemble {other.uri} was trained on views of another size than {weights.uri} "
+            f"({' and '.join(map(str, sorted(sides)))} px): add --image-size, which both get"
+        )
     if other.sha256 == weights.sha256:
         raise ConfigError(f"--ensemble {other.uri} has the weights of {weights.uri}: name another network")
     if boxes := [name for name in request.protocols if PROTOCOLS[name].voc == "only"]:
