@@ -11,11 +11,20 @@ import signal
 from typing import Any
 
 from jobs.evaluation.evaluation_request import EmbeddingRequest
-from jobs.settings import Parser, destination_at, local, places_and_settings, settings_and_storage, target_at
+from jobs.settings import (
+    Parser,
+    destination_at,
+    exit_code,
+    local,
+    places_and_settings,
+    refuse_training,
+    settings_and_storage,
+    target_at,
+)
 from pirl.config import Config, override
-from pirl.errors import ConfigError, CorruptImage, RunFailed, StorageError, StoreRefusedError
+from pirl.errors import ConfigError
 from pirl.processes import torchrun
-from pirl.storage.checks import check_can_write
+from pirl.storage.checks import check_can_write, check_place
 
 PLACES = """
 
@@ -38,31 +47,23 @@ Read them with pyarrow, pandas or duckdb: pandas.read_parquet("features/pets", c
 
 def main() -> int:
     """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was started."""
-    try:
-        request = parse(sys.argv[1:])
-        from jobs.evaluation.embedding import check, run_embedding
+    return exit_code(embed, "; shards that were made stay, and the same command goes on")
 
-        check(request)
-        if request.only_check:
-            print(request.out)
-            return 0
-        check_can_write("DESTINATION", request.out)
-        from jobs.run.outcome import end
 
-        signal.signal(signal.SIGTERM, end)
-        return run_embedding(request)
-    except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except CorruptImage as error:
-        print(f"failed: {error}\nto leave such images without features, add --data.on-error skip", file=sys.stderr)
-        return 1
-    except (StorageError, RunFailed, OSError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; shards that were made stay, and the same command goes on", file=sys.stderr)
-        return 1
+def embed() -> int:
+    """Checks the request, and carries it out."""
+    request = parse(sys.argv[1:])
+    from jobs.evaluation.embedding import check, run_embedding
+
+    check(request)
+    if request.only_check:
+        print(request.out)
+        return 0
+    check_can_write("DESTINATION", request.out)
+    from jobs.run.outcome import end
+
+    signal.signal(signal.SIGTERM, end)
+    return run_embedding(request)
 
 
 def parse(argv: list[str]) -> EmbeddingRequest:
@@ -95,12 +96,13 @@ def parse(argv: list[str]) -> EmbeddingRequest:
         sys.exit(0)
     if known.image_size is not None and known.image_size < 16:
         raise ConfigError(f"--image-size {known.image_size}: use 16 or more")
+    if known.data is not None:
+        check_place("--data", known.data, "data/photos")
     return _request(known, target, destination, changes)
 
 
 def _request(known: argparse.Namespace, target: str, destination: str, names: dict[str, Any]) -> EmbeddingRequest:
-    if "data.uri" in names:
-        raise ConfigError(f"--data.uri {names['data.uri']}: type --data {names['data.uri']}")
+    refuse_training(names)
     if strange := [key for key in names if not key.startswith(("data.", "cluster."))]:
         raise ConfigError(f"--{strange[0].replace('_', '-')} is no setting of data or cluster: see --help")
     settings, storage = settings_and_storage(known)

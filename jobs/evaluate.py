@@ -6,18 +6,30 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import ast
 import inspect
 import os
 import signal
+from itertools import pairwise
 from typing import Any
 
 from jobs.evaluation.evaluation_request import EvaluationRequest
-from jobs.settings import Parser, local, pairs, place_at, settings_and_storage, spread, target_at
+from jobs.settings import (
+    Parser,
+    exit_code,
+    local,
+    pairs,
+    place_at,
+    refuse_training,
+    settings_and_storage,
+    spread,
+    target_at,
+)
 from pirl.config import Config, override
-from pirl.errors import ConfigError, CorruptImage, StorageError, StoreRefusedError, TrainingDiverged
+from pirl.errors import ConfigError
 from pirl.processes import torchrun
 from pirl.sections import Section
-from pirl.storage.checks import check_can_write
+from pirl.storage.checks import check_can_write, check_place
 from pirl.storage.folder import Folder
 
 EXAMPLES = """
@@ -37,28 +49,25 @@ examples:
 
 def main() -> int:
     """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was started."""
-    try:
-        request = parse(sys.argv[1:])
-        from jobs.evaluation.evaluating import check, run_evaluation
+    return exit_code(evaluate, "; features and finished epochs stay, and the same command goes on")
 
-        check(request)
-        if request.only_check:
-            print(request.out)
-            return 0
-        check_can_write("--out", request.out)
-        from jobs.run.outcome import end
 
-        signal.signal(signal.SIGTERM, end)
-        return run_evaluation(request)
-    except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (StorageError, CorruptImage, TrainingDiverged) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; features and finished epochs stay, and the same command goes on", file=sys.stderr)
-        return 1
+def evaluate() -> int:
+    """Checks the request, and carries it out."""
+    request = parse(sys.argv[1:])
+    from jobs.evaluation.evaluating import check, features_folder, run_evaluation
+
+    check(request)
+    if request.only_check:
+        print(request.out)
+        return 0
+    check_can_write("--out", request.out)
+    if not request.use_ray:
+        check_can_write("--features", Folder(str(features_folder(request))))
+    from jobs.run.outcome import end
+
+    signal.signal(signal.SIGTERM, end)
+    return run_evaluation(request)
 
 
 def parse(argv: list[str]) -> EvaluationRequest:
@@ -78,7 +87,13 @@ def parse(argv: list[str]) -> EvaluationRequest:
     add("--protocol", metavar="NAME", nargs="+", default=["knn", "linear", "few"], help="see below")
     add("--out", metavar="URI", help="where reports go (default: evaluation/ in the run)")
     add("--image-size", metavar="PIXELS", type=int, help="side of the views (default: the run's; 224, or 32 by stem)")
-    add("--max-images", metavar="N", type=int, default=100_000, help="of each split, at most (default: 100,000)")
+    add(
+        "--max-images",
+        metavar="N",
+        type=int,
+        default=100_000,
+        help="of each split, in groups of 64 (default: 100,000)",
+    )
     add("--seed", type=int, default=0, help="of all draws (default: 0)")
     add("--ensemble", metavar="OTHER", help="a second network: its features stand beside those of TARGET")
     add("--no-random", action="store_true", help="leave out the network with random weights beside it")
@@ -98,6 +113,11 @@ def parse(argv: list[str]) -> EvaluationRequest:
     for name, least in (("image_size", 16), ("max_images", 1), ("seed", 0)):
         if (value := getattr(known, name)) is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is too small: use {least} or more")
+    for name in ("data", "test", "features"):
+        if (place := getattr(known, name)) is not None:
+            check_place(f"--{name}", place, "data/photos")
+    if "://" in (known.features or ""):
+        raise ConfigError(f"--features {known.features} is a URL: name a folder, which each node has of its own")
     word, changes = pairs(rest)
     if word is not None:
         raise ConfigError(f"unexpected {word!r}: TARGET is one run, checkpoint or file")
@@ -105,27 +125,42 @@ def parse(argv: list[str]) -> EvaluationRequest:
 
 
 def protocol_help() -> str:
-    """What each protocol is, and its settings with their defaults."""
+    """What each protocol is, and its settings with their defaults and what they are."""
     from pirl.evaluate.evaluate import PROTOCOLS
 
     lines = ["protocols, each with its settings:"]
     for name, protocol in PROTOCOLS.items():
         lines.append(f"  {name:<12}{(inspect.getdoc(protocol.settings) or '').splitlines()[0]}")
-        for setting, about in protocol.settings.model_fields.items():
-            default = about.get_default(call_default_factory=True)
+        about = docstrings(protocol.settings)
+        for setting, field in protocol.settings.model_fields.items():
+            default = field.get_default(call_default_factory=True)
             shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-            lines.append(f"    --{name}.{setting.replace('_', '-')} {shown}")
+            option = f"--{name}.{setting.replace('_', '-')} {shown}"
+            what, *_ = [*about.get(setting, "").splitlines(), ""]
+            lines.append(f"    {option:<40}  {what}".rstrip())
     return "\n".join(lines)
+
+
+def docstrings(section: type[Section]) -> dict[str, str]:
+    """What stands in the source below each setting."""
+    found: dict[str, str] = {}
+    (tree,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(tree, ast.ClassDef)
+    for field, text in pairwise(tree.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            found[field.target.id] = str(ast.literal_eval(text.value))
+    return found
 
 
 def _request(known: argparse.Namespace, changes: dict[str, Any]) -> EvaluationRequest:
     settings, storage = settings_and_storage(known)
     names = {key.replace("-", "_"): value for key, value in changes.items()}
+    refuse_training(names)
     shared = {key: value for key, value in names.items() if key.startswith(("data.", "cluster."))}
     given = {"data.uri": local(known.data)} if known.data else {}
     config = override(Config(), {"cluster.workers": 1, "cluster.loader_processes": 0, **settings, **given, **shared})
     target = target_at(known.target, storage, config)
-    protocols = {name: _settings(name, names) for name in known.protocol}
+    protocols = {name: _settings(name, names) for name in (each.replace("-", "_") for each in known.protocol)}
     strange = [key for key in names if key not in shared and key.partition(".")[0] not in protocols]
     if strange:
         asked = ", ".join(protocols)

@@ -10,9 +10,9 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.settings import Parser, destination_at, places_and_settings, storage_uri, target_at
+from jobs.settings import Parser, destination_at, exit_code, places_and_settings, storage_uri, target_at
 from pirl.config import Config, override
-from pirl.errors import ConfigError, StoreRefusedError
+from pirl.errors import ConfigError
 from pirl.storage.checks import check_can_write
 from pirl.storage.folder import Folder
 
@@ -63,17 +63,7 @@ class ExportRequest:
 
 def main() -> int:
     """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was written."""
-    try:
-        return export(parse(sys.argv[1:]))
-    except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # StorageError is one
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+    return exit_code(lambda: export(parse(sys.argv[1:])))
 
 
 def export(request: ExportRequest) -> int:

@@ -4,14 +4,15 @@ import argparse
 import difflib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from clusters.profile import read_profile
 from pirl.config import Config, leaves, override
-from pirl.errors import ConfigError
+from pirl.errors import ConfigError, CorruptImage, RunFailed, StoreRefusedError, TrainingDiverged
 from pirl.recipes import RECIPES, photos
 from pirl.sections import Data
 from pirl.storage.checks import check_place
@@ -48,6 +49,25 @@ def pairs(rest: list[str]) -> tuple[str | None, dict[str, Any]]:
                 raise ConfigError(f"{word} needs a value: {word} VALUE")
         changes[name] = value_of(value, word)
     return recipe, changes
+
+
+READING = ("on_error", "deadline_s", "read_ahead_mb", "cache_gb", "cache_folder", "storage_options")
+"""Settings of data that mean something where a network is measured: how images are read."""
+
+OWN_WORDS = {"data.uri": "--data", "data.image_size": "--image-size"}
+"""Words of jobs that measure, for what is a setting where a network is trained."""
+
+
+def refuse_training(names: Mapping[str, Any]) -> None:
+    """Raises ConfigError for settings of data that change nothing where a network is measured."""
+    known = {f"data.{name}" for name in READING}
+    for name, value in names.items():
+        if name.startswith("data.") and name not in known:
+            typed = f"--{name.replace('_', '-')}"
+            if name in OWN_WORDS:
+                raise ConfigError(f"{typed} {value}: type {OWN_WORDS[name]} {value}")
+            allowed = ", ".join(f"--data.{each.replace('_', '-')}" for each in READING)
+            raise ConfigError(f"{typed} changes nothing here: of data there are {allowed}")
 
 
 def recipe_name(word: str | None) -> str:
@@ -219,6 +239,25 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments") and self.prog == SUBMIT:
             message += "; write the job file and its arguments behind --, e.g. -- jobs/pretrain.py digits"
         raise ConfigError(message)
+
+
+def exit_code(job: Callable[[], int], interrupted: str = "") -> int:
+    """What a job returns, or that of what ended it, which is said: 1 if it failed, 2 if the request is wrong.
+
+    Args:
+        interrupted: What is said more where Ctrl-C ended it.
+    """
+    try:
+        return job()
+    except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (CorruptImage, RunFailed, TrainingDiverged, OSError) as error:  # StorageError is one of these
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted{interrupted}", file=sys.stderr)
+        return 1
 
 
 def places_and_settings(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, str, str, dict[str, Any]]:

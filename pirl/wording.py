@@ -8,6 +8,11 @@ from typing import Any
 OTHER_WORDS = {"lambda": "loss.pretext_weight", "tau": "loss.temperature", "learning_rate": "optim.lr"}
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: `1 image`, `2,000 images`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def unknown_name(given: str, name: str, names: Sequence[str]) -> str:
     """Says which of the names was meant, or lists those of its section, or all."""
     section, _, word = name.rpartition(".")

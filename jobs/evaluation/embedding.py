@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.distributed as td
 
-from jobs.evaluation.evaluation_request import EmbeddingRequest
+from jobs.evaluation.evaluation_request import EmbeddingRequest, open_images
 from jobs.run.checks import check_gpus
 from jobs.run.here import join_group
 from pirl import dist
-from pirl.data.dataset import Dataset, open_data
+from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError, RunFailed
 from pirl.evaluate.countdown import Countdown
 from pirl.evaluate.embed import EMBEDDING, Embedder, Entry, check_destination, finish, is_done, shard_name, start
@@ -46,10 +46,8 @@ def data_of(request: EmbeddingRequest, weights: Weights) -> Dataset:
     """The images; raises as `check`."""
     if not request.data and weights.config is None:
         raise ConfigError(f"{request.target} is a file, which has no data of its own: add --data URI")
-    if request.data or weights.config is None:
-        dataset = open_data(request.config.data.model_copy(update={"uri": request.data}))
-    else:
-        dataset = open_data(weights.config.data)
+    own = weights.config.data if weights.config else None
+    dataset = open_images(request.config.data, request.data, own)
     if request.split == "train":
         return dataset
     if (test := dataset.held_out()) is None:

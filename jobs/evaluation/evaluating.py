@@ -5,21 +5,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as td
 
-from jobs.evaluation.evaluation_request import EvaluationRequest
+from jobs.evaluation.evaluation_request import EvaluationRequest, open_images
+from jobs.run.checks import check_gpus
 from jobs.run.here import join_group
 from pirl import dist
-from pirl.data.dataset import Dataset, open_data
+from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
 from pirl.evaluate.ensemble import Ensemble
 from pirl.evaluate.evaluate import PROTOCOLS
+from pirl.evaluate.features import rows_of
 from pirl.evaluate.reports import as_text, report_of, write_report
-from pirl.evaluate.splits import why_not
+from pirl.evaluate.splits import numbered_otherwise, unknown_to, why_not
 from pirl.evaluate.store import FeatureStore, checksum
 from pirl.evaluate.subject import Subject
 from pirl.evaluate.voc.voc_folder import LAYOUT, VocSplit, open_voc, years_of
@@ -43,13 +46,18 @@ def check(request: EvaluationRequest) -> None:
         StorageError: The store did not answer.
     """
     weights = read_weights(request.target)
-    other = read_weights(request.ensemble) if request.ensemble else None
-    if other and other.stem != weights.stem:
-        raise ConfigError(
-            f"--ensemble {other.uri} has the {other.stem} stem, and {weights.uri} the {weights.stem} one: their maps "
-            "have other sides, so use two networks of one stem"
-        )
+    if request.ensemble:
+        _check_ensemble(request, weights, read_weights(request.ensemble))
+    if request.config.cluster.gpus_per_worker and not request.use_ray:
+        check_gpus(request.config.cluster.gpus_per_worker)
     train, test = splits_of(request, weights)
+    if request.test and test is not None and test.fingerprint == train.fingerprint:
+        raise ConfigError(f"--test {test.uri} are the images that fit, {train.uri}: name images that were held out")
+    inside = not train.folder.uri.startswith(f"{request.out.uri.rstrip('/')}/")
+    if inside and train.folder.overlaps(request.out):
+        raise ConfigError(
+            f"--out {request.out} lies in the folder of the images {train.uri}: name a folder apart from them"
+        )
     for name in request.protocols:
         if PROTOCOLS[name].voc == "only" and not isinstance(train, VocSplit):
             raise ConfigError(f"{name} needs boxes, and {train.uri} has none: add --data with {LAYOUT}")
@@ -57,9 +65,32 @@ def check(request: EvaluationRequest) -> None:
     needing = [name for name in request.protocols if PROTOCOLS[name].labels and name not in takes]
     if needing and (reason := why_not(train, test)):
         raise ConfigError(f"{', '.join(needing)}: {reason}")
+    if test is not None and (reason := numbered_otherwise(train, test)):
+        raise ConfigError(reason)
+    fit = replace(train, rows=rows_of(train, request.max_images))
+    count = replace(test, rows=rows_of(test, request.max_images)) if test is not None else None
     for name, settings in request.protocols.items():
         if refuse := PROTOCOLS[name].refuse:
-            refuse(settings, train, test)
+            refuse(settings, fit, count)
+
+
+def _check_ensemble(request: EvaluationRequest, weights: Weights, other: Weights) -> None:
+    """Raises ConfigError for networks that cannot stand side by side."""
+    if other.stem != weights.stem:
+        raise ConfigError(
+            f"--ensemble {other.uri} has the {other.stem} stem, and {weights.uri} the {weights.stem} one: their maps "
+            "have other sides, so use two networks of one stem"
+        )
+    sides = {each.image_size() for each in (weights, other) if each.config}
+    if len(sides) > 1 and request.image_size is None:
+        raise ConfigError(
+            f"--ensemble {other.uri} was trained on views of another size than {weights.uri} "
+            f"({' and '.join(map(str, sorted(sides)))} px): add --image-size, which both get"
+        )
+    if other.sha256 == weights.sha256:
+        raise ConfigError(f"--ensemble {other.uri} has the weights of {weights.uri}: name another network")
+    if boxes := [name for name in request.protocols if PROTOCOLS[name].voc == "only"]:
+        raise ConfigError(f"{boxes[0]} fine-tunes a single network: leave --ensemble away")
 
 
 def splits_of(request: EvaluationRequest, weights: Weights) -> tuple[Dataset, Dataset | None]:
@@ -67,19 +98,14 @@ def splits_of(request: EvaluationRequest, weights: Weights) -> tuple[Dataset, Da
     if not request.data and weights.config is None:
         raise ConfigError(f"{request.target} is a file, which has no data of its own: add --data URI")
 
-    data = request.config.data
-
-    def opened(uri: str) -> Dataset:
-        return open_data(data.model_copy(update={"uri": uri}))
-
-    own = weights.config.data if weights.config else None
+    data, own = request.config.data, weights.config.data if weights.config else None
     place, test = (Folder(uri, data.storage_options, data.deadline_s) for uri in (request.data, request.test))
     boxes = any(PROTOCOLS[name].voc == "only" for name in request.protocols)
     if (request.data and (boxes or years_of(place))) or (request.test and years_of(test)):
         voc = open_voc(place, test if request.test else None)
         return voc, voc.held_out()
-    train = opened(request.data) if request.data or own is None else open_data(own)
-    return train, opened(request.test) if request.test else train.held_out()
+    train = open_images(data, request.data, own)
+    return train, open_images(data, request.test, None) if request.test else train.held_out()
 
 
 def run_evaluation(request: EvaluationRequest) -> int:
@@ -109,6 +135,10 @@ def work(request: EvaluationRequest, device: torch.device, say: Callable[[str], 
         "network": {"arch": weights.arch, "width": weights.width, "stem": weights.stem},
         "command": list(request.command),
     }
+    if subject.test is not None and (strange := unknown_to(subject.train, subject.test)):
+        subject.say(
+            f"images of {', '.join(strange[:5])} in {subject.test.uri} count as wrong: no image that fits is one"
+        )
     found = {}
     for name, settings in request.protocols.items():
         began = time.monotonic()
@@ -120,7 +150,7 @@ def work(request: EvaluationRequest, device: torch.device, say: Callable[[str], 
         found[name] = outcome.measurements
     if not first:
         return ""
-    lines = [f"{weights.in_words()}", f"fitted to {subject.train.uri}" + _of_test(subject), as_text(found)]
+    lines = [weights.in_words(), f"fitted to {_used(subject, subject.train)}" + _of_test(subject), as_text(found)]
     return "\n".join([*lines, f"reports in {request.out}"])
 
 
@@ -140,7 +170,6 @@ def subject_of(
     for other in others:
         trunk = Ensemble(trunk, other.trunk())
         untrained = Ensemble(untrained, Trunk(other.arch, other.width, other.stem))
-    folder = Path(request.features or Path(tempfile.gettempdir()) / f"pirl-features-{os.getuid()}")
     return Subject(
         trunk=trunk.to(device),
         untrained=untrained.to(device) if request.random else None,
@@ -152,7 +181,7 @@ def subject_of(
         limit=request.max_images,
         skip=request.config.data.on_error == "skip",
         say=say,
-        store=FeatureStore(folder),
+        store=FeatureStore(features_folder(request)),
         scratch=request.out,
         loader_processes=request.config.cluster.loader_processes,
         config=config,
@@ -161,8 +190,19 @@ def subject_of(
     )
 
 
+def features_folder(request: EvaluationRequest) -> Path:
+    """Where features stay on this node."""
+    return Path(request.features or Path(tempfile.gettempdir()) / f"pirl-features-{os.getuid()}")
+
+
 def _of_test(subject: Subject) -> str:
-    return f", counted on {subject.test.uri}" if subject.test else ""
+    return f", counted on {_used(subject, subject.test)}" if subject.test else ""
+
+
+def _used(subject: Subject, split: Dataset) -> str:
+    """The images, and how many of them where that is not all."""
+    rows = rows_of(split, subject.limit)
+    return split.uri + ("" if rows == split.rows else f" (the first {rows:,} of {split.rows:,} images)")
 
 
 def _on_ray(request: EvaluationRequest) -> int:

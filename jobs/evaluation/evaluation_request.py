@@ -4,8 +4,11 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jobs.settings import READING
 from pirl.config import Config
-from pirl.sections import Section
+from pirl.data.dataset import Dataset, open_data
+from pirl.errors import ConfigError
+from pirl.sections import Data, Section
 from pirl.storage.folder import Folder
 
 
@@ -63,3 +66,22 @@ class EmbeddingRequest:
     overwrite: bool
     use_ray: bool
     only_check: bool
+
+
+def open_images(typed: Data, uri: str, own: Data | None) -> Dataset:
+    """The data set at `uri`, or, where that is "", that of the run, read as was typed; raises as `open_data`."""
+    if uri or own is None:
+        return open_data(typed.model_copy(update={"uri": uri}))
+    usual = Data()
+    changed = {
+        name: getattr(typed, name)
+        for name in READING
+        # Options of a store are those of TARGET's then.
+        if name != "storage_options" and getattr(typed, name) != getattr(usual, name)
+    }
+    try:
+        return open_data(own.model_copy(update=changed))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}\nThe run was trained on {own.uri}: if that lies elsewhere now, add --data URI"
+        ) from None

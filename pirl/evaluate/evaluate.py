@@ -22,6 +22,7 @@ from pirl.evaluate.protocols import (
 )
 from pirl.evaluate.subject import Subject
 from pirl.sections import Section
+from pirl.wording import counted
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Protocol:
 PROTOCOLS = {
     "linear": Protocol(linear.measure, linear.Linear),
     "knn": Protocol(knn.measure, knn.KNN, refuse=knn.refuse),
-    "few": Protocol(few.measure, few.Few),
+    "few": Protocol(few.measure, few.Few, refuse=few.refuse),
     "auc": Protocol(auc.measure, auc.AUC, refuse=auc.refuse),
     "retrieval": Protocol(retrieval.measure, retrieval.Retrieval, labels=False, refuse=retrieval.refuse),
     "health": Protocol(health.measure, health.Health, labels=False, refuse=health.refuse),
@@ -68,8 +69,7 @@ def evaluate(subject: Subject, config: Config) -> dict[str, Any]:
         "knn": {"k", "temperature", "accuracy"}, "few": {"per_class", "draws", "accuracy", "deviation"}, "random": the
         same of the random trunk}`; accuracies are shares of 1.
     """
-    vote = knn.KNN(k=(config.evaluation.knn_k,), temperature=config.evaluation.knn_temperature)
-    fitted = few.Few()
+    vote, fitted = _vote(subject, config), few.Few()
     linears, votes = linear.measure(subject, linear.Linear()).measurements, knn.measure(subject, vote).measurements[0]
     drawn = few.measure(subject, fitted).measurements[0]
 
@@ -92,11 +92,16 @@ def evaluate_res5(subject: Subject, config: Config) -> dict[str, float]:
     Returns:
         `{"linear_res5", "knn"}`, shares of 1, equal to the numbers of `evaluate`.
     """
-    settings = config.evaluation
-    vote = knn.KNN(k=(settings.knn_k,), temperature=settings.knn_temperature)
+    vote = _vote(subject, config)
     (fitted,) = linear.measure(subject, linear.Linear(taps=("res5",))).measurements
     (voted,) = knn.measure(subject, vote).measurements
     return {"linear_res5": fitted.value, "knn": voted.value}
+
+
+def _vote(subject: Subject, config: Config) -> knn.KNN:
+    """As a config has it, with no more neighbours than there are."""
+    settings, images = config.evaluation, len(subject.labelled("train").labels)
+    return knn.KNN(k=(min(settings.knn_k, images),), temperature=settings.knn_temperature)
 
 
 def table(report: dict[str, Any]) -> str:
@@ -111,9 +116,10 @@ def table(report: dict[str, Any]) -> str:
     vote = report["knn"]
     title = f"res5 kNN, k {vote['k']}, τ {vote['temperature']:g}"
     lines.append((title, vote["accuracy"], random["knn"]["accuracy"], ""))
+    images = counted(report["train_images"], "image")
     return "\n".join(
         [
-            f"accuracy in %, fitted to {report['train_images']:,} images, of {report['test_images']:,} held out",
+            f"accuracy in %, fitted to {images}, of {report['test_images']:,} held out",
             f"{'':<24}{'random':>9}{'trained':>9}{'change':>9}",
             *(
                 f"{name:<24}{100 * old:>9.1f}{100 * new:>9.1f}{100 * (new - old):>+9.1f}{more}"

@@ -169,6 +169,17 @@ def by_trunk(trunk: Trunk) -> PairEmbedder:
     return PairEmbedder(rows, rows, trunk.out_channels)
 
 
+def by_parts(trunk: Trunk, parts: int) -> PairEmbedder:
+    """res5 of an image, and the mean of res5 over the parts of its transform; batch norms as in `by_heads`."""
+
+    def rows(pixels: Tensor, of: int) -> Tensor:
+        trunk.train()
+        with statistics_kept(trunk):
+            return F.normalize(trunk(pixels).unflatten(0, (-1, of)).mean(1), dim=1)
+
+    return PairEmbedder(partial(rows, of=1), partial(rows, of=parts), trunk.out_channels)
+
+
 def network_of(subject: Subject, *, trained: bool) -> PIRL:
     """The network of a checkpoint with its heads, or one with the random weights that its run would begin with."""
     assert subject.config is not None

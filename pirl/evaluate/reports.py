@@ -8,6 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from pirl.evaluate.features import rows_of
 from pirl.evaluate.measurement import Measurement, Outcome
 from pirl.evaluate.subject import Subject
 from pirl.sections import Section
@@ -39,7 +40,12 @@ def report_of(
         "settings": settings.model_dump(),
         **about,
         "data": {
-            name: {"uri": data.uri, "images": data.rows, "fingerprint": data.fingerprint}
+            name: {
+                "uri": data.uri,
+                "images": data.rows,
+                "used": rows_of(data, subject.limit),
+                "fingerprint": data.fingerprint,
+            }
             for name, data in splits.items()
             if data is not None
         },
@@ -62,8 +68,17 @@ def write_report(folder: Folder, report: Mapping[str, Any], files: Mapping[str, 
 def reports_in(folder: Folder) -> list[dict[str, Any]]:
     """The reports of a folder, by the names of their protocols."""
     names = sorted(name for name in folder.sizes() if name.endswith(".json") and "/" not in name)
-    found = (json.loads(folder.read(name)) for name in names)
-    return [report for report in found if "measurements" in report]  # not what a run ended with
+    found = (_report(folder.read_bytes(name)) for name in names)
+    return [report for report in found if report is not None]
+
+
+def _report(content: bytes) -> dict[str, Any] | None:
+    """None for another file: what a run ended with, or somebody else's."""
+    try:
+        report = json.loads(content)
+    except ValueError:
+        return None
+    return report if isinstance(report, dict) and "measurements" in report else None
 
 
 def as_csv(reports: Iterable[Mapping[str, Any]]) -> str:
@@ -92,8 +107,8 @@ def as_text(found: Mapping[str, Sequence[Measurement]]) -> str:
         spread = ""
         if each.interval:
             spread = f"  {scale * each.interval[0]:.{digits}f} to {scale * each.interval[1]:.{digits}f}"
-        elif each.deviation is not None:
-            spread = f"  ± {scale * each.deviation:.{digits}f} over draws"
+        if each.deviation is not None:
+            spread += f"  ± {scale * each.deviation:.{digits}f} over draws"
         unit = f" {each.unit}" if each.unit not in ("%", "") else ""
         lines.append(
             f"{protocol:<12}{each.name:<{wide}}{random:>10}{scale * each.value:>10.{digits}f}{unit}{spread}".rstrip()

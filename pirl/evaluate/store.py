@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from pirl.storage.sealed import is_whole, sealed
 
 DONE = "features.json"
 """Says that the arrays beside it are whole; it comes last."""
+
+OURS = re.compile(r"[0-9a-f]{32}(\.(?P<host>.+)\.(?P<process>\d+)\.tmp)?")
+"""Folders of features, and those that a process makes: what else lies beside them is never removed."""
 
 POOLING = 1
 """Counts how models.pool has changed: what was kept by another one is made again."""
@@ -61,12 +66,12 @@ class FeatureStore:
         if not all(there.values()):
             hosts = dist.all_gather_dicts({str(dist.rank()): socket.gethostname()})
             writes = list(hosts.values()).index(socket.gethostname()) == dist.rank()
+            made = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
             if writes:
                 self._make_room()
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True, mode=0o700)
-            arrays = {name: _array(folder, name, (rows, width)) for name, width in sizes.items()} if writes else {}
-            labels = _array(folder, "labels", (rows,), np.int64) if writes else None
+                made.mkdir(parents=True, mode=0o700)
+            arrays = {name: _array(made, name, (rows, width)) for name, width in sizes.items()} if writes else {}
+            labels = _array(made, "labels", (rows,), np.int64) if writes else None
             progress, start = Countdown(say, f"features of {dataset.uri}", rows), 0
             for part in extract_rounds(trunk, dataset, image_size, device, limit, skip=skip):
                 here = slice(start, start + len(part.labels))
@@ -79,18 +84,26 @@ class FeatureStore:
             if writes:
                 for array in (*arrays.values(), *([] if labels is None else [labels])):
                     array.flush()
-                (folder / DONE).write_bytes(sealed({"rows": rows, "data": dataset.uri, "side": image_size}))
+                (made / DONE).write_bytes(sealed({"rows": rows, "data": dataset.uri, "side": image_size}))
+                _put(made, folder)
             dist.barrier()
         os.utime(folder)
         taps = {name: _opened(folder, name, (rows, width)) for name, width in sizes.items()}
         return Features(taps, _opened(folder, "labels", (rows,), np.int64))
 
     def _make_room(self) -> None:
-        """Removes what was not used for longest, and what is not whole."""
-        found = sorted(self.folder.glob("*/"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        """Removes what was not used for longest, and what a process of this node left that is gone."""
+        found = [(folder, match) for folder in self.folder.glob("*/") if (match := OURS.fullmatch(folder.name))]
+        whole = []
+        for folder, match in found:
+            with suppress(FileNotFoundError):  # another process removes it too
+                if match["process"] is None:
+                    whole.append((folder.stat().st_mtime, sum(f.stat().st_size for f in folder.iterdir()), folder))
+                elif match["host"] == socket.gethostname() and not _runs(int(match["process"])):
+                    shutil.rmtree(folder, ignore_errors=True)
         total = 0
-        for folder in found:
-            total += sum(file.stat().st_size for file in folder.iterdir())
+        for _, size, folder in sorted(whole, reverse=True):
+            total += size
             if total > self.limit_bytes:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -108,6 +121,26 @@ def checksum(trunk: Trunk) -> str:
 def _key(trunk: Trunk, dataset: Dataset, image_size: int, rows: int, skip: bool) -> str:
     about = [checksum(trunk), dataset.fingerprint, image_size, rows, skip, POOLING]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Gives features that are whole their name; others of the same name stay where they are whole too."""
+    if not _is_done(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another process was first
+            made.rename(folder)
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process on this node."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _is_done(folder: Path) -> bool:

@@ -19,6 +19,11 @@ from pirl.storage.folder import Folder
 MAX_IMAGES = 100_000
 """Images of each split that are used at most, by default: exact fits hold the features of one tap in memory."""
 
+CHUNK = 65_536
+"""Images whose features are looked at together."""
+
+NO_NUMBERS = "the network makes features that are no numbers: its weights are damaged, or it diverged"
+
 SplitName = Literal["train", "test"]
 
 
@@ -63,16 +68,23 @@ class Subject:
     _held: dict[tuple[SplitName, bool], Features] = field(default_factory=dict, repr=False)
 
     def features(self, split: SplitName, *, trained: bool = True) -> Features:
-        """Of all images of a split, in the order of their ids; a collective where it is asked for first."""
+        """Of all images of a split, in the order of their ids; a collective where it is asked for first.
+
+        Raises:
+            ConfigError: There is no such split or network, or it makes features that are no numbers.
+        """
         if (split, trained) not in self._held:
             trunk, dataset = self.trunk if trained else self.untrained, self.train if split == "train" else self.test
             if trunk is None or dataset is None:
                 raise ConfigError("there is no test split" if trunk else "there is no random network")
             given = trunk, dataset, self.image_size, self.device, self.limit
             if self.store is None:
-                self._held[split, trained] = extract(*given, skip=self.skip, tell=self._tell(trained))
+                found = extract(*given, skip=self.skip, tell=self._tell(trained))
             else:
-                self._held[split, trained] = self.store.features(*given, skip=self.skip, say=self.say)
+                found = self.store.features(*given, skip=self.skip, say=self.say)
+            if not all(bool(part.isfinite().all()) for part in torch.split(found.taps["res5"], CHUNK)):
+                raise ConfigError(NO_NUMBERS)  # what is no number in an earlier layer is none in res5
+            self._held[split, trained] = found
         return self._held[split, trained]
 
     def _tell(self, trained: bool) -> Callable[[str], None]:

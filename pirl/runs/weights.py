@@ -5,6 +5,7 @@ A file tells by the names and shapes of its tensors which network it holds; what
 
 import hashlib
 import io
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from pirl.runs.run_files import CheckpointFile, RunFile
 from pirl.storage.folder import Folder
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-"""Of files with weights; all but the first are read by torch.load with weights_only."""
+"""Of files with weights, as they are often called; what is in a file tells how it is read."""
 
 BLOCKS: dict[tuple[str, tuple[int, ...]], Arch] = {
     ("BasicBlock", (2, 2, 2, 2)): "resnet18",
@@ -143,39 +144,49 @@ def _from_file(file: Folder) -> Weights:
         raise ConfigError(
             f"{file} is not there: name a run, a checkpoint, or a file with weights ({', '.join(SUFFIXES)})"
         ) from None
-    tensors, unused = _trunk_of(_tensors(file, data), file)
+    tensors, unused = _trunk_of(_dictionaries(_content(file, data)), file)
     arch, width, stem = _network_of(tensors, file)
     _check(tensors, Trunk(arch, width, stem), file)
     return Weights(file.uri, hashlib.sha256(data).hexdigest(), tensors, arch, width, stem, unused)
 
 
-def _tensors(file: Folder, data: bytes) -> dict[str, Tensor]:
-    """All tensors of a file by their names, however deep they lie in it."""
+def _content(file: Folder, data: bytes) -> Any:
+    """What a file of safetensors, or of torch.save, holds; nothing in it is run."""
     try:
-        if file.name.endswith(".safetensors"):
+        if data[8:9] == b"{":  # behind the length of the header
             return safetensors.torch.load(data)
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        why = "it holds objects other than tensors, which could run code here, or is no file of torch.save"
     except Exception as error:  # whatever the bytes are
         first = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"{file} cannot be read as weights: {first}. Use a .safetensors file, or a state dict that torch.save wrote"
-        ) from None
-    best: dict[str, Tensor] = {}
-    waiting = [content]
-    while waiting:  # {"state_dict": …}, {"model": …}: the one with the most tensors
-        each = waiting.pop()
+        why = f"it is damaged, or neither of the two ({first})" if data else "it is empty"
+    raise ConfigError(
+        f"{file} cannot be read as weights: {why}. Use a .safetensors file, or what torch.save(network.state_dict(), "
+        "FILE) wrote"
+    )
+
+
+def _dictionaries(content: Any) -> dict[str, dict[str, Tensor]]:
+    """The dictionaries of tensors in a file, however deep they lie in it ({"state_dict": ...}), by where they do."""
+    found: dict[str, dict[str, Tensor]] = {}
+    waiting = [("", content)]
+    while waiting:
+        place, each = waiting.pop(0)
         if isinstance(each, Mapping):
-            here = {str(name): value for name, value in each.items() if isinstance(value, Tensor)}
-            best = max(best, here, key=len)
-            waiting += [value for value in each.values() if isinstance(value, Mapping)]
-    return best
+            found[place] = {str(name): value for name, value in each.items() if isinstance(value, Tensor)}
+            waiting += [(f"{place}{name}.", value) for name, value in each.items() if isinstance(value, Mapping)]
+    return {place: tensors for place, tensors in found.items() if tensors}
 
 
-def _trunk_of(tensors: Mapping[str, Tensor], file: Folder) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of the trunk by torchvision's names, and the names of the others.
+def _trunk_of(found: Mapping[str, Mapping[str, Tensor]], file: Folder) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of the trunk by torchvision's names, and the names of what is not used.
 
-    Other trainers put a prefix before the names (`module.`, `backbone.`); of several networks the first is taken.
+    Other trainers put a prefix before the names (`module.`, `backbone.`); of several networks the first is taken, and
+    of several dictionaries the one with the most tensors.
     """
+    place = max(found, key=lambda each: len(found[each]), default="")
+    tensors = found.get(place, {})
     first = next((name for name in tensors if name.endswith("conv1.weight") and ".layer" not in f".{name}"), None)
     if first is None:
         some = ", ".join(list(tensors)[:3]) or "nothing"
@@ -187,7 +198,9 @@ def _trunk_of(tensors: Mapping[str, Tensor], file: Folder) -> tuple[dict[str, Te
         for name, value in tensors.items()
         if name.startswith(prefix) and name.removeprefix(prefix).startswith(stages)
     }
-    return known, tuple(name for name in tensors if not name.startswith(tuple(prefix + stage for stage in stages)))
+    unused = [name for name in tensors if not name.startswith(tuple(prefix + stage for stage in stages))]
+    networks = [each for each, inside in found.items() if each != place and any("conv1.weight" in n for n in inside)]
+    return known, (*(f"all of {each.rstrip('.')}" for each in networks), *unused)
 
 
 def _network_of(tensors: Mapping[str, Tensor], file: Folder) -> tuple[Arch, int, Stem]:
@@ -218,7 +231,11 @@ def _check(tensors: Mapping[str, Tensor], trunk: Trunk, file: Folder) -> None:
                 f"{file}: {name} is {tuple(tensors[name].shape)}, and in a ResNet of its kind {tuple(value.shape)}; "
                 "wide and grouped ones are not known"
             )
+        if not tensors[name].is_floating_point():
+            raise ConfigError(f"{file}: {name} holds {tensors[name].dtype}: use weights that are not quantized")
         if not bool(torch.isfinite(tensors[name]).all()):
             raise ConfigError(f"{file}: {name} holds values that are no numbers")
+        if name.endswith("running_var") and bool((tensors[name] < 0).any()):
+            raise ConfigError(f"{file}: {name} holds variances below 0")
     if strange := [n for n in tensors if n not in expected and not n.endswith("num_batches_tracked")]:
         raise ConfigError(f"{file} has tensors that a ResNet of its kind has not: {', '.join(strange[:3])}")

@@ -17,11 +17,11 @@ from torch import Tensor
 from pirl.config import Config, override
 from pirl.data.dataset import Dataset, open_dataset
 from pirl.data.writer import ShardWriter
-from pirl.errors import CorruptImage
+from pirl.errors import ConfigError, CorruptImage
 from pirl.evaluate.evaluate import evaluate, table
 from pirl.evaluate.features import Features, extract
 from pirl.evaluate.protocols import knn, linear
-from pirl.evaluate.splits import why_not
+from pirl.evaluate.splits import unknown_to, why_not
 from pirl.evaluate.subject import Subject
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view
@@ -340,7 +340,7 @@ def test_why_not_names_what_is_missing(splits: tuple[Dataset, Dataset], tmp_path
         assert "labels" in reason
 
 
-@pytest.mark.parametrize(("classes", "label"), [(["dark", "bright"], 1), (["bright", "dark"], 0), (["dark"], None)])
+@pytest.mark.parametrize(("classes", "label"), [(["dark", "bright"], 1), (["gray", "dark"], 0), (["dark"], None)])
 def test_why_not_says_that_no_held_out_class_occurs_in_training(
     tmp_path: Path, classes: list[str], label: int | None
 ) -> None:
@@ -352,6 +352,31 @@ def test_why_not_says_that_no_held_out_class_occurs_in_training(
     train, test = open_dataset(str(tmp_path)), open_dataset(str(tmp_path / "test"))
     assert f"no class of the images of {test.uri} is one of {train.uri}" in (why_not(train, test) or "")
     assert "of one class" in (why_not(train, train) or "")
+
+
+def test_classes_that_are_numbered_otherwise_are_not_taken_for_others(tmp_path: Path) -> None:
+    for folder, names in ((tmp_path, ["dark", "bright"]), (tmp_path / "test", ["gray", "bright", "dark"])):
+        with ShardWriter(Folder(str(folder)), classes=names, seed=0, source="a test") as writer:
+            for label in range(len(names)):
+                writer.add(b"", label)
+    train, test = open_dataset(str(tmp_path)), open_dataset(str(tmp_path / "test"))
+    assert f"dark has another number among the classes of {test.uri}" in (why_not(train, test) or "")
+    assert unknown_to(train, test) == ["gray"]
+    assert unknown_to(train, train) == []
+
+
+def test_knn_leaves_out_neighbours_that_there_are_not_and_says_it(splits: tuple[Dataset, Dataset]) -> None:
+    said: list[str] = []
+    subject = Subject(_trunk(0), None, splits[1], splits[1], 16, CPU, say=said.append)  # 63 have a label
+    found = knn.measure(subject, knn.KNN()).measurements
+    assert [each.name for each in found] == ["res5, k 1", "res5, k 20"]
+    assert said == ["knn: k 200 is left out, as 63 images can vote"]
+    with pytest.raises(ConfigError, match=r"--knn\.k 64 is more than the 63 labelled images"):
+        knn.measure(subject, knn.KNN(k=(64,)))
+    with pytest.raises(ConfigError, match=r"--knn\.k 64 is more than the 63 labelled images"):
+        knn.refuse(knn.KNN(k=(64,)), splits[1], splits[1])
+    more = override(CONFIG, {"evaluation.knn_k": 400})
+    assert evaluate(Subject(_trunk(0), _trunk(1), splits[1], splits[1], 16, CPU), more)["knn"]["k"] == 63
 
 
 def test_why_not_says_that_there_is_one_class_alone(tmp_path: Path) -> None:

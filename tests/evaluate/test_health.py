@@ -117,14 +117,16 @@ def test_f_that_maps_all_to_one_point_has_collapsed(tmp_path: Path) -> None:
 def test_res5_along_one_direction_has_collapsed() -> None:
     random = torch.Generator().manual_seed(0)
     line = torch.randn(100, 1, generator=random) * torch.ones(8) + 0.1 * torch.randn(100, 8, generator=random)
-    assert verdict_on({"res5": [spread_of(line)]}, 0)["verdict"] == "collapsed"
-    assert verdict_on({"res5": [spread_of(torch.ones(100, 8))]}, 0)["verdict"] == "collapsed"
+    assert verdict_on({"res5": [spread_of(line)]}, 0, 100)["verdict"] == "collapsed"
+    assert verdict_on({"res5": [spread_of(torch.ones(100, 8))]}, 0, 100)["verdict"] == "collapsed"
     cloud = torch.randn(100, 8, generator=random)
-    assert verdict_on({"res5": [spread_of(cloud)]}, 0)["verdict"] == "healthy"
+    assert verdict_on({"res5": [spread_of(cloud)]}, 0, 100)["verdict"] == "healthy"
     # Of few images f tells nothing, and res5 of all is asked.
     few = {"res5": [spread_of(cloud)], "f": [spread_of(torch.ones(5, 8))]}
-    assert verdict_on(few, 5)["verdict"] == "healthy"
-    assert verdict_on(few, 50)["verdict"] == "collapsed"
+    assert verdict_on(few, 5, 100)["verdict"] == "healthy"
+    assert verdict_on(few, 50, 100)["verdict"] == "collapsed"
+    # Two rows always lie on one line.
+    assert verdict_on({"res5": [spread_of(cloud[:2])]}, 0, 2)["verdict"] == "unknown"
 
 
 def _subject(folder: Path) -> Subject:
@@ -164,9 +166,11 @@ def test_one_image_is_refused() -> None:
 
 def test_features_that_are_no_numbers_are_refused() -> None:
     subject = subject_of(None, config_of())
-    subject.features("train").taps["res5"][3, 1] = torch.nan
-    with pytest.raises(ConfigError, match="no numbers"):
-        measure(subject, Health(images=IMAGES))
+    with torch.no_grad():
+        subject.trunk.layer1[0].bn1.running_var.fill_(-1)
+    for protocol in ("health", "knn", "linear", "few", "retrieval"):
+        with pytest.raises(ConfigError, match="no numbers"):
+            PROTOCOLS[protocol].measure(subject, PROTOCOLS[protocol].settings())
 
 
 def test_the_bank_of_a_checkpoint_is_read(tmp_path: Path) -> None:

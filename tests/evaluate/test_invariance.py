@@ -24,6 +24,7 @@ from pirl.loading.decode import decode
 from pirl.loading.views import Views, sample_rng
 from pirl.pretext import PRETEXTS
 from pirl.runs.checkpoint import load_network
+from pirl.runs.stored_permutations import made_permutations
 from pirl.storage.folder import Folder
 from pirl.train import first_state
 from tests.conftest import GlooPool
@@ -39,8 +40,10 @@ def image(dataset: Dataset, id: int) -> Tensor:
 
 def loop(dataset: Dataset, config: Config, network: Any, task: str, seed: int) -> list[list[float]]:
     """Distances of each image to its transforms and to those of the next image, computed one by one."""
-    views = Views(config.data.image_size, config.augment, PRETEXTS[task], config.pretext.crop_min)
-    f, g = (network.f, network.g) if task != "none" else ((lambda x: x), (lambda x: x))
+    permutations = made_permutations(config) if PRETEXTS[task].shuffles else None
+    views = Views(config.data.image_size, config.augment, PRETEXTS[task], config.pretext.crop_min, permutations)
+    # Without heads a transform is the mean of its parts.
+    f, g = (network.f, network.g) if hasattr(network, "g") else ((lambda x: x), (lambda x: x.mean(0, keepdim=True)))
     images, transforms = [], []
     for id in range(IMAGES):
         pixels = image(dataset, id)
@@ -104,12 +107,17 @@ def test_distances_of_the_heads_equal_a_loop(tmp_path: Path, task: str, monkeypa
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("what", ["file", "npid"])
+@pytest.mark.parametrize("what", ["file", "npid", "jigsaw", "rotation"])
 def test_distances_of_res5_where_there_is_no_head_g(tmp_path: Path, what: str) -> None:
-    config = config_of({"loss.pretext_weight": 0, "augment.hue": 0.2})
+    """Of a covariant network between the image and what its pretext task made of it."""
+    config, task = config_of({"loss.pretext_weight": 0, "augment.hue": 0.2}), "none"
+    if what in PRETEXTS:
+        task, orders = what, 20 if what == "jigsaw" else None
+        config = config_of({"method.name": "covariant", "pretext.name": what, "pretext.permutations": orders})
     subject = subject_of(tmp_path / "checkpoint_000000007" if what == "npid" else None, config, seed=3)
+    subject.config = subject.config if task == "none" else config
     outcome = measure(subject, Invariance(images=IMAGES, transforms=TRANSFORMS))
-    own = config if what == "npid" else Config().model_copy(update={"data": config.data})
+    own = config if what != "file" else Config().model_copy(update={"data": config.data})
     assert subject.test is not None
     subject.trunk.eval()
     assert subject.untrained is not None
@@ -122,11 +130,11 @@ def test_distances_of_res5_where_there_is_no_head_g(tmp_path: Path, what: str) -
 
     check(
         outcome,
-        loop(subject.test, own, Network, "none", 3),
-        loop(subject.test, own, Random, "none", 3),
+        loop(subject.test, own, Network, task, 3),
+        loop(subject.test, own, Random, task, 3),
     )
     assert "res5" in outcome.details["embeddings"]
-    assert "crop" in outcome.details["transform"]
+    assert outcome.details["transform"] == (what if task != "none" else "random crop, flip and colour")
 
 
 def _measurements(folder: Path) -> list[Any]:

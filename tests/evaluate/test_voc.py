@@ -55,7 +55,7 @@ def test_a_year_has_trainval_and_test(devkit: Path) -> None:
 
 
 def test_difficult_objects_alone_are_zero() -> None:
-    from pirl.evaluate.voc.voc_folder import VocObject
+    from pirl.evaluate.voc.annotation import VocObject
 
     def row(*difficult: bool) -> list[VocObject]:
         return [VocObject("bar", (0, 0, 1, 1), each) for each in difficult]
@@ -156,10 +156,14 @@ def _without(file: str):
 MAIN = "ImageSets/Main"
 
 BROKEN = {
-    "no image": (_without("JPEGImages/000003.jpg"), r"JPEGImages/000003\.jpg is missing, and 0 more of .*trainval"),
+    "no image": (_without("JPEGImages/000003.jpg"), r"JPEGImages/000003\.jpg is missing of .*trainval"),
     "no trainval": (_without(f"{MAIN}/trainval.txt"), r"VOC2007 has no ImageSets/Main/trainval\.txt"),
     "no test": (_without(f"{MAIN}/test.txt"), r"VOC2007 has no test split .* unpack the test archive .*--test"),
     "an empty split": (_edit(f"{MAIN}/trainval.txt", r"(?s).*", ""), r"trainval\.txt names no image"),
+    "no text": (
+        lambda year: (year / MAIN / "trainval.txt").write_bytes(b"\xff\xfe"),
+        r"Main/trainval\.txt is no text",
+    ),
     "an image twice": (_edit(f"{MAIN}/trainval.txt", "000002", "000001"), r"trainval\.txt names an image twice"),
     "no class file": (_without(f"{MAIN}/bar_test.txt"), r"bar_test\.txt is missing, and other classes have"),
     "a strange sign": (_edit(f"{MAIN}/bar_test.txt", "000014 .*", "000014 2"), r"bar_test\.txt: line 2 is '000014 2'"),
@@ -190,6 +194,18 @@ ANNOTATIONS = {
     "an empty box": (
         _edit("Annotations/000004.xml", "<xmax>.*</xmax>", "<xmax>0</xmax>"),
         r"000004\.xml: object 1 .* its box is empty",
+    ),
+    "another root": (
+        _edit("Annotations/000004.xml", "(?s).*", "<html><object/></html>"),
+        r"000004\.xml has a <html>, and no <annotation>",
+    ),
+    "a strange word": (
+        _edit("Annotations/000004.xml", "<difficult>.", "<difficult>maybe"),
+        r"000004\.xml: object 1 is 'maybe' difficult",
+    ),
+    "a box beside the image": (
+        _edit("Annotations/000004.xml", "<width>.*</width>", "<width>5</width>"),
+        r"000004\.xml: object 1 lies beside the image: .* the image 5 x 64",
     ),
     "another class": (
         _edit("Annotations/000004.xml", "<name>.*</name>", "<name>cat</name>"),

@@ -58,7 +58,7 @@ COUNTS = {
     "README.md": 26,
     "docs/architecture.md": 0,
     "docs/devcluster.md": 8,
-    "docs/evaluation.md": 13,
+    "docs/evaluation.md": 19,
     "docs/how-it-works.md": 0,
     "docs/measurements.md": 15,
     "docs/methods.md": 8,
@@ -185,6 +185,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, s3_server: tuple[str, str]) 
         write_data(top / "shared" / name, rows, side)
         (top / "data").mkdir(exist_ok=True)
         (top / "data" / name).symlink_to(top / "shared" / name)
+    for name in ("places205", "inat2018"):
+        (top / "data" / name).symlink_to(top / "shared/photos")
     shutil.copytree(top / "shared/cifar10", top / "data/cifar8k")
     (top / "shared/c10").symlink_to(top / "shared/cifar10")
     write_images(top / "home/photos", 60)
@@ -306,12 +308,13 @@ def check_job(script: str, words: list[str], type_in: Callable[..., str], monkey
 @contextmanager
 def runs() -> Iterator[None]:
     """In the block there are runs and weights, which else would be in the way of commands that make them."""
-    names = ("digits", "digits_jigsaw", "digits_supervised", "photos", "cifar10", "imagenet")
+    names = ("digits", "digits_jigsaw", "digits_supervised", "photos", "cifar10", "imagenet", "imagenet-2")
     places = [Path(storage, name) for storage in ("runs", "shared/runs") for name in names]
     for place in places:
-        uri = "digits" if place.name.startswith("digits") else str(Path("data", place.name).resolve())
-        method = "supervised" if place.name == "digits_supervised" else "pirl"
-        write_run(place, override(Config(), {"model.width": 1, "data.uri": uri, "method.name": method}))
+        data, _, other = place.name.partition("-")
+        uri = "digits" if data.startswith("digits") else str(Path("data", data).resolve())
+        method = "supervised" if data == "digits_supervised" else "pirl"
+        write_run(place, override(Config(), {"model.width": 2 if other else 1, "data.uri": uri, "method.name": method}))
     torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
     try:
         yield

@@ -242,7 +242,7 @@ def test_an_image_that_cannot_be_used_ends_it_or_has_no_features(embed, world):
     code, answer = embed(*words)
     assert code == 1
     assert "(id 200)" in answer
-    assert "add --data.on-error skip" in answer
+    assert "add --data.on_error skip" in answer
     first = contents(world / "out")["features-00000.parquet"]
     code, answer = embed(*words, "--data.on-error", "skip")
     assert code == 0

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from pirl.config import Config, override
 from pirl.errors import ConfigError
-from pirl.methods.models import Trunk
+from pirl.methods.models import Trunk, export_state_dict
 from pirl.runs.weights import read_weights, weights_of
 from pirl.storage.folder import Folder
 from tests.run_folder import write_run
@@ -88,6 +88,8 @@ def changed(name: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
         (lambda: changed("conv1.weight", torch.zeros(64, 1, 7, 7)), "a stem has 3 colours"),
         (lambda: changed("layer1.0.bn1.bias", torch.full((64,), torch.nan)), r"bn1\.bias holds values that are no"),
         (lambda: changed("layer1.0.se.weight", torch.zeros(1)), r"has not: layer1\.0\.se\.weight"),
+        (lambda: changed("layer2.0.bn1.running_var", -torch.ones(128)), r"running_var holds variances below 0"),
+        (lambda: changed("conv1.weight", torch.zeros(64, 3, 7, 7, dtype=torch.int8)), "holds torch.int8: use weights"),
     ],
 )
 def test_a_file_with_something_else_is_refused_with_what_it_is(tmp_path: Path, content: Any, message: str) -> None:
@@ -112,8 +114,18 @@ def test_a_file_that_is_no_weights_at_all_is_refused(tmp_path: Path, name: str) 
 
 def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     torch.save({"conv1.weight": Trunk("resnet18", 4)}, tmp_path / "x.pth")  # a whole module
-    with pytest.raises(ConfigError, match="cannot be read as weights"):
+    with pytest.raises(ConfigError, match="cannot be read as weights: it holds objects other than tensors") as refused:
         read_weights(Folder(str(tmp_path / "x.pth")))
+    assert "weights_only" not in str(refused.value)  # what torch says is how to run them
+
+
+def test_of_two_networks_the_first_is_taken_and_the_other_one_said(tmp_path: Path) -> None:
+    first, second = (export_state_dict(Trunk("resnet18", 4)) for _ in range(2))
+    # Under a name that says another format: what is in a file tells how it is read.
+    torch.save({"student": {f"module.{n}": v for n, v in first.items()}, "teacher": second}, tmp_path / "x.safetensors")
+    weights = read_weights(Folder(str(tmp_path / "x.safetensors")))
+    assert torch.equal(weights.tensors["conv1.weight"], first["conv1.weight"])
+    assert weights.in_words().endswith("; not used: all of teacher")
 
 
 def test_a_run_of_another_network_is_told_what_to_type(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from pirl.evaluate.features import rows_of
 from pirl.evaluate.measurement import Measurement, Outcome
 from pirl.evaluate.store import checksum
 from pirl.evaluate.subject import Subject
+from pirl.evaluate.voc.annotation import VocObject
 from pirl.evaluate.voc.box_precision import Boxes, BoxPrecision, box_precision
 from pirl.evaluate.voc.box_training import BoxSchedule, Kept, pixels, train_boxes
-from pirl.evaluate.voc.voc_folder import VocObject, VocSplit
+from pirl.evaluate.voc.voc_folder import VocSplit
 from pirl.sections import Count, Positive, Section, Share
 
 

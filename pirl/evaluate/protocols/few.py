@@ -8,10 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pirl.evaluate.measurement import Measurement, Outcome
-from pirl.evaluate.protocols.linear import fit, share_right
+from pirl.data.dataset import Dataset
+from pirl.errors import ConfigError
+from pirl.evaluate.measurement import Measurement, Outcome, bootstrap
+from pirl.evaluate.protocols.linear import fit
 from pirl.evaluate.subject import Subject
 from pirl.sections import Count, Section
+from pirl.wording import counted
 
 PENALTY = 1e-2
 """L2, as of `linear.PENALTIES`: there are no images to choose it with. On `digits` the accuracy is flat from 0.1 to
@@ -28,6 +31,16 @@ class Few(Section):
     """How often they are drawn: the mean and the standard deviation are told."""
 
 
+def refuse(settings: Few, train: Dataset, test: Dataset | None) -> None:
+    """Raises ConfigError for more images than any class has, where their number was typed."""
+    most = max(train.class_rows or [max(settings.per_class)])
+    if "per_class" in settings.model_fields_set and max(settings.per_class) > most:
+        raise ConfigError(
+            f"--few.per-class {max(settings.per_class)} is more than the {counted(most, 'image')} of the largest class "
+            f"of {train.uri}: use {most} or less"
+        )
+
+
 def measure(subject: Subject, settings: Few) -> Outcome:
     """Mean accuracy over draws, for each number of images."""
     known = {trained: subject.labelled("train", trained=trained) for trained in subject.trunks}
@@ -37,7 +50,7 @@ def measure(subject: Subject, settings: Few) -> Outcome:
         train, test = known[trained], asked[trained]
         chosen = drawn(train.labels, per_class, subject.seed + draw)
         rows = train.taps["res5"][chosen], train.labels[chosen], test.taps["res5"], test.labels
-        return torch.tensor([accuracy(*(each.to(subject.device) for each in rows))])
+        return right(*(each.to(subject.device) for each in rows))
 
     pieces = [
         partial(piece, n, draw, trained)
@@ -45,14 +58,19 @@ def measure(subject: Subject, settings: Few) -> Outcome:
         for trained in subject.trunks
         for draw in range(settings.draws)
     ]
-    shares = subject.dealt("few", pieces, 1).reshape(len(settings.per_class), len(subject.trunks), settings.draws)
-    means, deviations = shares.mean(2).tolist(), shares.std(2, correction=1 if settings.draws > 1 else 0).tolist()
-    return Outcome(
-        [
-            Measurement(f"res5, {n} a class", mean[0], mean[1] if len(mean) > 1 else None, deviation=deviation[0])
-            for n, mean, deviation in zip(settings.per_class, means, deviations, strict=True)
-        ]
-    )
+    found = subject.dealt("few", pieces, len(asked[True].labels)).cpu()
+    by_image = found.reshape(len(settings.per_class), len(subject.trunks), settings.draws, -1)
+    return Outcome([_measurement(n, each, subject.seed) for n, each in zip(settings.per_class, by_image, strict=True)])
+
+
+def _measurement(per_class: int, hits: Tensor, seed: int) -> Measurement:
+    """Of which test images each draw gets right, 0 or 1 (trunks, draws, M)."""
+    shares, draws = hits.mean(2), hits.shape[1]
+    means, deviations = shares.mean(1).tolist(), shares.std(1, correction=int(draws > 1)).tolist()
+    of_image = hits[0].mean(0).numpy()
+    interval = bootstrap(lambda rows: float(of_image[rows].mean()), len(of_image), seed)
+    random = means[1] if len(means) > 1 else None
+    return Measurement(f"res5, {per_class} a class", means[0], random, interval, deviations[0])
 
 
 def drawn(labels: Tensor, per_class: int, seed: int) -> Tensor:
@@ -63,8 +81,8 @@ def drawn(labels: Tensor, per_class: int, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def accuracy(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> float:
-    """Share of the test rows that a classifier of few rows gets right; shapes as of `linear.accuracy`."""
+def right(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Tensor:
+    """Which test rows, bool (M,), a classifier of few rows gets right; shapes as of `linear.right`."""
     mean, std = train_x.mean(0), train_x.std(0).clamp_min(1e-6)
-    train_x, test_x = (train_x - mean) / std, (test_x - mean) / std
-    return share_right(fit(train_x, train_y, PENALTY), test_x, test_y)
+    weight, bias = fit((train_x - mean) / std, train_y, PENALTY)
+    return torch.addmm(bias, (test_x - mean) / std, weight).argmax(1) == test_y

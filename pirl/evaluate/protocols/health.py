@@ -10,6 +10,7 @@ from torch import Tensor
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
+from pirl.evaluate.features import rows_of
 from pirl.evaluate.measurement import Measurement, Outcome
 from pirl.evaluate.pairs import Pairs, by_heads, by_trunk, network_of, views_of
 from pirl.evaluate.subject import Subject
@@ -18,6 +19,7 @@ from pirl.methods.spread import FEWEST_ROWS, LOWEST_RANK, Spread, has_collapsed,
 from pirl.runs.checkpoint import load_bank
 from pirl.runs.checkpoint_folder import data_of, read_state
 from pirl.sections import Count, Section
+from pirl.wording import counted
 
 SHOWN = {
     "effective_rank": "effective rank",
@@ -53,7 +55,8 @@ class Health(Section):
 def refuse(settings: Health, train: Dataset, test: Dataset | None) -> None:
     """Raises ConfigError where there is nothing to compare."""
     if min(settings.images, train.rows) < 2:
-        raise ConfigError(f"health compares images: use --health.images 2 or more, of the {train.rows} of {train.uri}")
+        images = counted(train.rows, "image")
+        raise ConfigError(f"health compares images: use --health.images 2 or more, of {images} of {train.uri}")
 
 
 def measure(subject: Subject, settings: Health) -> Outcome:
@@ -67,7 +70,7 @@ def measure(subject: Subject, settings: Health) -> Outcome:
     for trained in subject.trunks:
         trunk = subject.trunk if trained else subject.untrained
         assert trunk is not None
-        spreads["res5"].append(spread_of(_finite(subject.features("train", trained=trained).taps["res5"])))
+        spreads["res5"].append(spread_of(subject.features("train", trained=trained).taps["res5"]))
         alignments["res5"].append(alignment(_whole(pairs.rows(settings.images, 1, by_trunk(trunk)))))
         if not subject.checkpoint:
             continue
@@ -80,7 +83,7 @@ def measure(subject: Subject, settings: Health) -> Outcome:
             if data_of(subject.checkpoint) == subject.train.fingerprint:  # else its rows are of other images
                 kept = bank.lookup(torch.arange(rows.shape[1])).to(rows)
                 alignments["bank"].append(alignment(_whole(torch.stack([kept, rows[1]]))))
-    verdict = verdict_on(spreads, embedded)
+    verdict = verdict_on(spreads, embedded, rows_of(subject.train, subject.limit))
     subject.say(f"{verdict['verdict']}: {verdict['reason']}")
     order = sorted(spreads, key=["res5", "f", "bank"].index)
     return Outcome(
@@ -104,12 +107,14 @@ def bank_of(subject: Subject) -> MemoryBank:
     return bank
 
 
-def verdict_on(spreads: dict[str, list[Spread]], embedded: int) -> dict[str, Any]:
-    """`verdict`, its `reason` and `threshold`: by f of so many images where they are enough, else by res5."""
+def verdict_on(spreads: dict[str, list[Spread]], embedded: int, images: int) -> dict[str, Any]:
+    """`verdict`, its `reason` and `threshold`: by f of so many images where they are enough, else by res5 of all."""
     if "f" in spreads and embedded >= FEWEST_ROWS:
         spread, threshold = spreads["f"][0], LOWEST_RANK
         collapsed = has_collapsed(spread, embedded)
         reason = f"f has an effective rank of {spread.effective_rank:.1f}, collapsed ones less than {threshold:g}"
+    elif images < FEWEST_ROWS:  # which one direction may explain, whatever the network
+        return {"verdict": "unknown", "reason": f"it takes {FEWEST_ROWS} images to tell", "threshold": FEWEST_ROWS}
     else:
         first, threshold = spreads["res5"][0].first, MOST_IN_FIRST
         collapsed = first > threshold
@@ -130,9 +135,3 @@ def measurements(what: str, spreads: list[Spread], aligned: list[float]) -> list
 def _whole(rows: Tensor) -> Tensor:
     """Rows (…, M, D) without images that were left out."""
     return rows[:, ~rows.isnan().any(2).any(0)]
-
-
-def _finite(features: Tensor) -> Tensor:
-    if not bool(torch.isfinite(features).all()):
-        raise ConfigError("the network makes features that are no numbers: its weights are damaged")
-    return features

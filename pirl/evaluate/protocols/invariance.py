@@ -11,9 +11,10 @@ from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
 from pirl.evaluate.measurement import Measurement, Outcome, bootstrap
-from pirl.evaluate.pairs import Pairs, by_heads, by_trunk, network_of, views_of
+from pirl.evaluate.pairs import PairEmbedder, Pairs, by_heads, by_parts, by_trunk, network_of, views_of
 from pirl.evaluate.subject import Subject
 from pirl.sections import Count, Section
+from pirl.wording import counted
 
 PICTURE = "invariance.png"
 KINDS = ("own", "other")
@@ -24,7 +25,7 @@ STATISTICS = ("mean", "median", "10 %", "90 %")
 
 
 class Invariance(Section):
-    """Distances of f(image) and g(transform), needs no labels; of res5 where there are no heads."""
+    """Distances of f(image) and g(transform), needs no labels; of res5 of both where there are no heads."""
 
     images: Count = 1000
     """Test images, the first ones; images of the training where there is no test split."""
@@ -37,40 +38,51 @@ def refuse(settings: Invariance, train: Dataset, test: Dataset | None) -> None:
     data = test or train
     if min(settings.images, data.rows) < 2:
         raise ConfigError(
-            f"invariance compares images: use --invariance.images 2 or more, of the {data.rows} of {data.uri}"
+            f"invariance compares images: use --invariance.images 2 or more, of {counted(data.rows, 'image')} of "
+            f"{data.uri}"
         )
 
 
 def measure(subject: Subject, settings: Invariance) -> Outcome:
     """Distances of own and other transforms, of the network and of a random one."""
-    config, heads = subject.config or Config(), has_heads(subject)
+    config = subject.config or Config()
+    task = subject.config.pretext.name if subject.config and config.has_pretext else None
     data = subject.test or subject.train
-    views = views_of(config, subject.image_size, pretext=heads)
-    pairs = Pairs(data, views, subject.device, subject.seed, subject.skip)
+    pairs = Pairs(
+        data, views_of(config, subject.image_size, pretext=bool(task)), subject.device, subject.seed, subject.skip
+    )
     found = []
     for trained in subject.trunks:
-        trunk = subject.trunk if trained else subject.untrained
-        assert trunk is not None
-        embedder = by_heads(network_of(subject, trained=trained), g=True) if heads else by_trunk(trunk)
-        rows = pairs.rows(settings.images, settings.transforms, embedder)
+        rows = pairs.rows(settings.images, settings.transforms, embedder_of(subject, trained=trained))
         found.append(distances(rows[:, ~rows[0, :, 0].isnan()]).cpu())
-    values = torch.stack(found).numpy()  # (trunks, kinds, T, M)
+    values, heads = torch.stack(found).numpy(), has_heads(subject)  # (trunks, kinds, T, M)
+    mean = ", the mean over its parts" if task and config.second_view.parts > 1 else ""
     return Outcome(
         [each for at, kind in enumerate(KINDS) for each in statistics(kind, values[:, at], subject.seed)],
         {
             "split": "test" if subject.test else "train",
             "images": values.shape[-1],
             "transforms": settings.transforms,
-            "transform": config.pretext.name if heads else "random crop, flip and colour",
-            "embeddings": "f(image) and g(transform)" if heads else "res5 of both, as there is no head g",
+            "transform": task or "random crop, flip and colour",
+            "embeddings": "f(image) and g(transform)" if heads else f"res5 of both{mean}, as there is no head g",
             "histogram": histogram(values[0]),
         },
         {PICTURE: picture(values, "f(image) and g(transform)" if heads else "res5")},
     )
 
 
+def embedder_of(subject: Subject, *, trained: bool) -> PairEmbedder:
+    """f and g; res5 of both where there are none, as of a covariant network, which has seen transforms, or a file."""
+    if has_heads(subject):
+        return by_heads(network_of(subject, trained=trained), g=True)
+    trunk = subject.trunk if trained else subject.untrained
+    assert trunk is not None
+    config = subject.config
+    return by_parts(trunk, config.second_view.parts) if config and config.has_pretext else by_trunk(trunk)
+
+
 def has_heads(subject: Subject) -> bool:
-    """Whether there are f and g: in checkpoints, but not of NPID."""
+    """Whether there are f and g: in checkpoints of PIRL, but not of NPID."""
     return subject.checkpoint is not None and subject.config is not None and subject.config.has_pretext
 
 

@@ -11,6 +11,7 @@ from pirl.errors import ConfigError
 from pirl.evaluate.measurement import Outcome, shares
 from pirl.evaluate.subject import SplitName, Subject
 from pirl.sections import Count, Positive, Section
+from pirl.wording import counted
 
 CHUNK = 1024
 """Test rows that are compared at once: 1,024 x 50,000 similarities are 200 MB."""
@@ -26,19 +27,28 @@ class KNN(Section):
 
 
 def refuse(settings: KNN, train: Dataset, test: Dataset | None) -> None:
-    """Raises ConfigError for more neighbours than there are images."""
-    if max(settings.k) > train.rows:
-        raise ConfigError(
-            f"--knn.k {max(settings.k)} is more than the {train.rows} images of {train.uri}: use {train.rows} or less"
-        )
+    """Raises ConfigError for more neighbours than there are labelled images, where k was typed."""
+    rows = train.rows if train.class_rows is None else min(train.rows, sum(train.class_rows))
+    _check(settings, rows, train.uri)
 
 
 def measure(subject: Subject, settings: KNN) -> Outcome:
-    """Accuracy for each k, which is cut to the number of training images."""
+    """Accuracy for each k; without a typed one, for those of the usual ones that the training images allow."""
     rows = {trained: (*_tap(subject, "train", trained), *_tap(subject, "test", trained)) for trained in subject.trunks}
-    pieces = [partial(right, *rows[trained], k, settings.temperature) for k in settings.k for trained in subject.trunks]
+    images = len(rows[True][1])
+    _check(settings, images, subject.train.uri)  # of images that can be used there may be fewer
+    numbers = [k for k in settings.k if k <= images]
+    if left_out := [k for k in settings.k if k > images]:
+        subject.say(f"knn: k {' '.join(map(str, left_out))} is left out, as {counted(images, 'image')} can vote")
+    pieces = [partial(right, *rows[trained], k, settings.temperature) for k in numbers for trained in subject.trunks]
     found = subject.dealt("knn", pieces, len(rows[True][3]))
-    return Outcome(shares([f"res5, k {k}" for k in settings.k], found, subject.seed))
+    return Outcome(shares([f"res5, k {k}" for k in numbers], found, subject.seed))
+
+
+def _check(settings: KNN, rows: int, uri: str) -> None:
+    if "k" in settings.model_fields_set and max(settings.k) > rows:
+        images = counted(rows, "labelled image")
+        raise ConfigError(f"--knn.k {max(settings.k)} is more than the {images} of {uri}: use {rows} or less")
 
 
 def _tap(subject: Subject, split: SplitName, trained: bool) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from pirl.evaluate.measurement import Measurement, Outcome, bootstrap
 from pirl.evaluate.subject import Subject
 from pirl.loading.decode import decoded
 from pirl.sections import Count, Section
+from pirl.wording import counted
 
 PICTURE = "retrieval.png"
 SIDE = 72
@@ -42,8 +43,8 @@ def refuse(settings: Retrieval, train: Dataset, test: Dataset | None) -> None:
     others = train.rows if test else train.rows - 1
     if settings.k > others:
         raise ConfigError(
-            f"--retrieval.k {settings.k} is more than the {others} images of {train.uri} that an image may have as "
-            f"neighbours: use {others} or less"
+            f"--retrieval.k {settings.k} is more than the {counted(others, 'image')} of {train.uri} that an image may "
+            f"have as neighbours: use {others} or less"
         )
 
 

@@ -26,6 +26,7 @@ from pirl.loading.loader import Loader
 from pirl.loading.views import Views
 from pirl.pretext import PRETEXTS
 from pirl.sections import Augment, Cluster, Data
+from pirl.wording import counted
 
 BATCH = 256
 """Images for which learning rates are given; they are scaled to the batch that is used."""
@@ -117,8 +118,8 @@ def fit(
             f"{option}.batch {schedule.batch} leaves a step a single one of {rows:,} images, and batch norm needs "
             "several: use a larger one"
         )
-    dealt = f"{schedule.epochs * steps:,} steps of up to {schedule.batch}"
-    subject.say(f"{name}: {schedule.epochs} epochs of {rows:,} images, {dealt}")
+    dealt = f"{counted(schedule.epochs * steps, 'step')} of up to {schedule.batch}"
+    subject.say(f"{name}: {counted(schedule.epochs, 'epoch')} of {counted(rows, 'image')}, {dealt}")
     optimizer = _optimizer(nets, schedule)
     unfinished = Unfinished(subject, name, _about(subject, nets, dataset, order, schedule), _tensors(nets, optimizer))
     done = unfinished.load()
@@ -131,7 +132,7 @@ def fit(
         if (batch.step + 1) % steps == 0:
             epoch = (batch.step + 1) // steps
             if not all(bool(parameter.isfinite().all()) for parameter in nets.parameters()):
-                told = f"{name}: weights are no numbers after epoch {epoch}: use an {option}.lr below {schedule.lr:g}"
+                told = f"{name}: weights are no numbers after epoch {epoch}: use {option}.lr below {schedule.lr:g}"
                 raise TrainingDiverged(told, batch.step + 1)
             unfinished.save(epoch)
     counts = {"images": rows, "epochs": schedule.epochs, "steps": schedule.epochs * steps, "batch": order.batch_size}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pirl.evaluate.voc.voc_folder import VocObject
+from pirl.evaluate.voc.annotation import VocObject
 
 MOST = 100
 """Boxes that count for an image and a class: those with the largest scores."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pirl import dist
 from pirl.errors import CorruptImage, TrainingDiverged
 from pirl.evaluate.countdown import Countdown
-from pirl.evaluate.voc.voc_folder import VocObject, VocSplit
+from pirl.evaluate.voc.annotation import VocObject
+from pirl.evaluate.voc.voc_folder import VocSplit
 from pirl.loading.decode import decode
 from pirl.storage.folder import Folder
 

@@ -5,7 +5,6 @@ each class, whether the images of a split show it.
 """
 
 import json
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,10 +16,9 @@ from numpy.typing import NDArray
 from pirl.data.dataset import Dataset, RowGroup
 from pirl.data.writer import fingerprint
 from pirl.errors import ConfigError
+from pirl.evaluate.voc.annotation import MAIN, VocObject, objects_in, xml_of
 from pirl.storage.folder import Folder
 
-MAIN = "ImageSets/Main"
-"""The splits of a year."""
 YEARS = tuple(f"VOC{year}" for year in range(2005, 2013))
 """Folders in VOCdevkit."""
 GROUP = 64
@@ -29,27 +27,9 @@ READERS = 16
 """Small files that are read at once: a store answers each after many milliseconds."""
 LAYOUT = "VOCdevkit/VOC2007 with JPEGImages, Annotations and ImageSets/Main, as the archives unpack"
 
-SIDES = ("xmin", "ymin", "xmax", "ymax")
-"""Of a box in an annotation."""
-
 In = TypeVar("In")
 Out = TypeVar("Out")
 Presence = NDArray[np.int8]
-
-
-@dataclass(frozen=True)
-class VocObject:
-    """An object in an image.
-
-    Attributes:
-        name: Its class.
-        box: Left, top, right, bottom in pixels, from the outer corner of the first pixel.
-        difficult: Whether it counts neither for nor against.
-    """
-
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +81,7 @@ class VocSplit(Dataset):
             for each in objects:
                 if each.name not in self.classes:
                     raise ConfigError(
-                        f"{year}/{_xml(name)} has a {each.name!r}, and {MAIN} has the classes {', '.join(self.classes)}"
+                        f"{year}/{xml_of(name)} has a {each.name!r}, and {MAIN} the classes {', '.join(self.classes)}"
                     )
         return found
 
@@ -157,31 +137,6 @@ def open_voc(place: Folder, test: Folder | None = None) -> VocSplit:
     return replace(_split(place, years, fit, classes), test=held_out)
 
 
-def objects_in(image: tuple[Folder, str]) -> list[VocObject]:
-    """What the annotation of an image holds; raises ConfigError, with the name of the file, where it is broken."""
-    year, name = image
-    file = f"{year}/{_xml(name)}"
-    try:
-        root = ET.fromstring(year.read_bytes(_xml(name)))
-    except FileNotFoundError:
-        raise ConfigError(f"{file} is missing, and {MAIN} names its image") from None
-    except ET.ParseError as error:
-        raise ConfigError(f"{file} is not XML: {error}") from None
-    found = []
-    for number, element in enumerate(root.findall("object"), 1):
-        title = (element.findtext("name") or "").strip()
-        try:
-            left, top, right, bottom = (float(element.findtext(f"bndbox/{side}") or "") for side in SIDES)
-        except ValueError:
-            raise ConfigError(f"{file}: object {number} has no bndbox with the numbers {', '.join(SIDES)}") from None
-        # Pixels are counted from 1, and the last one is a part of the box.
-        box = (left - 1, top - 1, right, bottom)
-        if not title or not np.isfinite(box).all() or box[0] >= box[2] or box[1] >= box[3]:
-            raise ConfigError(f"{file}: object {number} has no name, or its box is empty: {title!r} {box}")
-        found.append(VocObject(title, box, (element.findtext("difficult") or "0").strip() == "1"))
-    return found
-
-
 def _split(place: Folder, years: Sequence[Folder], split: str, classes: Sequence[str]) -> VocSplit:
     images: list[tuple[Folder, str]] = []
     bytes_of: list[int] = []
@@ -190,9 +145,9 @@ def _split(place: Folder, years: Sequence[Folder], split: str, classes: Sequence
         ids = _ids(year, split)
         sizes = (year / "JPEGImages").sizes()
         if missing := [id for id in ids if f"{id}.jpg" not in sizes]:
+            more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise ConfigError(
-                f"{year}/{_jpeg(missing[0])} is missing, and {len(missing) - 1} more of {MAIN}/{split}.txt: unpack the "
-                "archive again"
+                f"{year}/{_jpeg(missing[0])} is missing{more} of {MAIN}/{split}.txt: unpack the archive again"
             )
         images += [(year, id) for id in ids]
         bytes_of += [sizes[f"{id}.jpg"] for id in ids]
@@ -227,12 +182,20 @@ def _split(place: Folder, years: Sequence[Folder], split: str, classes: Sequence
 
 def _has(year: Folder, split: str) -> bool:
     """Whether a split is there, with annotations: the test archive of 2012 has images alone."""
-    text = (year / MAIN).find(f"{split}.txt")
-    return bool(text and text.split()) and year.exists(_xml(str(text).split()[0]))
+    text = _text(year, f"{split}.txt")
+    return bool(text and text.split()) and year.exists(xml_of(str(text).split()[0]))
+
+
+def _text(year: Folder, name: str) -> str | None:
+    """A file of the splits; None if there is none."""
+    try:
+        return (year / MAIN).find(name)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{year}/{MAIN}/{name} is no text: unpack the archive again") from None
 
 
 def _ids(year: Folder, split: str) -> list[str]:
-    ids = (year / MAIN).read(f"{split}.txt").split()
+    ids = (_text(year, f"{split}.txt") or "").split()
     if not ids or len(set(ids)) < len(ids):
         raise ConfigError(f"{year}/{MAIN}/{split}.txt names {'an image twice' if ids else 'no image'}")
     return ids
@@ -250,7 +213,7 @@ def _class_names(year: Folder, split: str) -> list[str]:
 
 def _presence(year: Folder, split: str, ids: Sequence[str], classes: Sequence[str]) -> Presence:
     """int8 (images, classes), as of `VocSplit`."""
-    texts = [(year / MAIN).find(f"{name}_{split}.txt") for name in classes]
+    texts = [_text(year, f"{name}_{split}.txt") for name in classes]
     if not any(text is not None for text in texts):
         return presence_of(_all(objects_in, [(year, id) for id in ids]), classes)
     columns = []
@@ -287,7 +250,3 @@ def _all(read: Callable[[In], Out], given: Sequence[In]) -> list[Out]:
 
 def _jpeg(id: str) -> str:
     return f"JPEGImages/{id}.jpg"
-
-
-def _xml(id: str) -> str:
-    return f"Annotations/{id}.xml"
