@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 
 from jobs import evaluate as job
 from jobs import pretrain
+from pirl.data.digits import ensure_digits
+from pirl.evaluate.evaluate import PROTOCOLS
 from pirl.methods.models import Trunk, export_state_dict
 from pirl.runs.checkpoint_folder import newest_checkpoint
 from pirl.storage.folder import Folder
@@ -209,10 +211,18 @@ def test_a_wrong_command_is_refused_before_anything_is_written(
 
 
 def test_reports_do_not_go_among_the_images(trained: Path, evaluate: Typed, tmp_path: Path) -> None:
+    assert evaluate(str(trained), "--check")[1].strip() == f"{trained}/evaluation"
     assert evaluate(str(trained), "--check", f"--out={tmp_path}")[0] == 0
-    digits = evaluate(str(trained), "--check", "--protocol=health", "--no-random")[1]
-    assert digits.strip() == f"{trained}/evaluation"
-    data = json.loads((trained / "evaluation/knn.json").read_text())["data"]["train"]["uri"]
-    code, _, errors = evaluate(str(trained), "--check", f"--out={data}/evaluation")
+    code, _, errors = evaluate(str(trained), "--check", f"--out={ensure_digits()}/evaluation")
     assert code == 2
     assert "lies in the folder of the images" in errors
+
+
+def test_help_says_what_each_setting_of_each_protocol_is() -> None:
+    for name, protocol in PROTOCOLS.items():
+        about = job.docstrings(protocol.settings)
+        assert set(about) == set(protocol.settings.model_fields), name
+        assert all(f"--{name}.{setting.replace('_', '-')} " in job.protocol_help() for setting in about)
+    assert (
+        "--knn.k 1 20 200                          How many of them, one measurement for each." in job.protocol_help()
+    )
