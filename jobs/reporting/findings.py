@@ -43,7 +43,9 @@ class Finding:
         """A number of this kind, as a person reads it; nothing for none."""
         if value is None or not math.isfinite(value):
             return "" if value is None else "no number"
-        return f"{100 * value:.1f}" if self.unit == "%" else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+        if self.unit == "%":
+            return f"{100 * value:.1f}"
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 5e-4 else "0"
 
 
 def findings_of(run: RunRecord) -> list[Finding]:
