@@ -60,6 +60,12 @@ class RunRecord:
         return self.folder.name
 
     @property
+    def batch_size(self) -> int:
+        """Images in a step; 1 where the config does not say."""
+        told = self.settings.get("data.batch_size")
+        return told if isinstance(told, int) and told > 0 else 1
+
+    @property
     def began(self) -> list[float]:
         """When each attempt began, as Unix time: TensorBoard's files are called so."""
         return sorted(float(found[1]) for name in self.files if (found := _EVENTS.match(name)))
