@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.reporting.appended import MOST
 from jobs.reporting.record import RunRecord
 from pirl.runs.run_files import RunFile
 
 OWN = RunFile.EVALUATION.removeprefix("evaluation/").removesuffix(".json")
 """What a run ends with, among the reports."""
 
-DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 """What it raises to read a report as something that it is not."""
 TAPS = ("conv1", "res2", "res3", "res4", "res5")
 ACCURACIES = {"linear": "linear probe of res5", "few": "res5, few labels", "knn": "kNN on res5"}
@@ -83,7 +84,7 @@ def taps_of(run: RunRecord) -> list[Finding]:
 def test_images(run: RunRecord) -> int | None:
     """How many images the accuracies of its end are of."""
     count = _end(run).get("test_images")
-    return count if isinstance(count, int) else None
+    return count if isinstance(count, int) and 0 < count < MOST else None
 
 
 def details_of(run: RunRecord, protocol: str) -> Mapping[str, Any]:

@@ -281,7 +281,7 @@ def test_a_chart_takes_the_colours_and_letters_of_the_page():
     assert png_of(chart).startswith(b"\x89PNG")
 
 
-JUNK = ("x", [], None, {"a": 1}, [{"b": None}], -1.5, 10**400)
+JUNK = ("x", [{}], None, {"a": 1}, -(10**400))
 MANGLED = ("config.json", "result.json", "failure.json", "stopped.json", "evaluation/pretrain.json")
 MANGLED += ("evaluation/knn.json", "evaluation/few.json", "evaluation/invariance.json")
 
@@ -310,6 +310,11 @@ def test_a_page_is_made_whatever_lies_in_the_files(tmp_path, name):
         (tmp_path / "run" / "result.json").unlink()
     leave_run(tmp_path / "other", accuracy=0.8)
     original = json.loads((tmp_path / "run" / name).read_text())
+    if name == "result.json":
+        original = {"evaluation": {}, "checkpoint": "x", "metrics": {}}  # of what is in it the end is measured alone
+    if name == "evaluation/pretrain.json":
+        for part in (original, original["random"]):
+            part["linear"] = {"res4": 0.5, "res5": 0.6}
     if name == "config.json":  # a section is enough: they are all read alike
         original = {key: original[key] for key in ("seed", "method", "pretext", "loss")}
         original |= {"data": {"uri": "x", "batch_size": 8}, "optim": {"epochs": 3}}

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
+from jobs.reporting.appended import MOST
 from jobs.reporting.figures.drawing import GRAY, SERIES, Chart, LegendEntry, look_of
 from jobs.reporting.findings import ACCURACIES, DAMAGED, Finding, accuracy_of, details_of, taps_of, test_images
 from jobs.reporting.naming import differing, in_words, method_of
@@ -245,7 +246,7 @@ def _place(setting: str, settings: Mapping[str, Any]) -> float | None:
         return None
     if setting == "pretext.permutations" and value is None and str(settings.get("pretext.name")) in ("jigsaw", "both"):
         return float(UNBOUNDED)
-    return float(value) if isinstance(value, int | float) and value >= 0 else None
+    return float(value) if isinstance(value, int | float) and 0 <= value < MOST else None
 
 
 def _bar(axes: Axes, row: int, found: Finding) -> None:
