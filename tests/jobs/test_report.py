@@ -281,7 +281,7 @@ def test_a_chart_takes_the_colours_and_letters_of_the_page():
     assert png_of(chart).startswith(b"\x89PNG")
 
 
-JUNK = ("x", [{}], None, {"a": 1}, -(10**400))
+JUNK = ("x", [{}], -(10**400))
 MANGLED = ("config.json", "result.json", "failure.json", "stopped.json", "evaluation/pretrain.json")
 MANGLED += ("evaluation/knn.json", "evaluation/few.json", "evaluation/invariance.json")
 
@@ -323,9 +323,12 @@ def test_a_page_is_made_whatever_lies_in_the_files(tmp_path, name):
         (tmp_path / "run" / name).write_text(json.dumps(content))
         os.utime(tmp_path / "run" / name, (number, number))
         known.look()
-        for page in (overview_page(known, 0.0, "all"), run_page(known.runs[str(tmp_path / "run")], 0.0)):
-            assert "other" in page.heading or len(page.heading) > 5
-            assert [each for each in page.charts if not each.title] == []
+        if name in ("config.json", "evaluation/pretrain.json"):  # what runs are compared by
+            page = overview_page(known, 0.0, "all")
+        else:
+            page = run_page(known.runs[str(tmp_path / "run")], 0.0)
+        assert len(page.heading) > 5
+        assert all(chart.title for chart in page.charts)
 
 
 def test_an_older_report_is_shown_by_its_picture(tmp_path, report):
