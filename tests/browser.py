@@ -13,20 +13,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LIMIT_S = 60.0
 """Of an answer; a start takes a second where nothing else runs."""
 
 
 def chromium() -> str:
-    """The program; raises FileNotFoundError with what to install."""
+    """The program. Without one the test is left out with what to install, but in CI it fails."""
     found = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
-    if found is None:
-        raise FileNotFoundError(
-            "no Chromium: the page is not looked at. On Debian: apt-get install --no-install-recommends "
-            "chromium-headless-shell, which .ci/run does where it is root; elsewhere install Chrome or Chromium"
-        )
-    return found
+    if found:
+        return found
+    why = (
+        "no Chromium, so nobody looks at the page. On Debian: apt-get install --no-install-recommends "
+        "chromium-headless-shell, which .ci/run does where it is root; elsewhere install Chrome or Chromium"
+    )
+    if os.environ.get("CI"):
+        raise FileNotFoundError(why)
+    pytest.skip(why)
 
 
 class Browser:

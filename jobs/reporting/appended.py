@@ -16,6 +16,9 @@ from pirl.storage.reading import FileInfo
 MOST_NOTES = 40
 """Lines of a train.log that are kept, the newest ones."""
 
+MOST = 10**15
+"""Integers from here on are no numbers of a run, and cannot all be floats."""
+
 _STEP = re.compile(r"epoch +\S+   step ([\d,]+)/[\d,]+   loss ")
 _AGAIN = re.compile(r"going on from checkpoint_(\d+), with (\d+) workers")
 
@@ -70,7 +73,7 @@ class Numbers:
         if not isinstance(report, dict):
             return
         for name, value in report.items():
-            if isinstance(value, int | float):
+            if isinstance(value, float) or (isinstance(value, int) and abs(value) < MOST):
                 column = self._columns.setdefault(name, array("d", [np.nan]) * self.rows)
                 column.append(value)
         self.rows += 1

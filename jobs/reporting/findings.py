@@ -5,12 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.reporting.appended import MOST
 from jobs.reporting.record import RunRecord
 from pirl.runs.run_files import RunFile
 
 OWN = RunFile.EVALUATION.removeprefix("evaluation/").removesuffix(".json")
 """What a run ends with, among the reports."""
 
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
+"""What it raises to read a report as something that it is not."""
 TAPS = ("conv1", "res2", "res3", "res4", "res5")
 ACCURACIES = {"linear": "linear probe of res5", "few": "res5, few labels", "knn": "kNN on res5"}
 """What runs are compared by, the first one that they have."""
@@ -43,7 +46,9 @@ class Finding:
         """A number of this kind, as a person reads it; nothing for none."""
         if value is None or not math.isfinite(value):
             return "" if value is None else "no number"
-        return f"{100 * value:.1f}" if self.unit == "%" else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+        if self.unit == "%":
+            return f"{100 * value:.1f}"
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 5e-4 else "0"
 
 
 def findings_of(run: RunRecord) -> list[Finding]:
@@ -79,7 +84,7 @@ def taps_of(run: RunRecord) -> list[Finding]:
 def test_images(run: RunRecord) -> int | None:
     """How many images the accuracies of its end are of."""
     count = _end(run).get("test_images")
-    return count if isinstance(count, int) else None
+    return count if isinstance(count, int) and 0 < count < MOST else None
 
 
 def details_of(run: RunRecord, protocol: str) -> Mapping[str, Any]:
@@ -96,16 +101,21 @@ def _end(run: RunRecord) -> Mapping[str, Any]:
 def _of_end(run: RunRecord) -> list[Finding]:
     """What a run ended with; older runs have no `few`."""
     report = _end(run)
-    random = report.get("random") or {}
     try:
-        found = [Finding("linear", tap, value, random["linear"][tap]) for tap, value in report["linear"].items()]
+        random = report["random"]
+        found = [
+            Finding("linear", str(tap), float(value), float(random["linear"][tap]))
+            for tap, value in report["linear"].items()
+        ]
         if few := report.get("few"):
-            name = f"res5, {few['per_class']} a class"
-            of_random = random["few"]["accuracy"]
-            found.append(Finding("few", name, few["accuracy"], of_random, deviation=few.get("deviation")))
+            name, deviation = f"res5, {few['per_class']} a class", few.get("deviation")
+            spread = None if deviation is None else float(deviation)
+            of_few = float(few["accuracy"]), float(random["few"]["accuracy"])
+            found.append(Finding("few", name, *of_few, deviation=spread))
         vote = report["knn"]
-        return [*found, Finding("knn", f"res5, k {vote['k']}", vote["accuracy"], random["knn"]["accuracy"])]
-    except (KeyError, TypeError, AttributeError):
+        of_vote = float(vote["accuracy"]), float(random["knn"]["accuracy"])
+        return [*found, Finding("knn", f"res5, k {vote['k']}", *of_vote)]
+    except DAMAGED:
         if report:
             run.problems[RunFile.EVALUATION] = "it is not what a run of this version ends with"
         return []
@@ -129,7 +139,7 @@ def _of_report(run: RunRecord, name: str) -> Iterator[Finding]:
                 str(each.get("unit", "%")),
                 other,
             )
-    except (KeyError, TypeError, ValueError, IndexError):
+    except DAMAGED:
         run.problems[f"evaluation/{name}.json"] = "it is not a report of this version"
 
 

@@ -47,7 +47,7 @@ def overview_page(known: Collection, now: float, heading: str, link_to: LinkTo |
     table = runs_table(runs, standings, labels, protocol, links)
     drawn, left = runs[:MOST_DRAWN], max(0, len(runs) - MOST_DRAWN)
     notes = [f"Charts show {MOST_DRAWN} of the {len(runs)} runs: the first of the table above."] if left else []
-    if len({run.settings.get("data.uri") for run in runs if run.settings}) > 1:
+    if len({str(run.settings.get("data.uri")) for run in runs if run.settings}) > 1:
         notes.append("The runs are not all of the same images: their accuracies do not compare.")
     learned = list(learned_figures.charts_of_runs(drawn, labels, protocol))
     went = list(progress_figures.charts_of_runs(drawn, labels))
@@ -179,7 +179,7 @@ def _fold(run: RunRecord, standing: Standing, labels: Mapping[str, str], id: str
 
 def _numbers(run: RunRecord) -> list[Cell]:
     loss, epoch, rate = (run.numbers.last(name) for name in ("loss", "epoch", "samples_per_s"))
-    seconds = run.numbers.seconds(int(run.settings.get("data.batch_size") or 1))
+    seconds = run.numbers.seconds(run.batch_size)
     epochs = run.settings.get("optim.epochs", "?")
     return [
         Cell("", "") if loss is None else Cell(f"{loss:.3f}", loss),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.reporting.appended import Appended, LogStory, Numbers
+from jobs.reporting.appended import MOST, Appended, LogStory, Numbers
 from pirl.config import Config, from_dict, leaves
 from pirl.errors import ConfigError
 from pirl.runs.run_files import CHECKPOINT, RunFile
@@ -58,6 +58,12 @@ class RunRecord:
     def name(self) -> str:
         """That of its folder."""
         return self.folder.name
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a step; 1 where the config does not say."""
+        told = self.settings.get("data.batch_size")
+        return told if isinstance(told, int) and 0 < told < MOST else 1
 
     @property
     def began(self) -> list[float]:

@@ -72,7 +72,7 @@ def tiles_of(run: RunRecord) -> list[Tile]:
             spread = f" ± {100 * each.deviation:.1f}" if each.deviation else ""
             name = what.format(each.name.replace("res5, ", "").replace(" a class", " labels a class"))
             found.append(Tile(f"{each.text(each.value)}{spread} %", name, _beside(each).lstrip("; ")))
-    seconds = run.numbers.seconds(int(run.settings.get("data.batch_size") or 1))
+    seconds = run.numbers.seconds(run.batch_size)
     if len(seconds):
         rate = run.numbers.last("samples_per_s")
         found.append(Tile(in_time(seconds[-1]), "of training", f"{rate:,.0f} images/s at the end" if rate else ""))

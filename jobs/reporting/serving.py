@@ -19,7 +19,6 @@ from jobs.reporting.parts import Page, html_of, in_date
 from jobs.reporting.record import Collection, RunRecord
 from jobs.reporting.run_page import run_page
 from jobs.reporting.standing import standing_of
-from pirl.errors import StorageError
 from pirl.storage.folder import Folder
 
 EVERY_S = 5.0
@@ -74,7 +73,7 @@ class Watch:
         try:
             changed, self._problem = self.known.look(), ""
             self._looked = time.time()
-        except StorageError as error:
+        except OSError as error:  # StorageError is one
             changed = False
             since = f"; this is as of {in_date(self._looked)}" if self._looked else ""
             self._problem = f"{self.storage} cannot be looked at now: {error}{since}"

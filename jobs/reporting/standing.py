@@ -65,7 +65,7 @@ def patience_s(run: RunRecord) -> float:
     """Seconds without a sign after which a run is stale."""
     if _is_measuring(run):
         return QUIET_EVALUATING_S
-    times = run.numbers.seconds(int(run.settings.get("data.batch_size") or 1))
+    times = run.numbers.seconds(run.batch_size)
     between = float(times[-1] - times[-2]) if len(times) > 1 else 0.0
     info = run.files.get(RunFile.METRICS)
     until_sent = info.size / SENT_BYTES_PER_S if info and not run.folder.is_local else 0.0

@@ -6,8 +6,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from jobs.reporting.figures import learned_figures, progress_figures
 from jobs.reporting.figures.drawing import Chart, LegendEntry, png_of, svg_of
 from jobs.reporting.figures.pictures import views_sheet
 from jobs.reporting.naming import labels_of
+from jobs.reporting.overview_page import overview_page
 from jobs.reporting.record import Collection, RunRecord
+from jobs.reporting.run_page import run_page
+from jobs.reporting.serving import Watch
 from pirl.data.dataset import open_dataset
 from pirl.loading.decode import decoded
 from pirl.storage.folder import Folder
@@ -275,3 +279,76 @@ def test_a_chart_takes_the_colours_and_letters_of_the_page():
     assert 'aria-label="&lt;&quot;&amp;"' in svg
     assert svg == svg_of(chart, "p-")
     assert png_of(chart).startswith(b"\x89PNG")
+
+
+JUNK = ("x", [{}], -(10**400))
+MANGLED = ("config.json", "result.json", "failure.json", "stopped.json", "evaluation/pretrain.json")
+MANGLED += ("evaluation/knn.json", "evaluation/few.json", "evaluation/invariance.json")
+
+
+def mangled(content: Any) -> Iterator[Any]:
+    """The same with something else in one place, for each place; and something else altogether."""
+    yield from JUNK
+    if isinstance(content, dict):
+        for key in content:
+            yield {name: value for name, value in content.items() if name != key}
+            yield from ({**content, key: inner} for inner in mangled(content[key]))
+
+
+@pytest.mark.parametrize("name", MANGLED)
+def test_a_page_is_made_whatever_lies_in_the_files(tmp_path, name):
+    """Nothing of another version, or written by something else, takes the pages of all other runs away."""
+    leave_run(tmp_path / "run", {"data.uri": str(tmp_path / "nothing"), "pretext.permutations": 9}, accuracy=0.9)
+    histogram = {"own": [1, 2], "other": [3, 4]}
+    leave_report(tmp_path / "run", "invariance", [], details={"histogram": histogram, "embeddings": "res5"})
+    leave_report(tmp_path / "run", "knn", [{"name": "res5, k 20", "value": 0.5, "interval": [0.4, 0.6]}])
+    few = [{"name": f"res5, {count} a class", "value": 0.1, "deviation": 0.1, "random": 0.1} for count in (1, 9)]
+    leave_report(tmp_path / "run", "few", few, settings={"per_class": [1, 9]})
+    fail(tmp_path / "run", "no more", 3)
+    (tmp_path / "run" / "stopped.json").write_text('{"knn": 3}')
+    if name in ("failure.json", "stopped.json"):
+        (tmp_path / "run" / "result.json").unlink()
+    leave_run(tmp_path / "other", accuracy=0.8)
+    original = json.loads((tmp_path / "run" / name).read_text())
+    if name == "result.json":
+        original = {"evaluation": {}, "checkpoint": "x", "metrics": {}}  # of what is in it the end is measured alone
+    if name == "evaluation/pretrain.json":
+        for part in (original, original["random"]):
+            part["linear"] = {"res4": 0.5, "res5": 0.6}
+    if name == "config.json":  # a section is enough: they are all read alike
+        original = {key: original[key] for key in ("seed", "method", "pretext", "loss")}
+        original |= {"data": {"uri": "x", "batch_size": 8}, "optim": {"epochs": 3}}
+    known = Collection([Folder(str(tmp_path))])
+    for number, content in enumerate(mangled(original)):
+        (tmp_path / "run" / name).write_text(json.dumps(content))
+        os.utime(tmp_path / "run" / name, (number, number))
+        known.look()
+        if name in ("config.json", "evaluation/pretrain.json"):  # what runs are compared by
+            page = overview_page(known, 0.0, "all")
+        else:
+            page = run_page(known.runs[str(tmp_path / "run")], 0.0)
+        assert len(page.heading) > 5
+        assert all(chart.title for chart in page.charts)
+
+
+def test_an_older_report_is_shown_by_its_picture(tmp_path, report):
+    leave_run(tmp_path / "run", accuracy=0.9)
+    leave_report(tmp_path / "run", "invariance", [{"name": "distance of own transform, mean", "value": 1, "unit": ""}])
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "run" / "evaluation" / "invariance.png")
+    assert report(tmp_path / "run")[0] == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert 'width="300" height="200"' in page[page.index('id="learned-invariance"') :][:3000]
+    (tmp_path / "run" / "evaluation" / "invariance.png").write_bytes(b"cut")
+    assert report(tmp_path / "run")[0] == 0
+    assert "evaluation/invariance.png cannot be shown" in text_of((tmp_path / "run" / "report.html").read_text())
+
+
+def test_a_folder_without_runs_is_watched_too(tmp_path):
+    """A sweep that is to begin: the page says that there is nothing yet, and goes on."""
+    watch = Watch(Folder(str(tmp_path)), every_s=0.0)
+    tag, page = watch.answer("") or ("", b"")
+    assert "0 runs: none yet" in text_of(page.decode())
+    leave_run(tmp_path / "first", until=10)
+    other, page = watch.answer("") or ("", b"")
+    assert other != tag
+    assert "1 run on digits: 1 running" in text_of(page.decode())

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
+from jobs.reporting.appended import MOST
 from jobs.reporting.figures.drawing import GRAY, SERIES, Chart, LegendEntry, look_of
-from jobs.reporting.findings import ACCURACIES, Finding, accuracy_of, details_of, taps_of, test_images
+from jobs.reporting.findings import ACCURACIES, DAMAGED, Finding, accuracy_of, details_of, taps_of, test_images
 from jobs.reporting.naming import differing, in_words, method_of
 from jobs.reporting.record import RunRecord
 from pirl.wording import text_of
@@ -137,7 +138,7 @@ def few_labels(run: RunRecord) -> Iterator[Chart]:
         counts = [int(count) for count in report["settings"]["per_class"]]
         found = [accuracy for accuracy in report["measurements"] if accuracy["unit"] == "%"]
         values = [(100 * each["value"], 100 * (each["deviation"] or 0), each["random"]) for each in found]
-    except (KeyError, TypeError, ValueError):
+    except DAMAGED:
         return
     if len(counts) < 2 or len(values) != len(counts):
         return
@@ -245,7 +246,7 @@ def _place(setting: str, settings: Mapping[str, Any]) -> float | None:
         return None
     if setting == "pretext.permutations" and value is None and str(settings.get("pretext.name")) in ("jigsaw", "both"):
         return float(UNBOUNDED)
-    return float(value) if isinstance(value, int | float) and value >= 0 else None
+    return float(value) if isinstance(value, int | float) and 0 <= value < MOST else None
 
 
 def _bar(axes: Axes, row: int, found: Finding) -> None:
@@ -263,6 +264,6 @@ def _histogram(run: RunRecord) -> tuple[NDArray[np.float64], list[NDArray[np.flo
     try:
         edges = np.linspace(0, 2, len(known["own"]) + 1)
         rows = [np.array(known[kind], np.float64) for kind in ("own", "other")]
-    except (TypeError, KeyError, ValueError):
+    except DAMAGED:
         return None
     return (edges, rows) if all(row.sum() > 0 and len(row) == len(edges) - 1 for row in rows) else None

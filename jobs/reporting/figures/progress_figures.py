@@ -87,12 +87,12 @@ def line_of(run: RunRecord, name: str, across: str = "step", most: int = POINTS)
 
 def cost_of_restarts(run: RunRecord) -> list[str]:
     """A sentence for each time that a run went on."""
-    rate, batch = run.numbers.last("samples_per_s"), run.settings.get("data.batch_size")
+    rate = run.numbers.last("samples_per_s")
     told = []
     for restart in run.story.restarts:
         text = f"went on from step {restart.step:,} with {restart.workers} worker{'s' * (restart.workers != 1)}"
         if restart.lost:
-            seconds = restart.lost * batch / rate if rate and isinstance(batch, int) else 0.0
+            seconds = restart.lost * run.batch_size / rate if rate else 0.0
             cost = f", about {in_time(seconds)}" if seconds else ""
             text += f"; {restart.lost:,} steps or more were trained twice{cost}"
         else:
