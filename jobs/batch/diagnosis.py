@@ -89,7 +89,7 @@ def _other_versions(node: Found, nodes: Sequence[Found]) -> Iterator[str]:
 
 def _versions(node: Found) -> dict[str, str]:
     python = {"Python": node["python"]} if "python" in node else {}
-    return python | node.get("versions", {})
+    return {**python, **node.get("versions", {})}
 
 
 def _median(key: str, nodes: Sequence[Found]) -> float:
