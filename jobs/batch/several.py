@@ -83,9 +83,8 @@ def waits_for(jobs: Sequence[Job], words: Sequence[str], said: str) -> str:
     for place in filter(None, places):
         named = (place, place.rpartition("/")[2])
         given = (word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in words)
-        if any(_is_at(word.rstrip("/"), place) for word in given) and any(
-            re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said) for name in named
-        ):
+        complains = any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said) for name in named)
+        if complains and any(_is_at(word.rstrip("/"), place) for word in given):
             return place
     return ""
 
