@@ -210,7 +210,7 @@ def nearest(word: str, options: Iterable[str], settings: Collection[str]) -> str
     """
     typed = word.replace("_", "-")
     if typed in options:
-        return typed
+        return typed if typed != word else ""
     if word.removeprefix("--").replace("-", "_") in settings:
         return ""
     inside = [option for option in options if option.endswith(f"-{typed.removeprefix('--')}")]
@@ -228,7 +228,7 @@ class Parser(argparse.ArgumentParser):
         known, rest = super().parse_known_args(args, namespace)
         options = [option for option in self._option_string_actions if option.startswith("--")]
         settings = {"seed", *(name.rpartition(".")[2] for name in leaves(Config()))}
-        for word in rest:
+        for word in rest[: rest.index("--")] if "--" in rest else rest:
             name = word.partition("=")[0]
             if name.startswith("--") and "." not in name and (meant := nearest(name, options, settings)):
                 raise ConfigError(f"unknown option {name}: did you mean {meant}?")

@@ -21,7 +21,7 @@ from jobs.batch.doctor import doctor
 from jobs.batch.job import Job, all_jobs, cancel_array, statuses, tasks_in
 from jobs.batch.logs import follow_logs, print_logs, wait_for_end
 from jobs.batch.options import doctor_parser, refuse_words, retry_parser, submit_parser, watch_parser
-from jobs.batch.places import DEFAULT, absolute, asked, job_folders, one_of, remember
+from jobs.batch.places import DEFAULT, absolute, asked, job_folders, one_of, other_folders, remember
 from jobs.batch.script import ROOT, next_folder, private_folder
 from jobs.batch.several import after, array_lines, to_retry, waits_for
 from jobs.batch.status import list_table, print_status, tunnel
@@ -129,7 +129,7 @@ def send(
     parent = absolute(profile.job_folder)
     if known.after and profile.cluster != "slurm":
         raise ConfigError(f'--after: cluster = "{profile.cluster}" has no queue that jobs could wait in: leave it out')
-    dependency, before = after(known.after, [parent, *job_folders(known)]) if known.after else ("", [])
+    dependency, before = after(known.after, [parent, *other_folders(parent)]) if known.after else ("", [])
     folders = check_all(profile, job, runs, before)
     if twice := {folder for folder in folders if folders.count(folder) > 1 and folder}:
         file = known.array or "the job"

@@ -29,6 +29,10 @@ STEP_BACK_S = 3
 and what the job printed last takes its way through the scheduler into the log."""
 
 
+TOGETHER_S = 1.5
+"""A scheduler that takes a job back ends its tasks at nearly one moment: then this one ends now, and no node is bad."""
+
+
 class Signals:
     """Hears what the scheduler sends. SIGTERM ends this process, with all that stands in `finally`."""
 
@@ -108,6 +112,7 @@ class Supervisor:
                 return "failed", reason_in(self.node.log, read) or f"exit code {code}", code
             forgotten = self._ray_forgets()
             lost = ", ".join(self.members.lost.values())
+            time.sleep(TOGETHER_S)
             self._blame(self.members.lost.values(), "it was lost while others were not")
             if self.up < self.node.profile.nodes.min:
                 return "requeue", f"lost {lost}; {self.up} of {nodes} nodes are left", 1

@@ -38,11 +38,11 @@ COLUMNS = (
     "GPUs",
 )
 
-Found = Mapping[str, Any]
+NodeFindings = Mapping[str, Any]
 """What clusters/node/probe.py has found on a node."""
 
 
-def odd(nodes: Sequence[Found], *, gpus: int, shm_gb: float) -> list[list[str]]:
+def odd(nodes: Sequence[NodeFindings], *, gpus: int, shm_gb: float) -> list[list[str]]:
     """What is odd about each node; an empty list for one that is as it should be.
 
     Args:
@@ -53,7 +53,7 @@ def odd(nodes: Sequence[Found], *, gpus: int, shm_gb: float) -> list[list[str]]:
     return [list(_oddities(node, nodes, gpus, shm_gb)) for node in nodes]
 
 
-def _oddities(node: Found, nodes: Sequence[Found], gpus: int, shm_gb: float) -> Iterator[str]:
+def _oddities(node: NodeFindings, nodes: Sequence[NodeFindings], gpus: int, shm_gb: float) -> Iterator[str]:
     yield from node["problems"]
     for key, (does, unit) in RATES.items():
         usual = _median(key, nodes)
@@ -78,7 +78,7 @@ def _oddities(node: Found, nodes: Sequence[Found], gpus: int, shm_gb: float) -> 
     yield from _other_versions(node, nodes)
 
 
-def _other_versions(node: Found, nodes: Sequence[Found]) -> Iterator[str]:
+def _other_versions(node: NodeFindings, nodes: Sequence[NodeFindings]) -> Iterator[str]:
     """Where its versions are not those of most nodes."""
     own = _versions(node)
     for name, version in own.items():
@@ -87,28 +87,28 @@ def _other_versions(node: Found, nodes: Sequence[Found]) -> Iterator[str]:
             yield f"has {name} {version}, and others have {usual}"
 
 
-def _versions(node: Found) -> dict[str, str]:
+def _versions(node: NodeFindings) -> dict[str, str]:
     python = {"Python": node["python"]} if "python" in node else {}
-    return python | node.get("versions", {})
+    return {**python, **node.get("versions", {})}
 
 
-def _median(key: str, nodes: Sequence[Found]) -> float:
+def _median(key: str, nodes: Sequence[NodeFindings]) -> float:
     values = [node[key] for node in nodes if key in node]
     return median(values) if len(values) > 1 else 0.0
 
 
-def _link(node: Found, nodes: Sequence[Found]) -> float | None:
+def _link(node: NodeFindings, nodes: Sequence[NodeFindings]) -> float | None:
     """How much a node's network carries: the better of sending and of being sent to, which a slow neighbour spoils."""
     rates = [node["send_mb_s"]] if "send_mb_s" in node else []
     rates += [each["send_mb_s"] for each in nodes if each.get("to") == node["host"] and "send_mb_s" in each]
     return max(rates) if rates else None
 
 
-def _with_links(nodes: Sequence[Found]) -> list[Found]:
+def _with_links(nodes: Sequence[NodeFindings]) -> list[NodeFindings]:
     return [{"link_mb_s": link} for node in nodes if (link := _link(node, nodes)) is not None]
 
 
-def row(node: Found) -> list[str]:
+def row(node: NodeFindings) -> list[str]:
     """The cells of a node's row, as COLUMNS; empty where nothing was found."""
     keys = ("start_s", "gflops", "write_mb_s", "read_mb_s", "data_mb_s", "send_mb_s", "clock_s", "temp_gb", "shm_gb")
     digits = dict.fromkeys(keys, ".0f") | {"start_s": ".1f", "gflops": ".1f", "clock_s": "+.2f"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -258,7 +259,7 @@ def tasks_in(folder: Path) -> list[Job]:
             folder=JobFolder(folder, str(job_id)),
             name=str(told["name"]),
             cluster=str(told["cluster"]),
-            command=" ".join([told["job"], *arguments]),
+            command=shlex.join([told["job"], *arguments]),
             run_folders=(told["run_folders"][job_id],) if told["run_folders"][job_id] else (),
             submitted=float(told["submitted"]),
             environment={name: str(value) for name, value in told.get("environment", {}).items()},

@@ -7,7 +7,7 @@ from clusters.profile import Profile
 from jobs.settings import SUBMIT, Parser
 from pirl.errors import ConfigError
 
-USAGE = """python jobs/slurm.py [submit] --cluster FILE [--name N] [--array FILE[%N]] [--after JOB[:any]] [--wait]
+USAGE = """python jobs/slurm.py [submit] --cluster FILE [--name N] [--array FILE[%%N]] [--after JOB[:any]] [--wait]
                             [--forget-nodes] [--dry-run] -- JOB_FILE ARGUMENTS
        python jobs/slurm.py status [JOB] | logs JOB [-f] | cancel JOB | retry JOB | list | tunnel JOB
        python jobs/slurm.py doctor --cluster FILE [--nodes N] [--data URI]"""

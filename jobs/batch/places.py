@@ -31,7 +31,12 @@ def job_folders(known: argparse.Namespace) -> list[Path]:
     if known.cluster is not None:
         return [absolute(read_profile(known.cluster).job_folder)]
     default = absolute(DEFAULT)
-    return [default, *(folder for folder in remembered() if folder != default)]
+    return [default, *other_folders(default)]
+
+
+def other_folders(parent: Path) -> list[Path]:
+    """The job folders that were used before, but for one."""
+    return [folder for folder in remembered() if folder != parent]
 
 
 def asked(known: argparse.Namespace) -> list[Job]:

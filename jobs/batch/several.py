@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from clusters.slurm.queue import slurm_job
 from jobs.batch.job import Job, all_jobs, find_jobs, statuses
 from jobs.settings import SUBMIT
 from pirl.errors import ConfigError
@@ -56,9 +57,9 @@ def after(names: Sequence[str], parents: Sequence[Path]) -> tuple[str, list[Job]
             raise ConfigError(f"--after {given}: type {name} (when it is done) or {name}:any (however it ends)")
         kind = "afterany" if colon else "afterok"
         if not any(name in (job.job_id, job.array, job.folder.path.name) for job in all_jobs(*parents)):
-            if not re.fullmatch(r"\d+(_\d+)?", name):
+            if not re.fullmatch(r"\d+(_\d+)?", name) or not slurm_job(name):
                 find_jobs(parents, name)  # which says which jobs there are
-            parts.append(f"{kind}:{name}")  # one that was not submitted here: SLURM knows it or refuses it
+            parts.append(f"{kind}:{name}")  # one that was not submitted here
             continue
         tasks = find_jobs(parents, name)
         waiting = [task for task, status in zip(tasks, statuses(tasks), strict=True) if status.active]
@@ -79,11 +80,11 @@ def after(names: Sequence[str], parents: Sequence[Path]) -> tuple[str, list[Job]
 def waits_for(jobs: Sequence[Job], words: Sequence[str], said: str) -> str:
     """The place that one of the jobs is yet to write, that words of a request name and a complaint is about, or ""."""
     places = [folder.rstrip("/") for job in jobs for folder in job.run_folders]
-    places += [str(Path(word).expanduser().resolve()) for job in jobs for word in job.arguments if "/" in word[1:]]
     for place in filter(None, places):
         named = (place, place.rpartition("/")[2])
         given = (word.partition("=")[2] if word.startswith("--") and "=" in word else word for word in words)
-        if any(_is_at(word.rstrip("/"), place) for word in given) and any(name in said for name in named):
+        complains = any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", said) for name in named)
+        if complains and any(_is_at(word.rstrip("/"), place) for word in given):
             return place
     return ""
 

@@ -19,7 +19,7 @@ from clusters.job_folder import JobFolder
 from clusters.node.this_node import JobFile
 from clusters.profile import Profile
 from clusters.slurm import bad_nodes, users_variables
-from clusters.slurm.limits import all_nodes, hints, in_partition
+from clusters.slurm.limits import all_nodes, hints, in_partition, too_much
 from clusters.slurm.queue import run_command
 from jobs.batch.script import freeze, parameters_of, python_of, setup_lines
 from pirl.errors import ConfigError, SlurmSilent
@@ -237,7 +237,10 @@ def ask_slurm(sent: Submission) -> str:
     if answer.returncode:
         raise refusal(answer, sent.profile, script)
     said = (answer.stderr or answer.stdout).strip().removeprefix("sbatch: ")
-    return re.sub(r"^Job \d+ ", "", said)  # the number is that of this question
+    estimate = re.sub(r"^Job \d+ ", "", said)  # the number is that of this question
+    # SLURM may take what it never starts: where limits of partitions are not enforced at once.
+    doubts = too_much(sent.profile, in_partition(all_nodes(), partition_of(sent.profile, script)))
+    return "".join([estimate, *(f"\n  but {doubt}" for doubt in doubts)])
 
 
 def refusal(answer: subprocess.CompletedProcess[str], profile: Profile, script: str) -> Exception:

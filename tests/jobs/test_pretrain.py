@@ -116,7 +116,7 @@ def test_a_local_data_folder_becomes_absolute_because_workers_run_elsewhere(tmp_
             ["unknown setting 'loss.num-negative'", "did you mean loss.num_negatives?"],
         ),
         (["--num-negatives", "8"], ["did you mean loss.num_negatives?"]),
-        (["--stor", "x"], ["unknown setting 'stor'"]),  # options are not abbreviated either
+        (["--stor", "x"], ["unknown option --stor: did you mean --storage?"]),  # options are not abbreviated either
         (["-x"], ["unexpected '-x'"]),
         (["--optim.epochs"], ["--optim.epochs needs a value"]),
         (["--optim.epochs", "--seed", "1"], ["--optim.epochs needs a value"]),

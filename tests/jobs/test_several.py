@@ -44,7 +44,7 @@ def jobs(tmp_path: Path, monkeypatch) -> Path:
     ended(parent / "arr-1", "12_0", "done", 0)
     ended(parent / "arr-1", "12_1", "failed", 3)
     lines = "\n".join([squeue_line("12_2", "PENDING"), squeue_line("20", "PENDING")])
-    shown = f'case $4 in 12_2|20) echo "{scontrol_line("20", "PENDING")}";; *) {UNKNOWN_JOB};; esac'
+    shown = f'case $4 in 12_2|20|999) echo "{scontrol_line("20", "PENDING")}";; *) {UNKNOWN_JOB};; esac'
     answer = f"case \"$*\" in *-u*) echo '{lines}';; *) {UNKNOWN_JOB};; esac"
     words_of(tmp_path / "bin", monkeypatch, squeue=answer, scontrol=shown)
     return parent
@@ -66,8 +66,9 @@ def test_a_job_waits_for_others_as_slurm_has_it(jobs: Path):
         after(["12"], [jobs])
     with pytest.raises(ConfigError, match=r"--after 20:ok: type 20 \(when it is done\) or 20:any"):
         after(["20:ok"], [jobs])
-    with pytest.raises(ConfigError, match="no job 'nobody'"):
-        after(["nobody"], [jobs])
+    for unknown in ("nobody", "998"):
+        with pytest.raises(ConfigError, match=f"no job '{unknown}'"):
+            after([unknown], [jobs])
 
 
 def test_only_what_the_job_before_is_to_write_may_be_missing(jobs: Path):
