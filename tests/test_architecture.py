@@ -15,7 +15,7 @@ ROOMS = {
     "pirl": [
         *("errors", "wording", "processes", "permutations", "pretext"),
         "storage.secrets",
-        *("sections", "config", "recipes", "dist"),
+        *("sections", "config", "recipes", "dist", "device"),
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate"),
     ],
     "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
@@ -43,7 +43,7 @@ WITHIN = {
     ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "targets", "loader"],
-    "pirl.methods": ["models", "nce", "memory", "spread", "pirl", "classify", "choice"],
+    "pirl.methods": ["models", "nce", "draws", "memory", "spread", "pirl", "classify", "choice"],
 }
 """The files of those rooms in which one stands upon another, in order."""
 

@@ -20,6 +20,7 @@ from pirl.runs import checkpoint
 from pirl.runs.checkpoint import _plainly
 from pirl.runs.checkpoint_folder import is_complete, newest_checkpoint
 from pirl.storage.folder import Folder
+from pirl.storage.sealed import sealed
 from pirl.train import first_state, set_lr, train
 from tests.digits import write_digits_to
 
@@ -225,6 +226,22 @@ def loaded_rows(config: Config, folder: Folder) -> torch.Tensor:
     return state.bank.local
 
 
+def test_a_run_goes_on_with_the_draw_of_negatives_that_it_began_with(tmp_path: Path) -> None:
+    """That of a checkpoint that does not say is the first one; and what is saved afterwards says it."""
+    config = small({"optim.epochs": 1})
+    run(config, tmp_path, None, 7)
+    saved = tmp_path / "checkpoint_000000006" / "state.json"
+    known = json.loads(saved.read_text())
+    assert known.pop("draw") == 2
+    now = run(config, tmp_path / "now", Folder(str(saved.parent)))["losses"]
+    saved.write_bytes(sealed({name: value for name, value in known.items() if name != "crc32"}))
+    before = run(config, tmp_path / "before", Folder(str(saved.parent)))["losses"]
+    assert before != now
+    on = run(config, tmp_path / "on", Folder(f"{tmp_path}/before/checkpoint_000000012"))
+    assert json.loads((tmp_path / "before/checkpoint_000000012/state.json").read_text())["draw"] == 1
+    assert on["losses"] == []
+
+
 @pytest.mark.parametrize("kind", ["infonce", "npid"])
 def test_goes_on_with_new_settings(tmp_path: Path, kind: str) -> None:
     """What `--resume must` allows is what is trained with, and not what the checkpoint was saved with."""
@@ -262,6 +279,28 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     newest = newest_checkpoint(Folder(str(tmp_path)))
     assert newest is not None
     assert is_complete(newest)
+
+
+def test_a_loss_that_is_no_number_is_told_a_step_later_and_nothing_after_it_is_kept(tmp_path: Path) -> None:
+    """Where no report is due at that step; where one is, at once. Both name the step whose loss it was."""
+    changes = {"optim.lr": 1e30, "checkpoint.every_steps": 1}
+    with pytest.raises(TrainingDiverged) as at_once:
+        run(small(changes), tmp_path / "at once")
+    step = at_once.value.step
+    assert step > 1
+    seldom = small(changes | {"checkpoint.every_steps": step, "checkpoint.log_every_steps": 1000})
+    asked = []
+    with pytest.raises(TrainingDiverged) as late:
+        train(
+            seldom,
+            open_data(seldom.data),
+            report=lambda *_: None,
+            scratch=tmp_path / "late",
+            stop=lambda: bool(asked.append(1)),
+        )
+    assert str(late.value) == str(at_once.value)
+    assert len(asked) == step + 2  # steps count from 0, and one more was made
+    assert os.listdir(tmp_path / "late") == [f"checkpoint_{step:09d}"]  # after as many steps, before the loss
 
 
 def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from pirl.device import sent
 from pirl.loading.views import Sample
 
 
@@ -39,7 +40,7 @@ class PartialBatch(NamedTuple):
 
     def views(self, device: torch.device) -> list[Tensor]:
         """The views on a device: uint8 (b, 3, S, S), and a pretext view (b, V, 3, h, w), channels last."""
-        return _pieces(self.pixels.to(device, non_blocking=True), self.shapes)
+        return _pieces(sent(self.pixels, device), self.shapes)
 
 
 def collate(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pirl.config import Config
+from pirl.device import sent
 from pirl.dist import all_reduce_sum
 from pirl.loading.loader import Batch
 from pirl.methods.models import new_trunk
@@ -67,7 +68,7 @@ class ClassifyStep:
             Images without a target have 0, and the others as much more, so that means over the global batch are means
             over those.
         """
-        targets = batch.targets.to(self.device)
+        targets = sent(batch.targets, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.bf16):
             scores: Tensor = self.model(*batch.views(self.device))
         loss = F.cross_entropy(scores, targets, ignore_index=-1, reduction="none")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pirl.config import Config
+from pirl.device import sent
 from pirl.dist import gather_parts
 from pirl.loading.loader import Batch
 from pirl.methods import nce
@@ -81,11 +82,11 @@ class PIRLStep:
             Queries (1 or 2, B, D) of both heads, and their losses (1 or 2, B).
         """
         loss, bank = self.config.loss, self.bank
+        positives = bank.lookup(ids)[batch.mine]  # first: a sum over the ranks stands in line behind what was begun
         negatives = bank.sample(batch.step, loss.num_negatives)  # on their way while the trunk works
-        positives = bank.lookup(ids)[batch.mine]
         queries = self._embed(self.model, batch)
         rows = negatives.wait()
-        own = bank.own(ids[batch.mine].to(self.device), negatives.ids)
+        own = bank.own(ids[batch.mine], negatives.ids)
         compared = queries, positives, rows, own, loss.temperature
         if self.estimates_log_z:
             self.estimates_log_z = False
@@ -116,8 +117,10 @@ class PIRLStep:
 
 def _unless_skipped(batch: Batch, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and rows of the global batch without the places of skipped images: each id is there once, as dealt."""
-    kept = ids == batch.ids
-    return batch.ids[kept], rows[kept.to(rows.device)]
+    if ids is batch.ids:
+        return ids, rows
+    kept = (ids == batch.ids).nonzero().squeeze(1)  # on the CPU: a mask on a GPU has to be waited for
+    return batch.ids[kept], rows.index_select(0, sent(kept, rows.device))
 
 
 def head_weights(config: Config, device: torch.device) -> Tensor:
