@@ -12,6 +12,7 @@ import torch
 import torch.distributed as td
 
 from jobs.evaluation.evaluation_request import EvaluationRequest
+from jobs.run.checks import check_shares_of_gpus
 from jobs.run.here import join_group
 from pirl import dist
 from pirl.data.dataset import Dataset, open_data
@@ -181,6 +182,7 @@ def _with_workers(request: EvaluationRequest) -> int:
     from jobs.run.outcome import in_words
     from jobs.run.ray_internals import LeanTrainer
 
+    check_shares_of_gpus(request.config.cluster)
     check_resources(request.config, nodes_alive())
     cluster = request.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})
