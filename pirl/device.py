@@ -1,10 +1,11 @@
-"""Copies between the CPU and a device after which neither has waited for the other.
+"""What a device is asked: copies after which neither it nor the CPU has waited for the other, and exact numbers.
 
 What a GPU is asked is put in a queue. A plain copy waits until that queue has been worked off, and then the GPU idles
 while the CPU prepares what comes next.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -32,3 +33,14 @@ def fetched(t: Tensor) -> Callable[[], Tensor]:
         return here
 
     return waited
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """While this is open, convolutions of float32 have its 24 bits of mantissa, and not the 11 of TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

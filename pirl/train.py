@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from pirl.config import Config
@@ -25,6 +24,7 @@ from pirl.loading.loader import Batch, Loader
 from pirl.loading.targets import Labels
 from pirl.loading.views import Views
 from pirl.methods.choice import Network, classes, new_network, new_step
+from pirl.methods.gradients import as_called, gradients
 from pirl.methods.memory import MemoryBank
 from pirl.methods.pirl import parameter_groups
 from pirl.permutations import Permutations, permutation_set
@@ -99,7 +99,8 @@ def train(
     fills = state.bank is not None and config.memory.init == "forward" and not resume
     start = -order.steps_per_epoch if fills else first_step
 
-    method = new_step(config, network, distributed(network, compiled=config.optim.compile), state.bank, state.log_z)
+    model = as_called(network, config.optim)
+    method = new_step(config, network, model, state.bank, state.log_z)
     most_skipped = config.data.max_skipped * dataset.rows
     meter = Meter(first_step, last_step, order.steps_per_epoch, most_skipped, method.weights.tolist(), method.names)
     save = Saving(config, state, dataset.fingerprint, scratch, report, measure, meter, say)
@@ -119,19 +120,13 @@ def train(
         if batch.step == first_step:
             tell("first step" + (": compiling the network, which takes minutes" if config.optim.compile else ""))
 
-        # Forward and backward. DDP averages over ranks: the factor makes that the mean over the global batch, however
-        # it is shared.
         set_lr(optimizer, config, batch.step / order.steps_per_epoch)
-        outputs, losses = method.losses(batch, ids)
-        loss = (method.weights @ losses).sum() * (world_size() / len(batch.ids))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.optim.clip_norm is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
+        outputs, losses = gradients(config.optim, method, model, batch, ids)
 
         # The wish to stop goes with the losses: all ranks learn of it in the same step, and it costs no message.
         wish = losses.new_full((1,), float(stop()))
-        sums = all_reduce_sum(torch.cat([losses.detach().sum(dim=1), wish]))
+        sums = all_reduce_sum(torch.cat([losses.sum(dim=1), wish]))
         meter.expect(batch, optimizer.param_groups[0]["lr"], fetched(sums))
         optimizer.step()
         embeddings = method.update(batch, ids, outputs)
@@ -216,7 +211,10 @@ def first_state(config: Config, dataset: Dataset, device: torch.device) -> Train
     network = new_network(config, dataset)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optim, memory = config.optim, config.memory
-    optimizer = SGD(parameter_groups(network, optim.weight_decay), lr=optim.lr, momentum=optim.momentum)
+    groups, on_gpu = parameter_groups(network, optim.weight_decay), device.type == "cuda"
+    optimizer = SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=on_gpu or None)
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True  # the sizes of a run are few, and each is searched once
     bank = None
     if config.has_bank:
         wire_dtype = getattr(torch, memory.wire_dtype)
@@ -261,13 +259,6 @@ def served_ids(config: Config, batch: Batch, device: torch.device) -> Tensor:
     if config.data.on_error == "raise":
         return batch.ids
     return gather_parts(sent(batch.served, device), batch.shares).cpu()  # a wait, for who skips images alone
-
-
-def distributed(network: nn.Module, *, compiled: bool) -> nn.Module:
-    """The network as it is called: compiled if that is asked for, in DDP where there are other ranks."""
-    if compiled:
-        network = torch.compile(network)  # type: ignore[assignment]
-    return network if world_size() == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
 
 
 def set_lr(optimizer: Optimizer, config: Config, epoch: float) -> None:

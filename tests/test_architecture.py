@@ -43,7 +43,7 @@ WITHIN = {
     ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "targets", "loader"],
-    "pirl.methods": ["models", "nce", "draws", "memory", "spread", "pirl", "classify", "choice"],
+    "pirl.methods": ["models", "nce", "draws", "memory", "spread", "pirl", "classify", "choice", "gradients"],
 }
 """The files of those rooms in which one stands upon another, in order."""
 

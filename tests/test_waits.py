@@ -30,6 +30,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "memory.init": "forward",
         "data.batch_size": 128,  # twelve steps fill the bank
     },
+    "pieces": {"optim.accumulate": 2},
     "covariant": {"method.name": "covariant", "pretext.permutations": 20},
     "supervised": {"method.name": "supervised"},
     "skip": {"data.on_error": "skip", "data.max_skipped": 1.0},  # each seems to be, as there are no values

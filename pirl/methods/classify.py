@@ -60,8 +60,12 @@ class ClassifyStep:
         self.config, self.model, self.device = config, model, device
         self.weights = torch.tensor([1.0, 0.0], device=device)
 
-    def losses(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores this rank's images; a collective.
+    def begin(self, batch: Batch, ids: Tensor, pieces: int = 1) -> Tensor:
+        """How many images of the global batch have a target; a collective."""
+        return all_reduce_sum((sent(batch.targets, self.device) >= 0).sum().float())
+
+    def losses(self, batch: Batch, ids: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores this rank's images, or a piece of them; `known` is what `begin` gave for all. A collective.
 
         Returns:
             Scores (B, N); and (2, B) the cross-entropy of each image, and 1 where its target has the highest score.
@@ -73,7 +77,7 @@ class ClassifyStep:
             scores: Tensor = self.model(*batch.views(self.device))
         loss = F.cross_entropy(scores, targets, ignore_index=-1, reduction="none")
         right = (scores.argmax(dim=1) == targets).to(loss)
-        known = all_reduce_sum((targets >= 0).sum().to(loss))
+        known = self.begin(batch, ids) if known is None else known
         return scores, torch.stack([loss, right]) * (len(batch.ids) / known.clamp(min=1))
 
     def update(self, batch: Batch, ids: Tensor, scores: Tensor) -> None:

@@ -118,7 +118,8 @@ def load(folder: Folder, state: TrainingState) -> int:
     if state.bank:
         state.bank.draw = known.get("draw", 1)
     # The checkpoint brings the optimiser's settings along; those of this run's config may be others.
-    settings = [{name: group[name] for name in ("momentum", "weight_decay")} for group in state.optimizer.param_groups]
+    names = ("momentum", "weight_decay", "fused", "foreach")  # the last two are those of the device
+    settings = [{name: group[name] for name in names} for group in state.optimizer.param_groups]
     tensors = _tensors(state)
     with _plainly():
         dcp_load(tensors, storage_reader=_Reader(folder), no_dist=not td.is_initialized())

@@ -165,6 +165,22 @@ def test_linear_probes_of_digits_are_scikit_learns() -> None:
         assert found.value == pytest.approx(reference.score(test_x, asked.labels.numpy()), abs=0.005)
 
 
+def test_features_are_computed_without_tf32() -> None:
+    """Which a GPU uses in convolutions of float32 unless told otherwise; training has what it had, afterwards."""
+    trunk = _trunk(0)
+    seen: list[tuple[int, bool]] = []
+
+    def see(_: object, images: tuple[Tensor], __: object) -> None:
+        seen.append((len(images[0]), torch.backends.cudnn.allow_tf32))
+
+    trunk.conv1.register_forward_hook(see)
+    before = torch.backends.cudnn.allow_tf32
+    extract(trunk, open_dataset("digits"), 16, CPU, limit=64)
+    assert (64, False) in seen
+    assert (64, True) not in seen
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 def test_linear_fit_starts_where_it_is_told() -> None:
     x, y = _clouds(200)
     x = (x - x.mean(0)) / x.std(0)

@@ -52,6 +52,9 @@ class Speed:
         for batch in [] if self.tiny else [32, 256]:  # small batches wait for launches, large ones for memory
             self.loop("compiled", batch, {"optim.compile": True})
         if self.on_gpu:
+            self.loop("compiled, CUDA graphs", 32, {"optim.compile": True, "optim.cuda_graphs": True})
+        self.loop("in 2 pieces", 8 if self.tiny else 256, {"optim.accumulate": 2})
+        if self.on_gpu:
             self.waits(64)
 
     def loop(self, what: str, batch: int, changes: Mapping[str, Any] | None = None) -> None:

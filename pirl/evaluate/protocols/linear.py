@@ -117,7 +117,7 @@ def fit(x: Tensor, y: Tensor, penalty: float, start: LinearModel | None = None) 
     while True:
         search.step(loss)  # type: ignore[no-untyped-call]
         # Weak penalties leave a small loss, and next to that the first tolerance would be a coarse one.
-        enough = max(FINEST, SHARE * float(loss()))
+        enough = max(FINEST, SHARE * float(loss().detach()))
         if search.param_groups[0]["tolerance_grad"] <= enough:
             break
         search.param_groups[0]["tolerance_grad"] = enough
