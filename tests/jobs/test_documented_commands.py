@@ -55,7 +55,7 @@ COUNTS = {
     "docs/evaluation.md": 13,
     "docs/gpu.md": 1,
     "docs/how-it-works.md": 0,
-    "docs/measurements.md": 15,
+    "docs/measurements.md": 16,
     "docs/preemption.md": 0,
     "docs/slurm.md": 9,
     "docs/sweeps.md": 10,
