@@ -80,6 +80,11 @@ class Config(Section):
             )
         if optim.warmup_epochs >= optim.epochs:
             raise ValueError(f"optim.warmup_epochs {optim.warmup_epochs} leaves nothing of optim.epochs {optim.epochs}")
+        if optim.cuda_graphs and not (optim.compile and self.cluster.gpus_per_worker):
+            raise ValueError(
+                "optim.cuda_graphs is of compiled networks on GPUs: add --optim.compile true and "
+                "--cluster.gpus-per-worker 1, or leave it away"
+            )
         # oneDNN leaves parts of the weights' gradient unset there (seen with torch 2.14.1).
         if optim.bf16 and not self.cluster.gpus_per_worker and self._smallest_map < 2:
             raise ValueError(

@@ -63,13 +63,15 @@ def start_gather_parts(part: Tensor, sizes: Sequence[int]) -> Callable[[], Tenso
     padded = part.detach().contiguous()
     if len(part) < longest:
         padded = torch.cat([padded, padded.new_zeros(longest - len(part), *part.shape[1:])])
-    received = [torch.empty_like(padded) for _ in sizes]
-    work = dist.all_gather(received, padded, async_op=True)
+    received = padded.new_empty(len(sizes) * longest, *padded.shape[1:])
+    work = dist.all_gather_into_tensor(received, padded, async_op=True)
     assert work is not None  # it is None only where async_op is off
 
     def wait() -> Tensor:
         work.wait()
-        return torch.cat([rows[:size] for rows, size in zip(received, sizes, strict=True)])
+        if min(sizes) == longest:
+            return received
+        return torch.cat([rows[:size] for rows, size in zip(torch.split(received, longest), sizes, strict=True)])
 
     return wait
 

@@ -152,6 +152,11 @@ class Optim(Section):
     """bf16 autocast in the trunk and the heads; the loss and the bank stay in float32."""
     compile: bool = False
     """torch.compile the network."""
+    cuda_graphs: bool = False
+    """With compile: replay the work of a step as one request, where small batches leave a GPU waiting for the CPU."""
+    accumulate: Count = 1
+    """Pieces in which each worker goes through its part of a batch, so that it fits into memory. Negatives and bank are
+    as without; batch norm sees a piece."""
 
 
 class Cluster(Section):

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.data.order import Order
 from pirl.data.plan import check_data, data_order
+from pirl.device import fetched, sent
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
 from pirl.errors import TrainingStopped
 from pirl.loading.loader import Batch, Loader
@@ -25,6 +25,7 @@ from pirl.loading.targets import Labels
 from pirl.loading.views import Views
 from pirl.methods.choice import Network, classes, new_network, new_step
 from pirl.methods.distill import Teacher
+from pirl.methods.gradients import as_called, gradients
 from pirl.methods.memory import MemoryBank
 from pirl.methods.pirl import parameter_groups
 from pirl.permutations import Permutations, permutation_set
@@ -101,7 +102,7 @@ def train(
     fills = state.bank is not None and config.memory.init == "forward" and not resume
     start = -order.steps_per_epoch if fills else first_step
 
-    model = distributed(network, compiled=config.optim.compile)
+    model = as_called(network, config.optim)
     method = new_step(config, network, model, state.bank, state.log_z, teacher)
     most_skipped = config.data.max_skipped * dataset.rows
     meter = Meter(first_step, last_step, order.steps_per_epoch, most_skipped, method.weights.tolist(), method.names)
@@ -122,26 +123,26 @@ def train(
         if batch.step == first_step:
             tell("first step" + (": compiling the network, which takes minutes" if config.optim.compile else ""))
 
-        # Forward and backward. DDP averages over ranks: the factor makes that the mean over the global batch, however
-        # it is shared.
         set_lr(optimizer, config, batch.step / order.steps_per_epoch)
-        outputs, losses = method.losses(batch, ids)
-        loss = (method.weights @ losses).sum() * (world_size() / len(batch.ids))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.optim.clip_norm is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
+        outputs, losses = gradients(config.optim, method, model, batch, ids)
 
-        # The wish to stop goes with the losses: all ranks learn of it in the same step, and it costs no message. A loss
-        # that is no number ends training here, before it changes the weights.
-        *sums, stops = all_reduce_sum(torch.cat([losses.detach().sum(dim=1), losses.new_tensor([stop()])])).tolist()
-        meter.add(batch, [total / len(batch.ids) for total in sums], optimizer.param_groups[0]["lr"])
+        # The wish to stop goes with the losses: all ranks learn of it in the same step, and it costs no message.
+        wish = losses.new_full((1,), float(stop()))
+        sums = all_reduce_sum(torch.cat([losses.sum(dim=1), wish]))
+        meter.expect(batch, optimizer.param_groups[0]["lr"], fetched(sums))
         optimizer.step()
         embeddings = method.update(batch, ids, outputs)
 
-        # Numbers, measurements and checkpoints, where they are due.
-        save.after_step(embeddings, stopping=stops > 0)
-        tell(live_text(meter.now()))
+        # Losses are read a step late, so that a GPU has that step to work on; where something is due, at once, so that
+        # no checkpoint is kept of a step whose loss is no number, or comes after one.
+        due = save.is_due(batch.step + 1)
+        stops = meter.read(but=0 if due else 1)
+        if due or stops:
+            stops |= meter.read()
+            save.after_step(embeddings, stopping=stops)
+        if now := meter.now():
+            tell(live_text(now))
         if stops and meter.done < last_step:
             raise TrainingStopped(meter.done)
     return network
@@ -160,15 +161,30 @@ class Saving:
     meter: Meter
     say: Callable[[str], None]
 
+    def is_due(self, done: int) -> bool:
+        """Whether something is to be done after so many steps."""
+        is_logged = done % self.config.checkpoint.log_every_steps == 0
+        return is_logged or self.is_saved(done) or self.is_measured(done) or self.is_looked_at(done)
+
+    def is_saved(self, done: int) -> bool:
+        """Whether a checkpoint is."""
+        every = self.config.checkpoint.every_steps or self.meter.steps_per_epoch
+        return done % every == 0 or done == self.meter.last_step
+
+    def is_measured(self, done: int) -> bool:
+        """Whether the network is measured."""
+        return self.measure is not None and is_measured(self.config, done, self.meter.steps_per_epoch)
+
+    def is_looked_at(self, done: int) -> bool:
+        """Whether the spread of the bank is told."""
+        return self.state.bank is not None and done % self.meter.steps_per_epoch == 0
+
     def after_step(self, embeddings: Tensor | None, *, stopping: bool) -> None:
         """Does what is due after the step that the meter has counted last, with its embeddings f(v_I) if it has any."""
         config, meter, network = self.config, self.meter, self.state.network
-        save = meter.done % (config.checkpoint.every_steps or meter.steps_per_epoch) == 0
-        save |= meter.done == meter.last_step or stopping
-        measure = self.measure if is_measured(config, meter.done, meter.steps_per_epoch) else None
-        look = self.state.bank is not None and meter.done % meter.steps_per_epoch == 0
-        if not (save or measure or look or meter.done % config.checkpoint.log_every_steps == 0):
-            return
+        save = self.is_saved(meter.done) or stopping
+        measure = self.measure if self.is_measured(meter.done) else None
+        look = self.is_looked_at(meter.done)
         metrics = meter.metrics(self.state.log_z.device)
         if look and self.state.bank and embeddings is not None:
             metrics |= health(self.state.bank, embeddings, self.say)
@@ -200,7 +216,10 @@ def first_state(
     network = new_network(config, dataset, teacher)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optim, memory = config.optim, config.memory
-    optimizer = SGD(parameter_groups(network, optim.weight_decay), lr=optim.lr, momentum=optim.momentum)
+    groups, on_gpu = parameter_groups(network, optim.weight_decay), device.type == "cuda"
+    optimizer = SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=on_gpu or None)
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True  # the sizes of a run are few, and each is searched once
     bank = None
     if config.has_bank:
         wire_dtype = getattr(torch, memory.wire_dtype)
@@ -244,14 +263,7 @@ def served_ids(config: Config, batch: Batch, device: torch.device) -> Tensor:
     """The ids of the images that make up the global batch: `batch.ids`, but for those that were skipped."""
     if config.data.on_error == "raise":
         return batch.ids
-    return gather_parts(batch.served.to(device), batch.shares).cpu()
-
-
-def distributed(network: nn.Module, *, compiled: bool) -> nn.Module:
-    """The network as it is called: compiled if that is asked for, in DDP where there are other ranks."""
-    if compiled:
-        network = torch.compile(network)  # type: ignore[assignment]
-    return network if world_size() == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
+    return gather_parts(sent(batch.served, device), batch.shares).cpu()  # a wait, for who skips images alone
 
 
 def set_lr(optimizer: Optimizer, config: Config, epoch: float) -> None:

@@ -15,7 +15,7 @@ ROOMS = {
     "pirl": [
         *("errors", "wording", "processes", "permutations", "pretext"),
         "storage.secrets",
-        *("sections", "config", "imagenet_recipes", "recipes", "dist"),
+        *("sections", "config", "imagenet_recipes", "recipes", "dist", "device"),
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate", "clusterfit"),
     ],
     "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
@@ -46,7 +46,18 @@ WITHIN = {
     ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "described", "pseudo_labels", "order", "plan"],
     "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "targets", "loader"],
-    "pirl.methods": ["models", "nce", "memory", "spread", "pirl", "classify", "distill", "choice"],
+    "pirl.methods": [
+        "models",
+        "nce",
+        "draws",
+        "memory",
+        "spread",
+        "pirl",
+        "classify",
+        "distill",
+        "choice",
+        "gradients",
+    ],
 }
 """The files of those rooms in which one stands upon another, in order."""
 

@@ -22,6 +22,13 @@ def test_a_config_is_frozen():
         config.loss.num_negatives = 1
 
 
+def test_graphs_of_cuda_are_of_compiled_networks_on_gpus():
+    asked = {"optim.cuda_graphs": True, "optim.compile": True}
+    for missing in ({"optim.compile": False, "cluster.gpus_per_worker": 1}, {"cluster.gpus_per_worker": 0}):
+        assert "add --optim.compile true and --cluster.gpus-per-worker 1" in refuse(asked | missing)
+    assert override(Config(), asked | {"cluster.gpus_per_worker": 1}).optim.cuda_graphs
+
+
 def test_override_changes_what_it_names_and_leaves_the_original():
     config = Config()
     before = leaves(config)

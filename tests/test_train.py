@@ -3,14 +3,17 @@
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from pirl.config import Config, override
 from pirl.data.dataset import open_data, open_dataset
+from pirl.data.plan import data_order
 from pirl.dist import rank
 from pirl.errors import ConfigError, CorruptImage, TrainingDiverged, TrainingStopped
 from pirl.methods.memory import MemoryBank
@@ -20,6 +23,7 @@ from pirl.runs import checkpoint
 from pirl.runs.checkpoint import _plainly
 from pirl.runs.checkpoint_folder import is_complete, newest_checkpoint
 from pirl.storage.folder import Folder
+from pirl.storage.sealed import sealed
 from pirl.train import first_state, set_lr, train
 from tests.digits import write_digits_to
 
@@ -225,6 +229,22 @@ def loaded_rows(config: Config, folder: Folder) -> torch.Tensor:
     return state.bank.local
 
 
+def test_a_run_goes_on_with_the_draw_of_negatives_that_it_began_with(tmp_path: Path) -> None:
+    """That of a checkpoint that does not say is the first one; and what is saved afterwards says it."""
+    config = small({"optim.epochs": 1})
+    run(config, tmp_path, None, 7)
+    saved = tmp_path / "checkpoint_000000006" / "state.json"
+    known = json.loads(saved.read_text())
+    assert known.pop("draw") == 2
+    now = run(config, tmp_path / "now", Folder(str(saved.parent)))["losses"]
+    saved.write_bytes(sealed({name: value for name, value in known.items() if name != "crc32"}))
+    before = run(config, tmp_path / "before", Folder(str(saved.parent)))["losses"]
+    assert before != now
+    on = run(config, tmp_path / "on", Folder(f"{tmp_path}/before/checkpoint_000000012"))
+    assert json.loads((tmp_path / "before/checkpoint_000000012/state.json").read_text())["draw"] == 1
+    assert on["losses"] == []
+
+
 @pytest.mark.parametrize("kind", ["infonce", "npid"])
 def test_goes_on_with_new_settings(tmp_path: Path, kind: str) -> None:
     """What `--resume must` allows is what is trained with, and not what the checkpoint was saved with."""
@@ -238,6 +258,17 @@ def test_goes_on_with_new_settings(tmp_path: Path, kind: str) -> None:
     assert groups == [(0.5, 0.1), (0.5, 0)]
     losses = run(changed, tmp_path, saved)["losses"]
     assert len(losses) == STEPS - 6
+
+
+def test_the_optimiser_stays_that_of_the_device(tmp_path: Path) -> None:
+    """A checkpoint of a GPU says that its steps are fused; a run that goes on elsewhere has its own."""
+    data, config = open_dataset("digits"), small()
+    fused, own = (first_state(config, data, torch.device("cpu")) for _ in range(2))
+    for group in fused.optimizer.param_groups:
+        group["fused"] = True
+    checkpoint.save(tmp_path / "checkpoint_000000000", config, fused, 0, data.fingerprint)
+    checkpoint.load(Folder(f"{tmp_path}/checkpoint_000000000"), own)
+    assert [group["fused"] for group in own.optimizer.param_groups] == [None, None]
 
 
 def test_training_draws_nothing_from_global_random_states(tmp_path: Path) -> None:
@@ -264,13 +295,58 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     assert is_complete(newest)
 
 
-def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_is_told_a_step_later_and_nothing_after_it_is_kept(tmp_path: Path) -> None:
+    """Where no report is due at that step; where one is, at once. Both name the step whose loss it was."""
+    run(small(), tmp_path, None, 7)
+    good = Folder(f"{tmp_path}/checkpoint_000000006")
+    changes = {"optim.lr": 1e30, "checkpoint.every_steps": 1}
+    with pytest.raises(TrainingDiverged) as at_once:
+        run(small(changes), tmp_path / "at once", good)
+    assert at_once.value.step == 7  # the loss of step 6 is that of good weights
+    seldom = small(changes | {"checkpoint.every_steps": 7, "checkpoint.log_every_steps": 1000})
+    asked: list[int] = []
+    with pytest.raises(TrainingDiverged) as late:
+        train(
+            seldom,
+            open_data(seldom.data),
+            report=lambda *_: None,
+            scratch=tmp_path / "late",
+            resume=good,
+            stop=lambda: bool(asked.append(1)),
+        )
+    assert str(late.value) == str(at_once.value)
+    assert len(asked) == 3  # steps 6, 7, and the one during which the loss of 7 was read
+    assert os.listdir(tmp_path / "late") == ["checkpoint_000000007"]
+
+
+def test_a_compiled_network_learns_the_same_and_is_compiled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the front of the compiler alone: what writes code for a device takes a minute, and changes roundings.
+
+    The first batch of an epoch is smaller than the others, and so are some later ones.
+    """
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
     config = small({"optim.epochs": 1})
     plain = run(config, tmp_path / "plain")
-    compiled = run(override(config, {"optim.compile": True}), tmp_path / "compiled")
-    # Fused kernels round otherwise, and twelve steps carry that on.
-    torch.testing.assert_close(torch.tensor(compiled["losses"]), torch.tensor(plain["losses"]), rtol=1e-4, atol=0)
-    assert compiled["weights"].keys() == plain["weights"].keys()
+    losses, graphs = [], []
+
+    def report(metrics: dict[str, float], _: Path | None) -> None:
+        losses.append(metrics["loss"])
+        graphs.append(counters["stats"]["unique_graphs"])
+
+    (tmp_path / "compiled").mkdir()
+    compiled = override(config, {"optim.compile": True})
+    network = train(compiled, open_data(config.data), report=report, scratch=tmp_path / "compiled")
+    order = data_order(config, open_data(config.data))
+    assert len({sum(order.shares(step, 1)) for step in range(12)}) > 1
+    assert graphs[0] > 0
+    assert graphs[1:] == [graphs[1]] * 11
+    # Some operations are put together otherwise, and twelve steps carry their roundings on.
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(plain["losses"]), rtol=1e-4, atol=0)
+    assert network.state_dict().keys() == plain["weights"].keys()
     resumed = run(config, tmp_path / "resumed", Folder(f"{tmp_path}/compiled/checkpoint_000000006"))
     torch.testing.assert_close(torch.tensor(resumed["losses"]), torch.tensor(plain["losses"][6:]), rtol=1e-4, atol=0)
 

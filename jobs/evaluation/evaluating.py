@@ -13,7 +13,7 @@ import torch
 import torch.distributed as td
 
 from jobs.evaluation.evaluation_request import EvaluationRequest, open_images
-from jobs.run.checks import check_gpus
+from jobs.run.checks import check_gpus, check_shares_of_gpus
 from jobs.run.here import join_group
 from pirl import dist
 from pirl.data.dataset import Dataset
@@ -221,6 +221,7 @@ def _with_workers(request: EvaluationRequest) -> int:
     from jobs.run.outcome import in_words
     from jobs.run.ray_internals import LeanTrainer
 
+    check_shares_of_gpus(request.config.cluster)
     check_resources(request.config, nodes_alive())
     cluster = request.config.cluster
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {})

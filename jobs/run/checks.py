@@ -6,6 +6,7 @@ from pirl.errors import ConfigError, NameTakenError
 from pirl.processes import torchrun
 from pirl.runs.checkpoint_folder import data_of
 from pirl.runs.run import Run
+from pirl.sections import Cluster
 
 if TYPE_CHECKING:
     from pirl.data.dataset import Dataset
@@ -52,8 +53,23 @@ def check_request(run: Run, use_ray: bool, to_learn: "Dataset | None" = None) ->
         from pirl.runs.weights import weights_of
 
         weights_of(config)
-    if not use_ray and config.cluster.gpus_per_worker:
+    if use_ray:
+        check_shares_of_gpus(config.cluster)
+    elif config.cluster.gpus_per_worker:
         check_gpus(config.cluster.gpus_per_worker)
+
+
+def check_shares_of_gpus(cluster: Cluster) -> None:
+    """Refuses workers that Ray would put on one GPU together: NCCL has one of them for each, and calls the others
+    duplicates. A run of one worker may have a share of a GPU. Raises ConfigError.
+    """
+    gpus = cluster.gpus_per_worker
+    if gpus % 1 and (gpus > 1 or cluster.workers > 1):
+        raise ConfigError(
+            f"cluster.gpus_per_worker {gpus:g} with cluster.workers {cluster.workers} gives workers a part of a GPU, "
+            "and workers that train together need a GPU each: use --cluster.gpus-per-worker 1 with fewer "
+            "--cluster.workers, or a share of a GPU with --cluster.workers 1"
+        )
 
 
 def check_gpus(gpus_per_worker: float) -> None:

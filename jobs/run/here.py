@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -24,6 +25,10 @@ from pirl.runs.run_files import RunFile
 from pirl.storage.checks import check_shared
 from pirl.storage.folder import Folder
 from pirl.storage.temporary import temporary_folder
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Until ranks that wait for one that does not come give up: as Ray Train has it. NCCL's own ten minutes are less than
+what an upload to a slow store may take, for which the others wait."""
 
 
 def run_here(run: Run, live: LiveLine) -> int:
@@ -74,7 +79,7 @@ def join_group(*, use_gpu: bool) -> torch.device:
     if use_gpu:
         torch.cuda.set_device(device)
     if torchrun("WORLD_SIZE") and not td.is_initialized():
-        td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo")
+        td.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
     return device
 
 

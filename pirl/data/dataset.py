@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from pirl.data.digits import ensure_digits
@@ -24,7 +23,7 @@ from pirl.errors import ConfigError, CorruptImage, StorageError
 from pirl.sections import Data
 from pirl.storage.cache import SpanCache, default_folder
 from pirl.storage.folder import Folder
-from pirl.storage.sealed import TRIES, is_whole, until_whole
+from pirl.storage.sealed import TRIES, crc32, is_whole, until_whole
 
 Ints = NDArray[np.int64]
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from isal.isal_zlib import crc32
+
+from pirl.storage.sealed import crc32
 
 Bytes = bytes | memoryview
 

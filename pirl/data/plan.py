@@ -33,7 +33,14 @@ def check_data(config: Config, dataset: Dataset, workers: int) -> None:
     if config.learns_labels:
         check_labels(dataset, config.method.name)
     # The first step has the smallest shares.
-    if config.model.norm == "batch" and min(data_order(config, dataset).shares(0, workers)) < 2:
+    smallest, pieces = min(data_order(config, dataset).shares(0, workers)), config.optim.accumulate
+    needed = 2 if config.model.norm == "batch" else 1
+    if pieces > 1 and smallest // pieces < needed:
+        raise ConfigError(
+            f"optim.accumulate {pieces} cuts the {smallest} images that one of {workers} workers has in some steps "
+            f"into pieces of less than {needed}: use --optim.accumulate {max(1, smallest // needed)} or less"
+        )
+    if config.model.norm == "batch" and smallest < 2:
         raise ConfigError(
             f"data.batch_size {batch_size} leaves one of {workers} workers a single image in some steps, and "
             "batch norm needs several: use a larger --data.batch-size or fewer workers"

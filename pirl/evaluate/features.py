@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pirl import dist
 from pirl.data.dataset import Dataset, RowGroup
+from pirl.device import exact_convolutions
 from pirl.errors import CorruptImage
 from pirl.evaluate.voc.voc_folder import VocSplit
 from pirl.loading.color import normalize
@@ -146,7 +147,7 @@ def _features_of(
         partial(whole_view if isinstance(dataset, VocSplit) else plain_view, image_size=image_size),
         skip=skip,
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_convolutions():
         return Features(pool(trunk.taps(normalize(views.to(device)))), labels.to(device))
 
 

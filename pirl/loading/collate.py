@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from pirl.device import sent
 from pirl.loading.views import Sample
 
 
@@ -27,6 +28,7 @@ class PartialBatch(NamedTuple):
         retries: Reads that had to be tried again since the last part.
         labels: int64 (b,), their classes, -1 where there is none.
         targets: int64 (b,), what the network is to say of each, -1 where there is nothing to say.
+        rows: Which of the images `views` gives, where not all are asked for at once.
     """
 
     pixels: Tensor
@@ -36,10 +38,13 @@ class PartialBatch(NamedTuple):
     retries: int
     labels: NDArray[np.int64]
     targets: NDArray[np.int64]
+    rows: slice | None = None
 
     def views(self, device: torch.device) -> list[Tensor]:
         """The views on a device: uint8 (b, 3, S, S), and a pretext view (b, V, 3, h, w), channels last."""
-        return _pieces(self.pixels.to(device, non_blocking=True), self.shapes)
+        if self.rows is None:
+            return _pieces(sent(self.pixels, device), self.shapes)
+        return [sent(piece[self.rows], device) for piece in _pieces(self.pixels, self.shapes)]
 
 
 def collate(
@@ -59,8 +64,8 @@ def collate(
     colors = [torch.stack([color for _, color in kind]).numpy() for kind in kinds]
     if targets is None:
         targets = [sample.target for sample in samples]
-    numbers = (np.array(some, np.int64) for some in (labels, targets))
-    return PartialBatch(pixels, shapes, colors, np.array(served, np.int64), retries, *numbers)
+    of_labels, of_targets, ids = (np.array(some, np.int64) for some in (labels, targets, served))
+    return PartialBatch(pixels, shapes, colors, ids, retries, of_labels, of_targets)
 
 
 def _empty(size: int) -> Tensor:

@@ -4,12 +4,14 @@ Shapes: M images or patches of 3 x h x w; P colour parameters each.
 """
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pirl.device import sent
 from pirl.sections import Augment
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
@@ -37,7 +39,8 @@ def draw_color(n: int, augment: Augment, rng: np.random.Generator) -> Tensor:
 
 # Luma of RGB, and the chroma plane of YIQ, in which hue is an angle.
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], dtype=torch.float64)
-_LUMA = _YIQ[0].expand(3, 3)
+_WEIGHTS = _YIQ[0]
+_LUMA = _WEIGHTS.expand(3, 3)
 _CHROMA = torch.eye(3, dtype=torch.float64) - _LUMA
 _QUARTER = torch.tensor([[0, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)
 _TURN = torch.linalg.solve(_YIQ, _QUARTER @ _YIQ)
@@ -70,14 +73,14 @@ def color_and_normalize(images: Tensor, params: Tensor) -> Tensor:
     """
     # Planes rather than pixels: the product is (3, 3) by (3, hw), long rows for the vector units.
     x = images.to(torch.float32, memory_format=torch.contiguous_format).flatten(2)
-    color = params.to(x.device, non_blocking=True)
+    color = sent(params, x.device)
     with torch.autocast(x.device.type, enabled=False):  # bf16 keeps 8 bits: too few for arithmetic on 8-bit pixels
-        mean_luma = x.mean(2) @ _on(x.device, _LUMA[0])
+        mean_luma = x.mean(2) @ _on(x.device, _WEIGHTS)
         shift = color[:, 0] * (1 - color[:, 1]) * mean_luma / 255
         x = torch.bmm(color_matrices(color) / 255, x).add_(shift[:, None, None])
         x = x.clamp_(0, 1).view(images.shape)
         if params.shape[1] > 4:
-            blurred = params[:, 4].nonzero()[:, 0].to(x.device, non_blocking=True)
+            blurred = sent(params[:, 4].nonzero()[:, 0], x.device)
             if len(blurred):
                 x[blurred] = gaussian_blur(x[blurred], color[blurred, 4])
     return _standardize(x)
@@ -92,9 +95,11 @@ def _standardize(x: Tensor) -> Tensor:
     return x.sub_(_on(x.device, MEAN)).div_(_on(x.device, STD))
 
 
+@cache
 def _on(device: torch.device, constant: Tensor) -> Tensor:
-    # A blocking copy would wait until the GPU has finished all that was asked of it before.
-    return constant.float().to(device, non_blocking=True)
+    """A constant of this file, copied to a device once."""
+    with torch.inference_mode(False):  # evaluation may be the first to ask
+        return sent(constant.float(), device)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,25 @@ class Batch:
             changed = color_and_normalize(pixels, colors.flatten(end_dim=-2))
             views.append(changed.contiguous(memory_format=torch.channels_last))
         return views
+
+    def piece(self, number: int, pieces: int) -> "Batch":
+        """A part of this rank's images, as a batch with the same global ids; its own are `mine` of them."""
+        if pieces == 1:
+            return self
+        images = len(self.served)
+        begin, end = (images * edge // pieces for edge in (number, number + 1))
+        parts, start = [], 0
+        for part in self.parts:
+            low, high = (min(max(edge - start, 0), len(part.served)) for edge in (begin, end))
+            parts += [part._replace(rows=slice(low, high))] if low < high else []
+            start += len(part.served)
+        return replace(
+            self,
+            mine=slice(self.mine.start + begin, self.mine.start + end),
+            parts=parts,
+            colors=[color[begin:end] for color in self.colors],
+            **{name: getattr(self, name)[begin:end] for name in ("served", "labels", "targets")},
+        )
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pirl.config import Config
+from pirl.device import sent
 from pirl.dist import all_reduce_sum
 from pirl.loading.loader import Batch
 from pirl.methods.models import new_trunk
@@ -59,20 +60,24 @@ class ClassifyStep:
         self.config, self.model, self.device = config, model, device
         self.weights = torch.tensor([1.0, 0.0], device=device)
 
-    def losses(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores this rank's images; a collective.
+    def begin(self, batch: Batch, ids: Tensor, pieces: int = 1) -> Tensor:
+        """How many images of the global batch have a target; a collective."""
+        return all_reduce_sum((sent(batch.targets, self.device) >= 0).sum().float())
+
+    def losses(self, batch: Batch, ids: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores this rank's images, or a piece of them; `known` is what `begin` gave for all. A collective.
 
         Returns:
             Scores (B, N); and (2, B) the cross-entropy of each image, and 1 where its target has the highest score.
             Images without a target have 0, and the others as much more, so that means over the global batch are means
             over those.
         """
-        targets = batch.targets.to(self.device)
+        targets = sent(batch.targets, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.bf16):
             scores: Tensor = self.model(*batch.views(self.device))
         loss = F.cross_entropy(scores, targets, ignore_index=-1, reduction="none")
         right = (scores.argmax(dim=1) == targets).to(loss)
-        known = all_reduce_sum((targets >= 0).sum().to(loss))
+        known = self.begin(batch, ids) if known is None else known
         return scores, torch.stack([loss, right]) * (len(batch.ids) / known.clamp(min=1))
 
     def update(self, batch: Batch, ids: Tensor, scores: Tensor) -> None:

@@ -17,14 +17,10 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 from pirl import dist
+from pirl.device import sent
 from pirl.errors import ConfigError
+from pirl.methods.draws import DRAW, initial_rows, negative_ids
 from pirl.sections import ROW_DIM
-
-_BLOCK = 1024
-"""Initial rows are drawn in blocks of this many ids, whatever the ranks own."""
-
-_INITIAL_ROWS, _NEGATIVES = range(2)
-"""What a random stream is for; keeps streams of the same seed and number apart."""
 
 
 class Negatives(NamedTuple):
@@ -40,13 +36,14 @@ class MemoryBank:
     """A table of `rows` unit vectors, of which each rank owns a contiguous range of ids.
 
     Ranges are those of torch.chunk and of a DTensor sharded on dim 0: ceil(rows / ranks) each, the last ones
-    fewer. Arguments named `ids` are int64 tensors, the same on every rank; best on the CPU,
-    since finding the owned ones on a GPU makes the CPU wait for it.
+    fewer. Arguments named `ids` are int64 tensors on the CPU, the same on every rank: which of them are owned is found
+    there, so that no GPU is waited for.
 
     Attributes:
         rows: Rows on all ranks together.
         owned: Ids of this rank's rows.
         local: This rank's rows, `(len(owned), dim)` float32.
+        draw: How the negatives are drawn, as `draws.negative_ids` says.
 
     Args:
         seed: Of the initial rows, which are a function of (seed, id), and of the negatives' ids.
@@ -79,14 +76,15 @@ class MemoryBank:
         size = -(-rows // ranks)
         self._bounds = [min(size * rank, rows) for rank in range(ranks + 1)]
         self.owned = range(*self._bounds[dist.rank() :][:2])
-        self.local = _initial_rows(seed, self.owned, dim).to(device)
+        self.local = initial_rows(seed, self.owned, dim).to(device)
+        self.draw = DRAW
 
     @torch.no_grad()
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows `(B, dim)` of the global batch's ids `(B,)`; collective, the same result on every rank."""
         found = self.local.new_zeros(len(ids), self.local.shape[1])
         places, local = self._mine(ids)
-        found[places] = self.local.index_select(0, local)
+        found.index_copy_(0, places, self.local.index_select(0, local))
         return dist.all_reduce_sum(found)  # exact: one owner adds to zeros
 
     @torch.no_grad()
@@ -103,12 +101,12 @@ class MemoryBank:
                 f"loss.num_negatives {num} is more than the {self.rows - 1} other images of the data set: "
                 f"use --loss.num_negatives {self.rows - 1} or fewer"
             )
-        ids = np.sort(_random(self._seed, _NEGATIVES, step).choice(self.rows, num, replace=False, shuffle=False))
+        ids = negative_ids(self.draw, self._seed, step, self.rows, num)
         cuts = np.searchsorted(ids, self._bounds)
         mine = ids[slice(*cuts[dist.rank() :][:2])] - self.owned.start
         device = self.local.device
-        part = self.local.index_select(0, torch.from_numpy(mine).to(device)).to(self._wire_dtype)
-        return Negatives(torch.from_numpy(ids).to(device), dist.start_gather_parts(part, np.diff(cuts).tolist()))
+        part = self.local.index_select(0, sent(torch.from_numpy(mine), device)).to(self._wire_dtype)
+        return Negatives(sent(torch.from_numpy(ids), device), dist.start_gather_parts(part, np.diff(cuts).tolist()))
 
     @torch.no_grad()
     def update(self, ids: Tensor, values: Tensor) -> None:
@@ -134,7 +132,7 @@ class MemoryBank:
     @staticmethod
     def own(ids: Tensor, negatives: Tensor) -> Tensor:
         """`(B, K)` bool, True where one of the negatives' ids `(K,)` is the sample's own, `(B,)`."""
-        return ids.to(negatives.device)[:, None] == negatives
+        return sent(ids, negatives.device)[:, None] == negatives
 
     def sharded(self) -> Tensor:
         """This bank as one tensor `(rows, dim)` for torch.distributed.checkpoint.
@@ -150,27 +148,12 @@ class MemoryBank:
         return DTensor.from_local(self.local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1))
 
     def _mine(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of this rank's rows in `ids` and in `local`; found on the CPU, so that no GPU is awaited."""
+        """Places of this rank's rows in `ids` and in `local`, on the device."""
         places = ((ids >= self.owned.start) & (ids < self.owned.stop)).nonzero().squeeze(1)
         local = ids[places] - self.owned.start
-        return places.to(self.local.device), local.to(self.local.device)
+        return sent(places, self.local.device), sent(local, self.local.device)
 
 
 def _unit_or(old: Tensor, values: Tensor) -> Tensor:
     norm = values.norm(dim=1, keepdim=True)
     return torch.where(norm > 1e-6, values / norm, old)
-
-
-def _initial_rows(seed: int, ids: range, dim: int) -> Tensor:
-    """Random unit rows of a range of ids, each a function of (seed, id)."""
-    rows = np.empty((len(ids), dim), np.float32)
-    for block in range(ids.start // _BLOCK, -(-ids.stop // _BLOCK)):
-        drawn = _random(seed, _INITIAL_ROWS, block).standard_normal((_BLOCK, dim), dtype=np.float32)
-        first, stop = max(block * _BLOCK, ids.start), min((block + 1) * _BLOCK, ids.stop)
-        rows[first - ids.start : stop - ids.start] = drawn[first - block * _BLOCK : stop - block * _BLOCK]
-    return F.normalize(torch.from_numpy(rows))
-
-
-def _random(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """A stream of its own for each (seed, purpose, number); the seed is below 2**32."""
-    return np.random.Generator(np.random.Philox(key=[seed | purpose << 32, number]))

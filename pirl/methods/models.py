@@ -153,16 +153,15 @@ class HeadG(nn.Module):
 
 @contextmanager
 def statistics_kept(trunk: Trunk) -> Iterator[None]:
-    """While this is open, batch norms in training leave their running statistics as they are."""
-    norms = [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    """While this is open, batch norms in training leave their running statistics, and their count, as they are."""
+    norms = [m for m in trunk.modules() if isinstance(m, nn.BatchNorm2d) and not isinstance(m, FrozenNorm)]
     try:
         for norm in norms:
-            norm.momentum = 0.0
+            norm.track_running_stats = False
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def export_state_dict(trunk: Trunk) -> dict[str, Tensor]:

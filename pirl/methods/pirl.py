@@ -4,16 +4,19 @@ Shapes: B images of this rank, V parts of the pretext view (9 patches or 1 image
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pirl.config import Config
+from pirl.device import sent
 from pirl.dist import gather_parts
 from pirl.loading.loader import Batch
 from pirl.methods import nce
-from pirl.methods.memory import MemoryBank
+from pirl.methods.memory import MemoryBank, Negatives
 from pirl.methods.models import HeadF, HeadG, new_trunk, statistics_kept
 
 
@@ -50,6 +53,19 @@ class PIRL(nn.Module):
         return F.normalize(torch.stack(embeddings).float(), dim=-1)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What the images of a step are compared with: (B_global, D) rows of their own, and those of others."""
+
+    positives: Tensor
+    negatives: Negatives
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The negatives, when all are here."""
+        return self.negatives.wait()
+
+
 class PIRLStep:
     """What PIRL does with a batch: views, queries, losses, and the rows of the bank.
 
@@ -72,25 +88,44 @@ class PIRLStep:
         self.weights = head_weights(config, self.device)
         self.estimates_log_z = config.loss.kind == "npid" and bool(log_z.isnan())
 
-    def losses(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeds this rank's images and compares them with the bank; a collective.
+    def begin(self, batch: Batch, ids: Tensor, pieces: int = 1) -> Compared:
+        """Looks up what the images of a step are compared with; a collective.
 
-        `ids` are those of the global batch, as they were served.
+        Args:
+            ids: Those of the global batch, as they were served.
+            pieces: In how many the images go through the network; log Z is estimated from all of them.
+        """
+        positives = self.bank.lookup(ids)  # first: a sum over the ranks stands in line behind what was begun
+        begun = Compared(positives, self.bank.sample(batch.step, self.config.loss.num_negatives))
+        if self.estimates_log_z and pieces > 1:
+            with torch.no_grad(), statistics_kept(self.network.trunk):
+                queries = [self._embed(self.network, batch.piece(number, pieces)) for number in range(pieces)]
+            self._estimate_log_z(self._compared(torch.cat(queries, dim=1), batch, ids, begun))
+        return begun
+
+    def losses(self, batch: Batch, ids: Tensor, begun: Compared | None = None) -> tuple[Tensor, Tensor]:
+        """Embeds this rank's images, or a piece of them, and compares them with what `begin` gave; a collective.
 
         Returns:
             Queries (1 or 2, B, D) of both heads, and their losses (1 or 2, B).
         """
-        loss, bank = self.config.loss, self.bank
-        negatives = bank.sample(batch.step, loss.num_negatives)  # on their way while the trunk works
-        positives = bank.lookup(ids)[batch.mine]
-        queries = self._embed(self.model, batch)
-        rows = negatives.wait()
-        own = bank.own(ids[batch.mine].to(self.device), negatives.ids)
-        compared = queries, positives, rows, own, loss.temperature
+        begun = begun or self.begin(batch, ids)
+        queries = self._embed(self.model, batch)  # the negatives are on their way meanwhile
+        compared = self._compared(queries, batch, ids, begun)
         if self.estimates_log_z:
-            self.estimates_log_z = False
-            self.log_z.copy_(nce.estimate_log_z(*compared, bank.rows))
-        return queries, nce.losses(loss.kind, *compared, log_z=self.log_z, num_rows=bank.rows)
+            self._estimate_log_z(compared)
+        return queries, nce.losses(self.config.loss.kind, *compared, log_z=self.log_z, num_rows=self.bank.rows)
+
+    def _compared(
+        self, queries: Tensor, batch: Batch, ids: Tensor, begun: Compared
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+        """The arguments of the losses for the images of a batch or a piece."""
+        own = self.bank.own(ids[batch.mine], begun.negatives.ids)
+        return queries, begun.positives[batch.mine], begun.rows, own, self.config.loss.temperature
+
+    def _estimate_log_z(self, compared: tuple[Tensor, Tensor, Tensor, Tensor, float]) -> None:
+        self.estimates_log_z = False
+        self.log_z.copy_(nce.estimate_log_z(*compared, self.bank.rows))
 
     @torch.no_grad()
     def update(self, batch: Batch, ids: Tensor, queries: Tensor) -> Tensor:
@@ -110,14 +145,20 @@ class PIRLStep:
 
     def _embed(self, model: nn.Module, batch: Batch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.bf16):
-            queries: Tensor = model(*batch.views(self.device))
+            views = batch.views(self.device)
+            if self.config.optim.compile:
+                for view in views:  # else the first step is compiled for its own number of images
+                    torch._dynamo.maybe_mark_dynamic(view, 0)
+            queries: Tensor = model(*views)
         return queries
 
 
 def _unless_skipped(batch: Batch, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and rows of the global batch without the places of skipped images: each id is there once, as dealt."""
-    kept = ids == batch.ids
-    return batch.ids[kept], rows[kept.to(rows.device)]
+    if ids is batch.ids:
+        return ids, rows
+    kept = (ids == batch.ids).nonzero().squeeze(1)  # on the CPU: a mask on a GPU has to be waited for
+    return batch.ids[kept], rows.index_select(0, sent(kept, rows.device))
 
 
 def head_weights(config: Config, device: torch.device) -> Tensor:

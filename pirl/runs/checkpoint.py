@@ -91,6 +91,7 @@ def save(folder: Path, config: Config, state: TrainingState, step: int, data: in
             sizes[name] = (folder / name).stat().st_size
         known: dict[str, Any] = {"version": VERSION, "method": config.method.name, "step": step}
         known |= {"rows": state.rows, "data": data, "bytes": sizes}
+        known |= {"draw": state.bank.draw} if state.bank else {}
         known["metadata_crc32"] = zlib.crc32((folder / CheckpointFile.METADATA).read_bytes())
         (folder / CheckpointFile.STATE).write_bytes(sealed(known))
 
@@ -114,8 +115,11 @@ def load(folder: Folder, state: TrainingState) -> int:
     if known["rows"] != state.rows:
         its, ours = (f"a bank of {rows} rows" if rows else "no bank" for rows in (known["rows"], state.rows))
         raise ValueError(f"{folder} is of method {known.get('method', 'pirl')} and has {its}; this run has {ours}")
+    if state.bank:
+        state.bank.draw = known.get("draw", 1)
     # The checkpoint brings the optimiser's settings along; those of this run's config may be others.
-    settings = [{name: group[name] for name in ("momentum", "weight_decay")} for group in state.optimizer.param_groups]
+    names = ("momentum", "weight_decay", "fused", "foreach")  # the last two are those of the device
+    settings = [{name: group[name] for name in names} for group in state.optimizer.param_groups]
     tensors = _tensors(state)
     with _plainly():
         dcp_load(tensors, storage_reader=_Reader(folder), no_dist=not td.is_initialized())

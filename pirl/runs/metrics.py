@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -44,6 +45,7 @@ class Meter:
 
     def __post_init__(self) -> None:
         self.reported: Metrics = {}
+        self._expected: deque[tuple[Batch, float, Callable[[], Tensor]]] = deque()
         self.step_s = 0.0
         self.restart()
 
@@ -75,12 +77,27 @@ class Meter:
                 "--data.max-skipped"
             )
 
-    def add(self, batch: Batch, terms: list[float], lr: float) -> None:
-        """Counts one step, with the terms of its loss.
+    def expect(self, batch: Batch, lr: float, sums: Callable[[], Tensor]) -> None:
+        """Takes a step that is on its way: `sums` gives those of its terms, and more than 0 if a rank is to stop."""
+        self._expected.append((batch, lr, sums))
+
+    def read(self, but: int = 0) -> bool:
+        """Counts the steps that were expected, all but the newest `but`; whether a rank is to stop by one of them.
+
+        The CPU waits for the numbers of those alone, and a GPU works on the others meanwhile.
 
         Raises:
-            TrainingDiverged: The loss is not finite. The step has not changed the weights yet.
+            TrainingDiverged: A loss is not finite. Its step and those after it have changed the weights.
         """
+        stops = False
+        while len(self._expected) > but:
+            batch, lr, sums = self._expected.popleft()
+            *terms, stop = sums().tolist()
+            self._add(batch, [term / len(batch.ids) for term in terms], lr)
+            stops |= stop > 0
+        return stops
+
+    def _add(self, batch: Batch, terms: list[float], lr: float) -> None:
         loss = sum(weight * term for weight, term in zip(self.weights, terms, strict=True))
         if not math.isfinite(loss):
             first = batch.ids[:32].tolist()
@@ -109,10 +126,13 @@ class Meter:
         self.restart()
         return metrics
 
-    def now(self) -> Metrics:
-        """For who watches: the steps that are done, and means of the last report; before the first, those so far."""
+    def now(self) -> Metrics | None:
+        """For who watches: the steps that are done, and means of the last report; before the first, those so far.
+
+        None where nothing is known yet.
+        """
         if not self.reported:
-            return self._means()
+            return self._means() if self.steps else None
         return self.reported | {
             "step": self.done,
             "epoch": self.done / self.steps_per_epoch,

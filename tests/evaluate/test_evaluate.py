@@ -126,6 +126,27 @@ def test_linear_fit_is_the_optimum_that_scikit_learn_finds(penalty: float) -> No
     assert mine == pytest.approx(reference.score(x.numpy(), y.numpy()), abs=2 / len(x))
 
 
+@pytest.mark.parametrize("penalty", [1e-3, 1e-5])
+def test_linear_fit_of_rows_that_can_be_told_apart_is_at_the_optimum_too(penalty: float) -> None:
+    """A weak penalty leaves a loss of some thousandths, of which an absolute tolerance would miss a tenth."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(pixels).float(), torch.from_numpy(labels)
+    x = (x - x.mean(0)) / x.std(0).clamp_min(1e-6)
+    reference = LogisticRegression(C=1 / (penalty * len(x)), tol=1e-6, max_iter=10_000)
+    reference.fit(x.double().numpy(), labels)
+
+    def loss(weight: Tensor, bias: Tensor) -> float:
+        value = F.cross_entropy(x.double() @ weight.double() + bias.double(), y)
+        return float(value + penalty / 2 * weight.double().square().sum())
+
+    best = loss(torch.from_numpy(reference.coef_.T), torch.from_numpy(reference.intercept_))
+    # What the search promises; and none is better than the best but by what scikit-learn's own tolerance leaves.
+    assert -1e-5 < loss(*linear.fit(x, y, penalty)) / best - 1 < 1e-3
+
+
 def test_linear_probes_of_digits_are_scikit_learns() -> None:
     """The whole protocol on features of a network, at the penalty that is chosen: within half a point."""
     from sklearn.linear_model import LogisticRegression
@@ -142,6 +163,22 @@ def test_linear_probes_of_digits_are_scikit_learns() -> None:
         penalty = linear.choose_penalty(torch.from_numpy(x), known.labels)
         reference = LogisticRegression(C=1 / (penalty * len(x)), max_iter=2000).fit(x, known.labels.numpy())
         assert found.value == pytest.approx(reference.score(test_x, asked.labels.numpy()), abs=0.005)
+
+
+def test_features_are_computed_without_tf32() -> None:
+    """Which a GPU uses in convolutions of float32 unless told otherwise; training has what it had, afterwards."""
+    trunk = _trunk(0)
+    seen: list[tuple[int, bool]] = []
+
+    def see(_: object, images: tuple[Tensor], __: object) -> None:
+        seen.append((len(images[0]), torch.backends.cudnn.allow_tf32))
+
+    trunk.conv1.register_forward_hook(see)
+    before = torch.backends.cudnn.allow_tf32
+    extract(trunk, open_dataset("digits"), 16, CPU, limit=64)
+    assert (64, False) in seen
+    assert (64, True) not in seen
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_linear_fit_starts_where_it_is_told() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from jobs.pretrain import main, parse
+from jobs.run.checks import check_shares_of_gpus
 from pirl.config import leaves
 from pirl.data.digits import ensure_digits
 from pirl.errors import ConfigError
 from pirl.recipes import RECIPES, cifar10, digits
 from pirl.runs.run import Run
+from pirl.sections import Cluster
 from pirl.storage.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -293,3 +295,15 @@ def test_help_of_the_process(tmp_path):
     done = pretrain("cifar10", "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--loss.num-negatives" in done.stdout
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(0.5, 2), (1.5, 1)])
+def test_workers_that_would_share_a_gpu_are_refused(refused, gpus, workers):
+    said = refused(f"--cluster.gpus-per-worker={gpus}", f"--cluster.workers={workers}", "--optim.bf16=false")
+    assert f"cluster.gpus_per_worker {gpus} with cluster.workers {workers} gives workers a part of a GPU" in said
+    assert "--cluster.gpus-per-worker 1" in said
+
+
+def test_one_worker_may_have_a_share_of_a_gpu():
+    for gpus, workers in ((0.5, 1), (1, 8), (0, 8)):
+        check_shares_of_gpus(Cluster(gpus_per_worker=gpus, workers=workers))

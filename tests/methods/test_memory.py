@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pirl import dist
 from pirl.errors import ConfigError
-from pirl.methods import memory, nce
+from pirl.methods import draws, nce
 from pirl.methods.memory import MemoryBank
 from tests.conftest import GlooPool
 
@@ -128,7 +128,7 @@ def test_initial_rows_are_a_function_of_seed_and_id() -> None:
     rows = MemoryBank(3000, dim=8, seed=1, keep=KEEP).local
     assert torch.equal(MemoryBank(2000, dim=8, seed=1, keep=KEEP).local, rows[:2000])
     for ids in (range(1), range(1000, 1030), range(1024, 2048), range(700, 2900), range(5, 5)):
-        assert torch.equal(memory._initial_rows(1, ids, 8), rows[ids.start : ids.stop])
+        assert torch.equal(draws.initial_rows(1, ids, 8), rows[ids.start : ids.stop])
     assert torch.allclose(rows.norm(dim=1), torch.ones(3000))
     other = MemoryBank(3000, dim=8, seed=2, keep=KEEP).local
     # Independent directions: means of 24,000 products have a spread of 1/8/sqrt(3000) = 0.0023.
@@ -151,6 +151,9 @@ def test_negative_ids_are_distinct_sorted_and_uniform() -> None:
     neighbours = ((drawn[:, :, None] == 7).any((1, 2)) & (drawn[:, :, None] == 8).any((1, 2))).sum()
     assert abs(neighbours - 230.8) < 5 * 15
 
+    # Likewise by a test of goodness of fit: of 40 counts 39 are free, and their variance is short by 1 - 10/40.
+    fit = (np.square(counts - counts.mean()) / counts.mean()).sum() / (1 - num / rows)
+    assert 16 < fit < 72  # the middle 99.9 %
     again = MemoryBank(rows, dim=2, seed=5, keep=0.0)
     assert torch.equal(again.sample(17, num).ids, torch.from_numpy(drawn[17]))
     other = MemoryBank(rows, dim=2, seed=6, keep=KEEP)

@@ -10,7 +10,8 @@ from pirl.runs.metrics import Meter
 def add_step(meter, clock, step, seconds, loss):
     clock[0] += seconds
     batch = SimpleNamespace(step=step, ids=torch.arange(8), wait_s=seconds / 4)
-    meter.add(batch, [loss], 0.1)
+    meter.expect(batch, 0.1, lambda: torch.tensor([8 * loss, 0.0]))
+    meter.read()
 
 
 def test_the_numbers_of_the_moment_are_this_step_and_the_means_of_the_last_report(monkeypatch):
