@@ -42,7 +42,10 @@ WITHIN = {
         *("folder", "checks", "cache"),
     ],
     "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
-    "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "targets", "loader"],
+    "pirl.loading": [
+        *("color", "crops", "views", "decode", "prefetch", "collate", "targets"),
+        *("loader_processes", "loader", "group_views"),
+    ],
     "pirl.methods": ["models", "nce", "memory", "spread", "pirl", "classify", "choice"],
 }
 """The files of those rooms in which one stands upon another, in order."""

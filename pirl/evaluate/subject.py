@@ -10,7 +10,7 @@ from torch import Tensor
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
-from pirl.evaluate.features import Features, extract
+from pirl.evaluate.features import Features, extract_all
 from pirl.evaluate.measurement import dealt
 from pirl.evaluate.store import FeatureStore
 from pirl.methods.models import Trunk
@@ -41,7 +41,7 @@ class Subject:
         tell: Takes what goes on, for who watches.
         store: Keeps features; without it they are held in memory.
         scratch: Where a measurement that takes long saves how far it is; without it, nothing is saved.
-        loader_processes: That read and decode the images of training, for each rank; 0 does it in this process.
+        loader_processes: That read and decode images, for each rank; 0 does it in this process.
     """
 
     trunk: Trunk
@@ -63,20 +63,23 @@ class Subject:
     _held: dict[tuple[SplitName, bool], Features] = field(default_factory=dict, repr=False)
 
     def features(self, split: SplitName, *, trained: bool = True) -> Features:
-        """Of all images of a split, in the order of their ids; a collective where it is asked for first."""
-        if (split, trained) not in self._held:
-            trunk, dataset = self.trunk if trained else self.untrained, self.train if split == "train" else self.test
-            if trunk is None or dataset is None:
-                raise ConfigError("there is no test split" if trunk else "there is no random network")
-            given = trunk, dataset, self.image_size, self.device, self.limit
-            if self.store is None:
-                self._held[split, trained] = extract(*given, skip=self.skip, tell=self._tell(trained))
-            else:
-                self._held[split, trained] = self.store.features(*given, skip=self.skip, say=self.say)
-        return self._held[split, trained]
+        """Of all images of a split, in the order of their ids; a collective where it is asked for first.
 
-    def _tell(self, trained: bool) -> Callable[[str], None]:
-        return self.tell if trained else lambda text: self.tell(f"{text}, random weights")
+        Those of both trunks are made then, so that each image is read and decoded once.
+        """
+        if (split, trained) not in self._held:
+            dataset = self.train if split == "train" else self.test
+            if dataset is None or not (trained or self.untrained is not None):
+                raise ConfigError("there is no random network" if dataset else "there is no test split")
+            trunks = [self.trunk] if self.untrained is None else [self.trunk, self.untrained]
+            given = trunks, dataset, self.image_size, self.device, self.limit
+            skip, processes = self.skip, self.loader_processes
+            if self.store is None:
+                found = extract_all(*given, skip=skip, processes=processes, tell=self.tell)
+            else:
+                found = self.store.features(*given, skip=skip, processes=processes, say=self.say)
+            self._held |= {(split, of): features for of, features in zip(self.trunks, found, strict=True)}
+        return self._held[split, trained]
 
     def labelled(self, split: SplitName, *, trained: bool = True) -> Features:
         """The same, of the images that have a label."""
