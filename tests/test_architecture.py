@@ -41,7 +41,7 @@ WITHIN = {
         *("causes", "retry", "temporary", "sealed", "client", "reading", "writing"),
         *("folder", "checks", "cache"),
     ],
-    "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "order", "plan"],
+    "pirl.data": ["writer", "manifest", "digits", "parquet_pages", "dataset", "order", "plan"],
     "pirl.loading": [
         *("color", "crops", "views", "decode", "prefetch", "collate", "targets"),
         *("loader_processes", "loader", "group_views"),
