@@ -37,8 +37,6 @@ IMAGES = [1_281_167, 100_000_000, 1_000_000_000]
 WORKERS = [8, 256, 4096]
 MADE_UP = 200_000_000
 """Images of the largest manifest that is made up: to make one takes ten times the memory of reading it."""
-PLANNED = 512
-"""Workers whose plans of a checkpoint are made at the most: a worker's has about five hundred objects."""
 STEPS = 20
 """That are measured; in that time each stream comes to a new window at least once."""
 
@@ -186,7 +184,7 @@ def bank(images: int, workers: int, most_gb: float) -> tuple[float | None, ...]:
     return sizes[0], start, peak / 1e6, *sizes[1:3], ms[0], sizes[3], ms[1], sizes[3]
 
 
-def checkpoint(images: int, workers: int) -> tuple[float | None, ...]:
+def checkpoint(images: int, workers: int) -> tuple[float, ...]:
     """GB in all, MB of each worker, KB of a worker's plan; MB, s of them all on the first worker; MB of .metadata."""
     import torch
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -194,7 +192,7 @@ def checkpoint(images: int, workers: int) -> tuple[float | None, ...]:
 
     from pirl.methods.memory import MemoryBank
     from pirl.methods.pirl import PIRL, parameter_groups
-    from pirl.runs.checkpoint import TrainingState, _tensors
+    from pirl.runs.checkpoint import TrainingState, _bytes_of, _tensors, dealt
 
     join(workers)
     network = PIRL(config_of(workers))
@@ -205,24 +203,25 @@ def checkpoint(images: int, workers: int) -> tuple[float | None, ...]:
     plan = planner.create_local_plan()
     of_bank = next(item for item in plan.items if item.index.fqn == "bank")
     others = [item for item in plan.items if item is not of_bank]
+    ranks = dealt(list(map(_bytes_of, others)), workers)
     plans = []
-    for rank in range(min(workers, PLANNED)):
+    for rank in range(workers):
         at = torch.Size((rank, 0))
         chunk = ChunkStorageMetadata(at, torch.Size((1, ROW_DIM)))
         index = replace(of_bank.index, offset=at)
         own = replace(of_bank, index=index, tensor_data=replace(of_bank.tensor_data, chunk=chunk))
-        plans.append(replace(plan, items=[own, *others]))
-    took = of_all = None
-    if workers <= PLANNED:
-        began = time.process_time()
-        received = [pickle.loads(pickle.dumps(each)) for each in plans]
-        _, metadata = planner.create_global_plan(received)
-        took, of_all = time.process_time() - began, len(pickle.dumps(metadata)) / 1e6
+        mine = [item for item, to in zip(others, ranks, strict=True) if to == rank]
+        names = plan.planner_data if rank == 0 else {}
+        plans.append(replace(plan, items=[own, *mine], planner_data=names))
+    began = time.process_time()
+    received = [pickle.loads(pickle.dumps(each)) for each in plans]
+    _, metadata = planner.create_global_plan(received)
+    took, of_all = time.process_time() - began, len(pickle.dumps(metadata)) / 1e6
     weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     weights += sum(value.numel() * value.element_size() for value in network.parameters())  # momentum
     rows = images * ROW_DIM * 4
     each = (rows + weights) / workers / 1e6
-    plan_bytes = len(pickle.dumps(plans[0]))
+    plan_bytes = len(pickle.dumps(plans[-1]))
     return (rows + weights) / 1e9, each, plan_bytes / 1e3, plan_bytes * workers / 1e6, took, of_all
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jobs.live_line import LiveLine
-from jobs.prepare import ProgressPrinter, main
+from jobs.prepare import ProgressPrinter
 from pirl.data import dataset as shards
 from pirl.loading.decode import decode
 from pirl.storage.folder import Folder
@@ -27,21 +27,6 @@ CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 def prepare(*words, cwd=None):
     command = [sys.executable, str(ROOT / "jobs" / "prepare.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
-
-
-@pytest.fixture
-def prepare_here(monkeypatch, capsys):
-    """The same without a process of its own, which is faster."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, words)])
-        try:
-            code = main()
-        except SystemExit as left:
-            code = left.code
-        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
-
-    return run
 
 
 def picture(row, mode="RGB", form="PNG"):
