@@ -56,6 +56,7 @@ COUNTS = {
     "docs/how-it-works.md": 0,
     "docs/measurements.md": 15,
     "docs/preemption.md": 0,
+    "docs/scaling.md": 1,
     "docs/slurm.md": 9,
     "docs/sweeps.md": 10,
     "docs/using.md": 8,
