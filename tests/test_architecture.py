@@ -32,8 +32,7 @@ ROOMS = {
         "evaluate",
         "embed",
         "export",
-        "report",
-        "slurm",
+        *("report", "slurm"),
     ],
     "tune": ["points", "curve", "rows", "search", "request", "run", "show", "sweep"],
 }
@@ -44,19 +43,15 @@ WITHIN = {
         *("causes", "retry", "temporary", "sealed", "client", "reading", "writing"),
         *("folder", "checks", "cache"),
     ],
-    "pirl.data": ["writer", "digits", "parquet_pages", "dataset", "described", "pseudo_labels", "order", "plan"],
-    "pirl.loading": ["color", "crops", "views", "decode", "prefetch", "collate", "targets", "loader"],
+    "pirl.data": [
+        *("writer", "manifest", "digits", "parquet_pages", "dataset", "described", "pseudo_labels", "order", "plan"),
+    ],
+    "pirl.loading": [
+        *("color", "crops", "views", "decode", "prefetch", "collate", "targets"),
+        *("loader_processes", "loader", "group_views"),
+    ],
     "pirl.methods": [
-        "models",
-        "nce",
-        "draws",
-        "memory",
-        "spread",
-        "pirl",
-        "classify",
-        "distill",
-        "choice",
-        "gradients",
+        *("models", "nce", "draws", "memory", "spread", "pirl", "classify", "distill", "choice", "gradients"),
     ],
 }
 """The files of those rooms in which one stands upon another, in order."""

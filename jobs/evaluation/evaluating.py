@@ -29,6 +29,7 @@ from pirl.evaluate.voc.voc_folder import LAYOUT, VocSplit, open_voc, years_of
 from pirl.methods.models import Trunk, new_trunk
 from pirl.runs.weights import Weights, read_weights
 from pirl.storage.folder import Folder
+from pirl.storage.temporary import remove_temporary_folder
 
 RAY_TABLE = "table.txt"
 """How the first worker on Ray hands over what is to be shown."""
@@ -249,6 +250,9 @@ def _in_worker(arguments: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     request = arguments["request"]
-    table = work(request, get_device(), print)
+    try:
+        table = work(request, get_device(), print)
+    finally:
+        remove_temporary_folder()  # Ray ends this process without Python's clean-up
     if table:
         request.out.write(RAY_TABLE, table + "\n")

@@ -72,5 +72,14 @@ def _subject(
     device: torch.device,
     tell: Callable[[str], None],
 ) -> Subject:
-    skip = config.data.on_error == "skip"
-    return Subject(network.trunk, untrained, known, asked, config.data.image_size, device, skip=skip, tell=tell)
+    return Subject(
+        network.trunk,
+        untrained,
+        known,
+        asked,
+        config.data.image_size,
+        device,
+        skip=config.data.on_error == "skip",
+        tell=tell,
+        loader_processes=config.cluster.loader_processes,
+    )

@@ -7,7 +7,6 @@ that are not those that were written are noticed: flipped on the way, damaged, o
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pirl.data.digits import ensure_digits
+from pirl.data.manifest import ShardTable, parsed
 from pirl.data.parquet_pages import Bytes, checked_images, column, images_of, source_names
-from pirl.data.writer import MANIFEST, VERSION, fingerprint, parsed
+from pirl.data.writer import MANIFEST, VERSION, fingerprint
 from pirl.errors import ConfigError, CorruptImage, StorageError
 from pirl.sections import Data
 from pirl.storage.cache import SpanCache, default_folder
@@ -82,7 +82,7 @@ class Dataset:
     labels: list[str] | None
     class_rows: list[int] | None
     largest: tuple[int, int] | None
-    shards: list[str]
+    shards: Sequence[str]
     shard_bytes: Ints
     first_groups: Ints
     spans: Ints
@@ -264,8 +264,8 @@ def open_dataset(place: Folder | str, *, cache: SpanCache | None = None) -> Data
 
 
 def _from_manifest(folder: Folder, manifest: dict[str, Any], text: bytes, cache: SpanCache | None) -> Dataset:
-    shards = manifest["shards"]
-    groups = np.concatenate([np.empty((0, 4), np.int64), *(shard["groups"] for shard in shards)])
+    shards: ShardTable = manifest["shards"]
+    groups = shards.groups
     return Dataset(
         folder=folder,
         rows=manifest["rows"],
@@ -273,9 +273,9 @@ def _from_manifest(folder: Folder, manifest: dict[str, Any], text: bytes, cache:
         labels=manifest["classes"],
         class_rows=manifest.get("class_rows"),
         largest=(manifest["width"][1], manifest["height"][1]) if manifest.get("width") else None,
-        shards=[shard["path"] for shard in shards],
-        shard_bytes=np.array([shard["bytes"] for shard in shards], np.int64),
-        first_groups=np.array([0, *accumulate(len(shard["groups"]) for shard in shards)]),
+        shards=shards.names,
+        shard_bytes=shards.sizes,
+        first_groups=np.concatenate([[0], np.cumsum(shards.counts)]),
         spans=groups[:, :2].copy(),
         checksums=groups[:, 3].astype(np.uint32),
         fingerprint=fingerprint(text),

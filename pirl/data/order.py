@@ -60,10 +60,13 @@ class Order:
 
     def shares(self, step: int, world: int) -> list[int]:
         """How many rows of a batch each of `world` workers serves; they sum to the size of the batch."""
-        t = step % self.steps_per_epoch
-        sizes = [end - begin for begin, end in (self.span_of(stream, t) for stream in range(self.streams))]
-        served = (streams_of(rank, world, self.streams) for rank in range(world))
-        return [sum(sizes[stream] for stream in streams) for streams in served]
+        t, steps = step % self.steps_per_epoch, self.steps_per_epoch
+        # As `span_of` for all streams at once: one by one, those of 4,096 workers take longer than a step has.
+        lengths = np.diff(self.rows * np.arange(self.streams + 1) // self.streams)
+        sizes = lengths * (t + 1) // steps - lengths * t // steps
+        bounds = self.streams * np.arange(world + 1) // world
+        served: list[int] = np.diff(np.concatenate([[0], np.cumsum(sizes)])[bounds]).tolist()
+        return served
 
     def slice_of(self, stream: int) -> tuple[int, int]:
         """Where a stream begins and ends in the permuted rows of an epoch."""

@@ -129,7 +129,7 @@ class ShardWriter:
         """Takes over the shards that are there, up to the first that is gone or damaged; removes those behind it."""
         names = [name for name in self.folder.sizes() if SHARD.fullmatch(name)]
         with ThreadPoolExecutor() as pool:
-            shards = pool.map(self._read_shard, map(_shard_name, range(len(names))))
+            shards = pool.map(self._read_shard, map(shard_name, range(len(names))))
         found = []
         for shard in shards:
             if shard is None:
@@ -178,7 +178,7 @@ class ShardWriter:
         # In the thread: an upload takes its time, and the rows of the next group are made meanwhile.
         schema = NAMED_SCHEMA if self.named else SCHEMA
         if self._open is None:
-            self._open = _Shard(self.folder / _shard_name(len(self._shards)), schema)
+            self._open = _Shard(self.folder / shard_name(len(self._shards)), schema)
         columns["crc32"] = [zlib.crc32(image) for image in columns["image"]]
         with named_if_full(self._open.file.name):
             self._open.write_group(pa.table([columns[name] for name in schema.names], schema=schema))
@@ -191,24 +191,14 @@ class ShardWriter:
             self._open = None
 
 
-def parsed(text: bytes) -> Any:
-    """A manifest, with the row groups of each shard as int64 (groups, 4): as Python's numbers all would be large."""
-
-    def compact(entry: dict[str, Any]) -> dict[str, Any]:
-        if entry.keys() == {"path", "bytes", "rows", "groups"}:
-            entry["groups"] = np.array(entry["groups"], np.int64).reshape(-1, 4)
-        return entry
-
-    return json.loads(text, object_hook=compact)
-
-
 def fingerprint(text: bytes) -> int:
     """A number of a manifest that other images, or the same in another order, would not have."""
     begin, end = text.rfind(_SHARDS) + len(_SHARDS), text.rfind(SEAL)
     return zlib.crc32(memoryview(text)[begin:end])
 
 
-def _shard_name(number: int) -> str:
+def shard_name(number: int) -> str:
+    """Of the shards in a data set, in the order of the ids."""
     return f"shard-{number:05d}.parquet"
 
 

@@ -22,10 +22,11 @@ import torch
 
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError, RunFailed
-from pirl.evaluate.features import views_of, widths
+from pirl.evaluate.features import widths
 from pirl.evaluate.store import POOLING, checksum
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view, view_rule
+from pirl.loading.group_views import views_of
 from pirl.methods.models import Trunk, pool
 from pirl.prepare.destination import UNFINISHED
 from pirl.storage.folder import Folder
@@ -153,19 +154,20 @@ class Embedder:
     def _part(self, group: int, schema: pa.Schema, lock: Any) -> pa.Table:
         """The rows of a row group."""
         read = self.dataset.load_group(group)
-        views, usable = views_of(self.dataset, [read], partial(plain_view, image_size=self.image_size), skip=self.skip)
+        pixels, usable = views_of(self.dataset, read, partial(plain_view, image_size=self.image_size), skip=self.skip)
         with lock, torch.inference_mode():
-            values = pool(self.trunk.taps(normalize(views.to(self.device))))[self.tap].float().cpu().numpy()
+            views = normalize(pixels.to(self.device).movedim(-1, -3))
+            values = pool(self.trunk.taps(views))[self.tap].float().cpu().numpy()
         with np.errstate(over="ignore"):
             values = values.astype(self.dtype)
-        if not np.isfinite(values[usable.numpy()]).all():
-            wrong = int(read.ids[usable.numpy() & ~np.isfinite(values).all(1)][0])
+        if not np.isfinite(values[usable]).all():
+            wrong = int(read.ids[usable & ~np.isfinite(values).all(1)][0])
             wider = ": use --dtype float32" if self.dtype == "float16" else ""
             raise RunFailed(f"{self.dataset.place(wrong)}: its features do not fit into {self.dtype}{wider}")
         classes = self.dataset.labels or []
         labels = np.full(len(read.ids), -1) if read.labels is None else read.labels
         features = pa.FixedSizeListArray.from_arrays(
-            pa.array(values.reshape(-1)), values.shape[1], mask=pa.array(~usable.numpy())
+            pa.array(values.reshape(-1)), values.shape[1], mask=pa.array(~usable)
         )
         names = [classes[label] if label >= 0 else None for label in labels]
         return pa.Table.from_arrays([pa.array(read.ids), read.names(), names, features], schema=schema)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ DONE = "features.json"
 
 OURS = re.compile(r"[0-9a-f]{32}(\.(?P<host>.+)\.(?P<process>\d+)\.tmp)?")
 """Folders of features, and those that a process makes: what else lies beside them is never removed."""
+
+LABELS = "labels"
+"""The array of labels, beside those of the taps."""
 
 POOLING = 1
 """Counts how models.pool has changed: what was kept by another one is made again."""
@@ -48,48 +51,67 @@ class FeatureStore:
 
     def features(
         self,
-        trunk: Trunk,
+        trunks: Sequence[Trunk],
         dataset: Dataset,
         image_size: int,
         device: torch.device,
         limit: int | None = None,
         *,
         skip: bool = False,
+        processes: int = 0,
         say: Callable[[str], None] = lambda line: None,
-    ) -> Features:
-        """As `features.extract`, from the disk where they are there; on the CPU. A collective."""
-        sizes = widths(trunk, image_size, device)
+    ) -> list[Features]:
+        """As `features.extract_all`, from the disk where they are there; on the CPU. A collective."""
         rows = rows_of(dataset, limit)
-        folder = self.folder / _key(trunk, dataset, image_size, rows, skip)
+        folders = [self.folder / _key(trunk, dataset, image_size, rows, skip) for trunk in trunks]
+        sizes = [widths(trunk, image_size, device) for trunk in trunks]
         # All ranks, or none: to make features is a collective.
-        there = dist.all_gather_dicts({str(dist.rank()): _is_done(folder)})
-        if not all(there.values()):
-            hosts = dist.all_gather_dicts({str(dist.rank()): socket.gethostname()})
-            writes = list(hosts.values()).index(socket.gethostname()) == dist.rank()
-            made = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-            if writes:
-                self._make_room()
-                made.mkdir(parents=True, mode=0o700)
-            arrays = {name: _array(made, name, (rows, width)) for name, width in sizes.items()} if writes else {}
-            labels = _array(made, "labels", (rows,), np.int64) if writes else None
+        there = list(dist.all_gather_dicts({str(dist.rank()): [_is_done(folder) for folder in folders]}).values())
+        found = {
+            # Opened now: making room for others may remove it.
+            folder: _opened(folder, rows, of)
+            for number, (folder, of) in enumerate(zip(folders, sizes, strict=True))
+            if all(of_rank[number] for of_rank in there)
+        }
+        missing = {
+            folder: (trunk, of) for folder, trunk, of in zip(folders, trunks, sizes, strict=True) if folder not in found
+        }
+        if missing:
+            arrays = self._begun({folder: of for folder, (_, of) in missing.items()}, rows)
             progress, start = Countdown(say, f"features of {dataset.uri}", rows), 0
-            for part in extract_rounds(trunk, dataset, image_size, device, limit, skip=skip):
-                here = slice(start, start + len(part.labels))
-                for name, array in arrays.items():
-                    array[here] = part.taps[name].cpu().numpy()
-                if labels is not None:
-                    labels[here] = part.labels.cpu().numpy()
+            given = [trunk for trunk, _ in missing.values()], dataset, image_size, device, limit
+            for parts in extract_rounds(*given, skip=skip, processes=processes):
+                here = slice(start, start + len(parts[0].labels))
+                for array, part in zip(arrays, parts, strict=False):
+                    for name, values in array.items():
+                        values[here] = (part.labels if name == LABELS else part.taps[name]).cpu().numpy()
                 start = here.stop
-                progress.add(len(part.labels))
-            if writes:
-                for array in (*arrays.values(), *([] if labels is None else [labels])):
-                    array.flush()
+                progress.add(len(parts[0].labels))
+            for folder, array in zip(missing, arrays, strict=False):
+                for values in array.values():
+                    values.flush()
+                made = _made(folder)
                 (made / DONE).write_bytes(sealed({"rows": rows, "data": dataset.uri, "side": image_size}))
                 _put(made, folder)
             dist.barrier()
-        os.utime(folder)
-        taps = {name: _opened(folder, name, (rows, width)) for name, width in sizes.items()}
-        return Features(taps, _opened(folder, "labels", (rows,), np.int64))
+            found |= {folder: _opened(folder, rows, of) for folder, (_, of) in missing.items()}
+        return [found[folder] for folder in folders]
+
+    def _begun(self, sizes: dict[Path, dict[str, int]], rows: int) -> list[dict[str, np.memmap]]:
+        """New arrays in each of some folders, by their names; none but on the first rank of a node. A collective."""
+        hosts = list(dist.all_gather_dicts({str(dist.rank()): socket.gethostname()}).values())
+        if hosts.index(socket.gethostname()) != dist.rank():
+            return []
+        self._make_room()
+        for folder in sizes:
+            _made(folder).mkdir(parents=True, mode=0o700)
+        return [
+            {
+                name: np.memmap(_made(folder) / name, dtype, "w+", shape=shape)
+                for name, dtype, shape in _arrays(rows, of)
+            }
+            for folder, of in sizes.items()
+        ]
 
     def _make_room(self) -> None:
         """Removes what was not used for longest, and what a process of this node left that is gone."""
@@ -123,6 +145,11 @@ def _key(trunk: Trunk, dataset: Dataset, image_size: int, rows: int, skip: bool)
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
+def _made(folder: Path) -> Path:
+    """Where this process makes what is to come into a folder."""
+    return folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
 def _put(made: Path, folder: Path) -> None:
     """Gives features that are whole their name; others of the same name stay where they are whole too."""
     if not _is_done(folder):
@@ -150,10 +177,18 @@ def _is_done(folder: Path) -> bool:
         return False
 
 
-def _array(folder: Path, name: str, shape: tuple[int, ...], dtype: type = np.float32) -> np.memmap:
-    return np.memmap(folder / name, dtype, "w+", shape=shape)
+def _arrays(rows: int, sizes: dict[str, int]) -> list[tuple[str, type, tuple[int, ...]]]:
+    """Names, types and shapes of the arrays in a folder."""
+    return [*((name, np.float32, (rows, width)) for name, width in sizes.items()), (LABELS, np.int64, (rows,))]
 
 
-def _opened(folder: Path, name: str, shape: tuple[int, ...], dtype: type = np.float32) -> torch.Tensor:
+def _opened(folder: Path, rows: int, sizes: dict[str, int]) -> Features:
+    """What is in a folder, mapped into memory; it counts as used now."""
+    os.utime(folder)
     # "c": a tensor may be written to; nothing of that reaches the file.
-    return torch.from_numpy(np.memmap(folder / name, dtype, "c", shape=shape))
+    found = {
+        name: torch.from_numpy(np.memmap(folder / name, dtype, "c", shape=shape))
+        for name, dtype, shape in _arrays(rows, sizes)
+    }
+    labels = found.pop(LABELS)
+    return Features(found, labels)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.errors import ConfigError
-from pirl.evaluate.features import Features, extract
+from pirl.evaluate.features import Features, extract_all
 from pirl.evaluate.measurement import dealt
 from pirl.evaluate.store import FeatureStore
 from pirl.methods.models import Trunk
@@ -46,7 +46,7 @@ class Subject:
         tell: Takes what goes on, for who watches.
         store: Keeps features; without it they are held in memory.
         scratch: Where a measurement that takes long saves how far it is; without it, nothing is saved.
-        loader_processes: That read and decode the images of training, for each rank; 0 does it in this process.
+        loader_processes: That read and decode images, for each rank; 0 does it in this process.
     """
 
     trunk: Trunk
@@ -70,25 +70,27 @@ class Subject:
     def features(self, split: SplitName, *, trained: bool = True) -> Features:
         """Of all images of a split, in the order of their ids; a collective where it is asked for first.
 
+        Those of both trunks are made then, so that each image is read and decoded once.
+
         Raises:
             ConfigError: There is no such split or network, or it makes features that are no numbers.
         """
         if (split, trained) not in self._held:
-            trunk, dataset = self.trunk if trained else self.untrained, self.train if split == "train" else self.test
-            if trunk is None or dataset is None:
-                raise ConfigError("there is no test split" if trunk else "there is no random network")
-            given = trunk, dataset, self.image_size, self.device, self.limit
+            dataset = self.train if split == "train" else self.test
+            if dataset is None or not (trained or self.untrained is not None):
+                raise ConfigError("there is no random network" if dataset else "there is no test split")
+            trunks = [self.trunk] if self.untrained is None else [self.trunk, self.untrained]
+            given = trunks, dataset, self.image_size, self.device, self.limit
+            skip, processes = self.skip, self.loader_processes
             if self.store is None:
-                found = extract(*given, skip=self.skip, tell=self._tell(trained))
+                found = extract_all(*given, skip=skip, processes=processes, tell=self.tell)
             else:
-                found = self.store.features(*given, skip=self.skip, say=self.say)
-            if not all(bool(part.isfinite().all()) for part in torch.split(found.taps["res5"], CHUNK)):
-                raise ConfigError(NO_NUMBERS)  # what is no number in an earlier layer is none in res5
-            self._held[split, trained] = found
+                found = self.store.features(*given, skip=skip, processes=processes, say=self.say)
+            for of_trunk in found:
+                if not all(bool(part.isfinite().all()) for part in torch.split(of_trunk.taps["res5"], CHUNK)):
+                    raise ConfigError(NO_NUMBERS)  # what is no number in an earlier layer is none in res5
+            self._held |= {(split, of): features for of, features in zip(self.trunks, found, strict=True)}
         return self._held[split, trained]
-
-    def _tell(self, trained: bool) -> Callable[[str], None]:
-        return self.tell if trained else lambda text: self.tell(f"{text}, random weights")
 
     def labelled(self, split: SplitName, *, trained: bool = True) -> Features:
         """The same, of the images that have a label."""

@@ -57,7 +57,7 @@ def collate(
     ]
     kinds = [kind for kind in kinds if kind]
     shapes = [(len(kind), *kind[0][0].movedim(-3, -1).shape) for kind in kinds]
-    pixels = _empty(sum(map(math.prod, shapes)))
+    pixels = empty_pixels(sum(map(math.prod, shapes)))
     for kind, place in zip(kinds, _pieces(pixels, shapes), strict=True):
         # As rows of pixels, since that is how they lie in memory: about 8 times as fast at 224 px.
         torch.stack([view.movedim(-3, -1) for view, _ in kind], out=place.movedim(-3, -1))
@@ -68,7 +68,7 @@ def collate(
     return PartialBatch(pixels, shapes, colors, ids, retries, of_labels, of_targets)
 
 
-def _empty(size: int) -> Tensor:
+def empty_pixels(size: int) -> Tensor:
     """uint8 (size,), in a loader process where the one that trains finds it: a copy less, as in torch's own collate."""
     if get_worker_info() is None:
         return torch.empty(size, dtype=torch.uint8)

@@ -43,6 +43,11 @@ def plain_view(image: Tensor, image_size: int) -> Tensor:
     return scaled[:, top : top + image_size, left : left + image_size]
 
 
+def whole_view(image: Tensor, image_size: int) -> Tensor:
+    """An image squeezed to uint8 (3, S, S), as the source of the SVMs on VOC does: objects may lie at the edges."""
+    return resize(image, image_size, image_size)
+
+
 def ten_views(image: Tensor, image_size: int) -> Tensor:
     """Five views of `plain_view`'s scale, the corners and the centre, and their mirror images: uint8 (10, 3, S, S)."""
     scaled = _scaled(image, image_size)

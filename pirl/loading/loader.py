@@ -5,7 +5,6 @@ is read by exactly one process, and the batches of a whole run come from one ite
 epochs.
 """
 
-import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,19 +19,15 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pirl.data.dataset import Dataset, RowGroup
 from pirl.data.order import Order, OrderReader, streams_of
-from pirl.errors import CorruptImage, StorageError
+from pirl.errors import CorruptImage
 from pirl.loading.collate import PartialBatch, collate
 from pirl.loading.color import color_and_normalize
 from pirl.loading.decode import decoded
+from pirl.loading.loader_processes import data_loader, next_part
 from pirl.loading.prefetch import Prefetcher
 from pirl.loading.targets import Labels
 from pirl.loading.views import Views, sample_rng
-from pirl.processes import end_with_parent, keep_freed_memory
-from pirl.storage.client import trust_stores
 from pirl.storage.retry import take_count
-from pirl.storage.temporary import lend_to_multiprocessing, remove_temporary_folder
-
-PREFETCHED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,7 @@ class Loader:
         parts, reader = iter(self._data_loader()), OrderReader(self.order)
         for step in self.steps:
             began = time.perf_counter()
-            pieces = [_next(parts) for _ in range(max(1, self.processes))]
+            pieces = [next_part(parts) for _ in range(max(1, self.processes))]
             wait_s = time.perf_counter() - began
             colors = [_joined(some) for some in zip(*(piece.colors for piece in pieces), strict=True)]
             served = _joined([piece.served for piece in pieces])
@@ -154,28 +149,7 @@ class Loader:
             yield Batch(step, ids, shares, mine, pieces, colors, served, labels, retries, wait_s, targets)
 
     def _data_loader(self) -> "DataLoader[PartialBatch]":
-        if self.processes == 0:
-            return DataLoader(_PartialBatches(self), batch_size=None, collate_fn=_as_it_is)
-        # Forking a process that has threads (Ray, gloo, an event loop) can hang; a fork server has none. It
-        # imports torch once for all loader processes of this worker.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        lend_to_multiprocessing()
-        return DataLoader(
-            _PartialBatches(self),
-            batch_size=None,
-            collate_fn=_as_it_is,
-            num_workers=self.processes,
-            multiprocessing_context=context,
-            prefetch_factor=PREFETCHED_STEPS,
-            worker_init_fn=start_process,
-            pin_memory=self.pin_memory,
-        )
-
-
-def _as_it_is(part: Any) -> Any:
-    """Without this, arrays would become tensors, each of which takes its time to hand over."""
-    return part
+        return data_loader(_PartialBatches(self), self.processes, pin_memory=self.pin_memory)
 
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
@@ -185,22 +159,6 @@ def _joined(arrays: Sequence[NDArray[Any]]) -> Tensor:
 def _label(group: RowGroup, row: int) -> int:
     """Of a row; -1 where it has none."""
     return -1 if group.labels is None else int(group.labels[row])
-
-
-def start_process(_: int) -> None:
-    """What a loader process does first."""
-    end_with_parent(last=remove_temporary_folder)
-    keep_freed_memory()
-    trust_stores()
-
-
-def _next(parts: Iterator[PartialBatch]) -> PartialBatch:
-    """The next part; an error out of a loader process without the trace that torch puts in front of it."""
-    try:
-        return next(parts)
-    except (CorruptImage, StorageError) as error:
-        kind = type(error)
-        raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
 
 
 class _PartialBatches(IterableDataset[PartialBatch]):

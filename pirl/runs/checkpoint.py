@@ -9,10 +9,11 @@ import pickle
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ import torch.distributed as td
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from pirl.config import Config
-from pirl.dist import all_gather_dicts, rank
+from pirl.dist import all_gather_dicts, rank, world_size
 from pirl.errors import ConfigError
 from pirl.methods.choice import Network
 from pirl.methods.memory import MemoryBank
@@ -81,7 +85,7 @@ def save(folder: Path, config: Config, state: TrainingState, step: int, data: in
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _plainly():
-        dcp_save(_tensors(state), checkpoint_id=folder, no_dist=not td.is_initialized())
+        dcp_save(_tensors(state), checkpoint_id=folder, planner=Planner(), no_dist=not td.is_initialized())
     own = {file.name: file.stat().st_size for file in folder.glob(f"__{rank()}_*.distcp")}
     sizes = all_gather_dicts(own)
     if rank() == 0:
@@ -164,6 +168,42 @@ def _state_of(folder: Folder) -> dict[str, Any]:
     if known["version"] != VERSION:
         raise ConfigError(f"{folder} is a checkpoint of version {known['version']}; this is version {VERSION}")
     return known
+
+
+class Planner(DefaultSavePlanner):
+    """Each rank plans to write its rows of the bank and its share of the rest, and nothing else.
+
+    By itself each plans to write all of the network, and the first takes out again what is planned twice: with 256
+    ranks 29 MB to send and eight seconds of its processor, for each checkpoint.
+    """
+
+    def create_local_plan(self) -> SavePlan:
+        """Its items are a function of the sizes of all, so that no rank has to ask."""
+        plan = super().create_local_plan()
+        shared = [item for item in plan.items if not isinstance(self.state_dict[item.index.fqn], DTensor)]
+        ranks = dict(
+            zip([item.index for item in shared], dealt(list(map(_bytes_of, shared)), world_size()), strict=True)
+        )
+        mine = [item for item in plan.items if ranks.get(item.index, rank()) == rank()]
+        names = plan.planner_data if rank() == 0 else {}  # the same on all
+        self.plan = replace(plan, items=mine, planner_data=names)
+        return self.plan
+
+
+def dealt(sizes: Sequence[int], ranks: int) -> list[int]:
+    """The rank of each of some things: the one that has the least so far."""
+    loads = [(0, rank) for rank in range(ranks)]
+    found = []
+    for size in sizes:
+        load, rank = heappop(loads)
+        found.append(rank)
+        heappush(loads, (load + size, rank))
+    return found
+
+
+def _bytes_of(item: WriteItem) -> int:
+    size = item.tensor_storage_size()
+    return 1 if size is None else size
 
 
 class _Reader(FileSystemReader):

@@ -21,7 +21,8 @@ from pirl.data.dataset import Dataset, open_dataset
 from pirl.data.order import Order, OrderReader, streams_of
 from pirl.loading.crops import random_resized_crop
 from pirl.loading.decode import decode
-from pirl.loading.loader import PREFETCHED_STEPS, Loader, start_process
+from pirl.loading.loader import Loader
+from pirl.loading.loader_processes import PREFETCHED, start_process
 from pirl.loading.prefetch import Prefetcher
 from pirl.loading.views import Sample
 from pirl.storage.cache import SpanCache
@@ -143,7 +144,7 @@ def ours(places: Places, processes: int, work: str, kind: type[SpanCache] | None
     order = Order(dataset.starts, 0, processes, BATCH, WINDOW_GROUPS)
     if work == "raw":
         context = multiprocessing.get_context("forkserver")
-        settings = {"num_workers": processes, "prefetch_factor": PREFETCHED_STEPS, "multiprocessing_context": context}
+        settings = {"num_workers": processes, "prefetch_factor": PREFETCHED, "multiprocessing_context": context}
         raw = Raw(dataset, order)
         yield from map(len, DataLoader(raw, batch_size=None, collate_fn=list, worker_init_fn=start_process, **settings))
     settings = {"seed": 0, "rank": 0, "world_size": 1, "first_step": 0, "last_step": FOREVER, "processes": processes}
@@ -157,7 +158,7 @@ def webdataset(places: Places, processes: int, work: str) -> Iterator[int]:
         wds.WebDataset(places.tars, shardshuffle=100).shuffle(SHUFFLED_ROWS).map(lambda sample: make(sample["jpg"]))
     )
     stream = stream.batched(BATCH, collation_fn=collate).repeat()
-    yield from map(len, wds.WebLoader(stream, batch_size=None, num_workers=processes, prefetch_factor=PREFETCHED_STEPS))
+    yield from map(len, wds.WebLoader(stream, batch_size=None, num_workers=processes, prefetch_factor=PREFETCHED))
 
 
 def image_folder(places: Places, processes: int, work: str) -> Iterator[int]:
@@ -170,7 +171,7 @@ def image_folder(places: Places, processes: int, work: str) -> Iterator[int]:
             BATCH,
             sampler=RandomSampler(folder, num_samples=FOREVER * len(folder)),
             num_workers=processes,
-            prefetch_factor=PREFETCHED_STEPS,
+            prefetch_factor=PREFETCHED,
             collate_fn=lambda items: collate([image for image, _ in items]),
         ),
     )

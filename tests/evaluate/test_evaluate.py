@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import multiprocessing
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from pirl.config import Config, override
-from pirl.data.dataset import Dataset, open_dataset
+from pirl.data.dataset import Dataset, RowGroup, open_dataset
 from pirl.data.writer import ShardWriter
 from pirl.errors import ConfigError, CorruptImage
 from pirl.evaluate.evaluate import evaluate, table
-from pirl.evaluate.features import Features, extract
+from pirl.evaluate.features import Features, extract, extract_all
 from pirl.evaluate.protocols import knn, linear
 from pirl.evaluate.splits import unknown_to, why_not
+from pirl.evaluate.store import FeatureStore
 from pirl.evaluate.subject import Subject
+from pirl.loading import group_views
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view
 from pirl.loading.decode import decode
@@ -282,6 +285,59 @@ def test_features_do_not_depend_on_the_ranks(run_ranks: GlooPool, splits: tuple[
         assert all(torch.equal(features.taps[name], alone.taps[name]) for name in TAPS)
 
 
+def _extract_with_processes(dataset: Dataset) -> list[Features]:
+    """Of two trunks, by one loader process of each rank."""
+    group_views.WORTH_IMAGES = 1
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # of the pool: may have none
+    return extract_all([_trunk(0), _trunk(1)], dataset, 16, CPU, processes=1)
+
+
+def test_two_trunks_by_loader_processes_have_the_features_of_each_alone(
+    run_ranks: GlooPool, splits: tuple[Dataset, Dataset]
+) -> None:
+    alone = [extract(_trunk(seed), splits[0], 16, CPU) for seed in (0, 1)]
+    for found in run_ranks(2, _extract_with_processes, splits[0]):
+        for one, features in zip(alone, found, strict=True):
+            # The same batches with the same number of threads: no tolerance.
+            assert torch.equal(features.labels, one.labels)
+            assert all(torch.equal(features.taps[name], one.taps[name]) for name in TAPS)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The row groups that are read in this process."""
+    asked: list[int] = []
+    load = Dataset.load_group
+
+    def counted(self: Dataset, number: int) -> RowGroup:
+        asked.append(number)
+        return load(self, number)
+
+    monkeypatch.setattr(Dataset, "load_group", counted)
+    return asked
+
+
+def test_images_are_read_once_for_both_trunks(splits: tuple[Dataset, Dataset], read: list[int], tmp_path: Path) -> None:
+    _evaluate(splits)
+    assert sorted(read) == sorted([*range(6), *range(2)])
+    read.clear()
+
+    # With a store: what is kept of one trunk is not made again, also where it is more than may stay.
+    def features(*seeds: int) -> list[Features]:
+        trunks = [_trunk(seed) for seed in seeds]
+        return FeatureStore(tmp_path, limit_bytes=0).features(trunks, splits[1], 16, CPU)
+
+    (first,) = features(0)
+    assert sorted(read) == [0, 1]
+    both = features(0, 1, 1)
+    assert sorted(read) == [0, 0, 1, 1]
+    for seed, found in zip((0, 1, 1), both, strict=True):
+        expected = extract(_trunk(seed), splits[1], 16, CPU)
+        assert all(torch.equal(found.taps[name], expected.taps[name]) for name in TAPS)
+        assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(first.taps["res5"], both[0].taps["res5"])
+
+
 def test_extract_stops_at_the_limit(splits: tuple[Dataset, Dataset]) -> None:
     whole = extract(_trunk(0), splits[0], 16, CPU)
     for limit, rows in ((64, 64), (65, 128), (256, 256), (1000, 330)):
@@ -322,14 +378,10 @@ def test_evaluate_tells_how_far_it_is(splits: tuple[Dataset, Dataset]) -> None:
     train, test = (
         [f"evaluating: features of {n} images, {share}%" for share in of] for n, of in ((330, (78, 100)), (70, (100,)))
     )
-    features = [
-        *train,
-        *(f"{text}, random weights" for text in train),
-        *test,
-        *(f"{text}, random weights" for text in test),
-    ]
     pieces = {"linear": 10, "knn": 2, "few": 10}
-    assert told == features + [f"evaluating: {name}, {k} of {n}" for name, n in pieces.items() for k in range(1, n + 1)]
+    assert told == train + test + [
+        f"evaluating: {name}, {k} of {n}" for name, n in pieces.items() for k in range(1, n + 1)
+    ]
 
 
 def test_table_has_a_line_for_each_probe() -> None:

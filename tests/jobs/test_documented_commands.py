@@ -65,6 +65,7 @@ COUNTS = {
     "docs/methods.md": 8,
     "docs/preemption.md": 0,
     "docs/report.md": 5,
+    "docs/scaling.md": 1,
     "docs/slurm.md": 13,
     "docs/sweeps.md": 10,
     "docs/using.md": 8,

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from jobs.live_line import LiveLine
-from jobs.prepare import ProgressPrinter, main
+from jobs.prepare import ProgressPrinter
 from pirl.data import dataset as shards
 from pirl.loading.decode import decode
 from pirl.storage.folder import Folder
@@ -27,21 +27,6 @@ CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 def prepare(*words, cwd=None):
     command = [sys.executable, str(ROOT / "jobs" / "prepare.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
-
-
-@pytest.fixture
-def prepare_here(monkeypatch, capsys):
-    """The same without a process of its own, which is faster."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, words)])
-        try:
-            code = main()
-        except SystemExit as left:
-            code = left.code
-        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
-
-    return run
 
 
 def picture(row, mode="RGB", form="PNG"):
@@ -105,8 +90,8 @@ def test_digits(tmp_path):
     assert "python jobs/pretrain.py digits --data.uri out" in done.stdout
 
 
-def test_a_folder_of_class_folders(tmp_path):
-    done = prepare(make_folder(tmp_path / "in"), tmp_path / "out")
+def test_a_folder_of_class_folders(tmp_path, prepare_here):
+    done = prepare_here(make_folder(tmp_path / "in"), tmp_path / "out")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out")
     # The bytes are those of the files, the labels those of the folders, and the order is another.
@@ -127,9 +112,9 @@ def test_a_folder_with_splits_and_the_data_set_of_it_again(tmp_path, prepare_her
         assert shards.open_dataset(str(tmp_path / out)).labels == ["ant", "bee", "cat"]
 
 
-def test_a_parquet_file(tmp_path):
+def test_a_parquet_file(tmp_path, prepare_here):
     source = write_parquet(tmp_path / "in.parquet", range(200))
-    done = prepare(source, tmp_path / "out")
+    done = prepare_here(source, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "out")
     assert sorted(rows) == sorted((picture(row), row % 4) for row in range(200))
@@ -255,7 +240,7 @@ def test_an_existing_destination_is_refused_and_replaced_on_request(tmp_path, pr
     source = write_parquet(tmp_path / "in.parquet", range(20))
     assert prepare_here("digits", tmp_path / "out").returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
-    assert refused(prepare(source, tmp_path / "out"), "exists", "--overwrite")
+    assert refused(prepare_here(source, tmp_path / "out"), "exists", "--overwrite")
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
     done = prepare_here(source, tmp_path / "out", "--overwrite")
     assert done.returncode == 0, done.stderr
@@ -381,10 +366,10 @@ def test_check_opens_one_file_of_many(tmp_path, prepare_here, monkeypatch):
         ),
     ],
 )
-def test_a_wrong_source_says_what_to_type(tmp_path, words, texts):
+def test_a_wrong_source_says_what_to_type(tmp_path, words, texts, prepare_here):
     write_parquet(tmp_path / "in.parquet", range(20))
     (tmp_path / "empty").mkdir()
-    assert refused(prepare(*words, cwd=tmp_path), *texts)
+    assert refused(prepare_here(*words, cwd=tmp_path), *texts)
     assert not (tmp_path / "out").exists()
 
 
@@ -437,12 +422,12 @@ def test_help_shows_sources_and_examples():
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason=f"CIFAR-10 as Parquet files is not in {CIFAR10}")
-def test_cifar10(tmp_path):
+def test_cifar10(tmp_path, prepare_here):
     for name in ("train", "test"):
         table = pq.ParquetFile(CIFAR10 / f"{name}.parquet").read_row_group(0).slice(0, 500)
         (tmp_path / "in").mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
-    done = prepare(tmp_path / "in", tmp_path / "out")
+    done = prepare_here(tmp_path / "in", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     source = pq.read_table(tmp_path / "in" / "train.parquet")
     expected = sorted(zip(source["image"].to_pylist(), source["label"].to_pylist(), strict=True))

@@ -9,11 +9,12 @@ from torch import Tensor
 from pirl import dist
 from pirl.data.dataset import Dataset
 from pirl.evaluate.countdown import Countdown
-from pirl.evaluate.features import group_count, read_views, rows_of
+from pirl.evaluate.features import group_count, rows_of
 from pirl.evaluate.measurement import Measurement, shares
 from pirl.evaluate.subject import Subject
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view, ten_views
+from pirl.loading.group_views import read_views
 
 Scores = Callable[[Tensor], Tensor]
 """Views, float32 (B, 3, S, S), to the scores (K, B, C) of K classifiers."""
@@ -52,14 +53,20 @@ def right(subject: Subject, what: str, scores: Scores, classifiers: int, *, ten_
     found = torch.zeros(2, classifiers, rows, device=subject.device)
     labels = torch.zeros(rows, dtype=torch.int64, device=subject.device)
     progress = Countdown(subject.say, f"{what}: test", rows)
+    # Ten views go through the network in ten times as long, so that reading one after the other hardly counts, and ten
+    # groups of them would take ten times as much shared memory.
+    processes = 0 if ten_crops else subject.loader_processes
+    mine = range(dist.rank(), groups, dist.world_size())
+    read = read_views(test, mine, view, skip=subject.skip, processes=processes)
     for first in range(0, groups, dist.world_size()):
         if (number := first + dist.rank()) < groups:
-            pixels, given = read_views(test, range(number, number + 1), view, skip=subject.skip)
+            pixels, given = next(read)
             here = slice(int(starts[number]), int(starts[number + 1]))
-            labels[here] = given.to(subject.device)
+            labels[here] = torch.from_numpy(given).to(subject.device)
             with torch.no_grad():
                 parts = [
-                    scores(normalize(part.to(subject.device))) for part in torch.split(pixels.flatten(0, -4), CHUNK)
+                    scores(normalize(part.to(subject.device).movedim(-1, -3)))
+                    for part in torch.split(pixels.flatten(0, -4), CHUNK)
                 ]
             means = torch.cat(parts, 1).softmax(2).view(classifiers, len(given), views, -1).mean(2)
             found[:, :, here] = _hits(means, labels[here])
