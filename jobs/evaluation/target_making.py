@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,20 +12,18 @@ from jobs.live_line import LiveLine
 from jobs.run.checks import check_request
 from jobs.run.here import join_group, run_here
 from pirl import dist
-from pirl.clusterfit.targets import classifier_of, own_classifier, pseudo_labels_of
+from pirl.clusterfit.classifiers import classifier_of, own_classifier, pseudo_labels_of
 from pirl.data import pseudo_labels
 from pirl.data.dataset import Dataset
 from pirl.data.described import description
 from pirl.errors import ConfigError
 from pirl.methods.models import TAPS
-from pirl.runs import teacher
+from pirl.runs import learned
 from pirl.runs.run import Run, open_run
 from pirl.runs.weights import Weights, read_weights
 
 LOOK_S = 1.0
 """Between two looks of other ranks for what the first one makes."""
-
-Say = Callable[[str], None]
 
 
 def check(request: ClusterFitRequest) -> Run:
@@ -63,7 +60,7 @@ def stand_in(request: ClusterFitRequest, dataset: Dataset) -> Dataset:
 
 def name_of(request: ClusterFitRequest) -> str:
     """Of the files that are made."""
-    return teacher.NAME if request.distills else pseudo_labels.NAME
+    return learned.TEACHER if request.distills else pseudo_labels.NAME
 
 
 def refuse_other_targets(request: ClusterFitRequest, weights: Weights) -> bool:
@@ -117,17 +114,17 @@ def carry_out(request: ClusterFitRequest, run: Run, live: LiveLine) -> int:
     return run_here(run, live)
 
 
-def make_targets(request: ClusterFitRequest, weights: Weights, say: Say) -> None:
+def make_targets(request: ClusterFitRequest, weights: Weights, say: embedding.Say) -> None:
     """Writes what the new network learns, from the features or of the network itself; on one rank."""
     features = features_of(request, weights)
     dataset = embedding.data_of(request.embedding, weights)
     about = {"weights": weights.about(), "data_uri": dataset.uri, **request.decides(features)}
     if request.clusters is None:
-        teacher.write_teacher(request.targets, weights, own_classifier(weights), {**about, "classifier": "its own"})
+        learned.write_teacher(request.targets, weights, own_classifier(weights), {**about, "classifier": "its own"})
         return
     found = pseudo_labels_of(request.embedding.out, request.clusters, request.config.seed, about, say)
     if request.distills:
         classifier = classifier_of(found, request.embedding.tap)
-        teacher.write_teacher(request.targets, weights, classifier, {**found.about, "classifier": "centroids"})
+        learned.write_teacher(request.targets, weights, classifier, {**found.about, "classifier": "centroids"})
     else:
         pseudo_labels.write_pseudo_labels(request.targets, found)

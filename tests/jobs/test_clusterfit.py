@@ -24,8 +24,7 @@ from pirl.evaluate import embed as embedder
 from pirl.methods.models import Trunk
 from pirl.runs.checkpoint import load_classifier
 from pirl.runs.checkpoint_folder import newest_checkpoint, read_state
-from pirl.runs.learned import learned
-from pirl.runs.teacher import read_teacher
+from pirl.runs.learned import learned, read_teacher
 from pirl.storage.folder import Folder
 from pirl.train import train
 from tests.conftest import GlooPool
