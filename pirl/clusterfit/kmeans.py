@@ -82,6 +82,8 @@ def kmeans(rows: Rows, settings: KMeans, seed: int, say: Callable[[str], None] =
     drawn = settings.clusters * settings.max_points_per_centroid
     held = 4 * width * (number + min(FIRST * settings.clusters, number) + (drawn if drawn < number else 0))
     say(f"k-means of {number:,} x {width:,} features, {held / 1e6:,.1f} MB, into {settings.clusters:,} clusters")
+    import faiss  # noqa: F401 - before the clock runs: it takes a second, and who does not cluster needs none of it
+
     progress = Countdown(say, "k-means", settings.iterations * settings.redo, "iterations")
     found = [_from_start(rows, settings, seed + start * 2**16, progress) for start in range(settings.redo)]
     best = min(found, key=lambda clusters: clusters.inertia)
@@ -91,7 +93,7 @@ def kmeans(rows: Rows, settings: KMeans, seed: int, say: Callable[[str], None] =
 
 
 def _from_start(rows: Rows, settings: KMeans, seed: int, progress: Countdown) -> Clusters:
-    import faiss  # here: both take a second, and who does not cluster needs none of it
+    import faiss
     from sklearn.cluster import kmeans_plusplus
 
     draws = np.random.default_rng(seed)
