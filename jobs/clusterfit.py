@@ -105,8 +105,8 @@ def main() -> int:
 
 def parse(argv: list[str]) -> ClusterFitRequest:
     """Reads the command line, and of TARGET what it is; raises ConfigError where it is wrong."""
+    from pirl.clusterfit.from_features import has_classifier
     from pirl.clusterfit.kmeans import KMeans
-    from pirl.clusterfit.targets import has_classifier
     from pirl.runs.weights import read_weights
 
     known, words, changes = _words(argv)

@@ -13,13 +13,13 @@ from jobs.live_line import LiveLine
 from jobs.run.checks import check_request
 from jobs.run.here import join_group, run_here
 from pirl import dist
-from pirl.clusterfit.targets import classifier_of, own_classifier, pseudo_labels_of
+from pirl.clusterfit.from_features import classifier_of, own_classifier, pseudo_labels_of
 from pirl.data import pseudo_labels
 from pirl.data.dataset import Dataset
 from pirl.data.described import description
 from pirl.errors import ConfigError
 from pirl.methods.models import TAPS
-from pirl.runs import teacher
+from pirl.runs import learned
 from pirl.runs.run import Run, open_run
 from pirl.runs.weights import Weights, read_weights
 
@@ -63,7 +63,7 @@ def stand_in(request: ClusterFitRequest, dataset: Dataset) -> Dataset:
 
 def name_of(request: ClusterFitRequest) -> str:
     """Of the files that are made."""
-    return teacher.NAME if request.distills else pseudo_labels.NAME
+    return learned.TEACHER if request.distills else pseudo_labels.NAME
 
 
 def refuse_other_targets(request: ClusterFitRequest, weights: Weights) -> bool:
@@ -123,11 +123,11 @@ def make_targets(request: ClusterFitRequest, weights: Weights, say: Say) -> None
     dataset = embedding.data_of(request.embedding, weights)
     about = {"weights": weights.about(), "data_uri": dataset.uri, **request.decides(features)}
     if request.clusters is None:
-        teacher.write_teacher(request.targets, weights, own_classifier(weights), {**about, "classifier": "its own"})
+        learned.write_teacher(request.targets, weights, own_classifier(weights), {**about, "classifier": "its own"})
         return
     found = pseudo_labels_of(request.embedding.out, request.clusters, request.config.seed, about, say)
     if request.distills:
         classifier = classifier_of(found, request.embedding.tap)
-        teacher.write_teacher(request.targets, weights, classifier, {**found.about, "classifier": "centroids"})
+        learned.write_teacher(request.targets, weights, classifier, {**found.about, "classifier": "centroids"})
     else:
         pseudo_labels.write_pseudo_labels(request.targets, found)

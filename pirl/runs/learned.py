@@ -1,17 +1,28 @@
 """What a run learns in place of labels: clusters, or the scores of a teacher; always the same as when it began."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
 
 from pirl.config import Config
 from pirl.data.dataset import Dataset
+from pirl.data.described import described, description, write_described
 from pirl.data.pseudo_labels import read_pseudo_labels
 from pirl.errors import ConfigError
-from pirl.methods.distill import Teacher
+from pirl.methods.distill import LinearClassifier, Teacher
+from pirl.methods.models import Trunk
 from pirl.runs.run import folder_at
 from pirl.runs.run_files import RunFile
-from pirl.runs.teacher import read_teacher
+from pirl.runs.weights import Weights
 from pirl.storage.folder import Folder
+
+TEACHER = "teacher"
+"""Of the two files of a teacher: its trunk, and a classifier of one of its taps."""
+
+MAKE = "python jobs/clusterfit.py RUN --distill makes one, and trains"
 
 
 @dataclass(frozen=True)
@@ -57,3 +68,31 @@ def learned(config: Config, dataset: Dataset) -> Learned:
         teacher, about = read_teacher(place)
         return Learned(dataset, teacher, place.uri, about["sha256"])
     return Learned(dataset)
+
+
+def write_teacher(folder: Folder, weights: Weights, classifier: LinearClassifier, about: Mapping[str, Any]) -> None:
+    """Writes it; what was half written before is replaced."""
+    tensors = {f"trunk.{name}": value for name, value in weights.tensors.items()}
+    tensors |= {"classifier.weight": classifier.weight, "classifier.bias": classifier.bias}
+    network = {"arch": weights.arch, "width": weights.width, "stem": weights.stem}
+    known = {**about, "network": network, "tap": classifier.tap, "unit": classifier.unit}
+    data = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})
+    write_described(folder, TEACHER, data, {**known, "classes": len(classifier.bias)})
+
+
+def read_teacher(folder: Folder) -> tuple[Teacher, dict[str, Any]]:
+    """The teacher of a folder, on the CPU, and what is said of it.
+
+    Raises:
+        ConfigError: There is none, or it is damaged.
+        StorageError: The store did not give it.
+    """
+    about = description(folder, TEACHER)
+    if about is None:
+        raise ConfigError(f"method.teacher {folder} holds no teacher: {MAKE}")
+    tensors = safetensors.torch.load(described(folder, TEACHER, about["sha256"]))
+    trunk = Trunk(**about["network"])
+    own = {name.removeprefix("trunk."): value for name, value in tensors.items() if name.startswith("trunk.")}
+    trunk.load_state_dict(own, strict=False)  # a file of weights may not count batches
+    classifier = LinearClassifier(tensors["classifier.weight"], tensors["classifier.bias"], about["tap"], about["unit"])
+    return Teacher(trunk, classifier), about

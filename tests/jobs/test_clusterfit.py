@@ -17,15 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from jobs import clusterfit, embed, evaluate, export, pretrain
 from jobs.evaluation import target_making
-from pirl.clusterfit import targets
+from pirl.clusterfit import from_features
 from pirl.config import Config, from_json
 from pirl.data.dataset import open_data
 from pirl.evaluate import embed as embedder
 from pirl.methods.models import Trunk
 from pirl.runs.checkpoint import load_classifier
 from pirl.runs.checkpoint_folder import newest_checkpoint, read_state
-from pirl.runs.learned import learned
-from pirl.runs.teacher import read_teacher
+from pirl.runs.learned import learned, read_teacher
 from pirl.storage.folder import Folder
 from pirl.train import train
 from tests.conftest import GlooPool
@@ -141,7 +140,7 @@ def test_cut_off_at_each_step_and_typed_again_it_ends_as_if_it_had_not_been(
     cut = [*words, f"--storage={tmp_path}/cut"]
     for where, what, number in (
         (embedder.Embedder, "write", 1),  # the second of three shards of features
-        (targets, "kmeans", 0),
+        (from_features, "kmeans", 0),
         (target_making, "run_here", 0),
     ):
         with monkeypatch.context() as patch:

@@ -39,8 +39,8 @@ from pirl.data.writer import ShardWriter
 from pirl.methods.distill import LinearClassifier
 from pirl.methods.models import Trunk
 from pirl.recipes import FEWEST, RECIPES
+from pirl.runs.learned import write_teacher
 from pirl.runs.run_files import RunFile
-from pirl.runs.teacher import write_teacher
 from pirl.runs.weights import Weights
 from pirl.storage.folder import Folder
 from tests.evaluate.voc_folder import write_year
