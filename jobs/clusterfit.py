@@ -105,7 +105,7 @@ def main() -> int:
 
 def parse(argv: list[str]) -> ClusterFitRequest:
     """Reads the command line, and of TARGET what it is; raises ConfigError where it is wrong."""
-    from pirl.clusterfit.classifiers import has_classifier
+    from pirl.clusterfit.from_features import has_classifier
     from pirl.clusterfit.kmeans import KMeans
     from pirl.runs.weights import read_weights
 

@@ -135,7 +135,7 @@ def imagenet_covariant_rotation() -> Config:
 
 
 def imagenet_clusterfit() -> Config:
-    """ClusterFit of the official code: learn 16,000 clusters of another network's features. No bank.
+    """ClusterFit of the official code: 16,000 clusters of another network's features. No bank.
 
     It differs in that the rate falls by a cosine and not in steps.
     Expected: 53.6 % linear top-1 on ImageNet from covariant rotation, which reaches 48.2 (official code).

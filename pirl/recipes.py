@@ -87,7 +87,7 @@ def digits_supervised() -> Config:
 def digits_npid() -> Config:
     """The digits by NPID, PIRL's λ = 0: instance discrimination without a pretext task.
 
-    Expected: EXPECTED_NPID
+    Expected: about what digits reaches; not measured by itself.
     Cost: about a minute on two CPU cores.
     Command: python jobs/pretrain.py digits_npid
     """
@@ -97,7 +97,8 @@ def digits_npid() -> Config:
 def digits_clusterfit() -> Config:
     """The digits by ClusterFit: learn the clusters of the features of digits_jigsaw.
 
-    Expected: EXPECTED_CLUSTERFIT
+    Expected: with 6 epochs for each network 95.1 ± 1.8 % with a linear probe of res5 over three seeds, and the first
+    network 86.2 ± 3.3; forty were not measured.
     Cost: as digits_supervised. Make the clusters first: python jobs/clusterfit.py runs/digits_jigsaw --clusters 50
     Command: python jobs/pretrain.py digits_clusterfit
     """
@@ -107,9 +108,10 @@ def digits_clusterfit() -> Config:
 
 
 def digits_distillation() -> Config:
-    """The digits by distillation: learn the nearness to the clusters, as digits_jigsaw sees it, which ClusterFit has.
+    """The digits by distillation: learn how near to its clusters digits_jigsaw sees an image.
 
-    Expected: EXPECTED_DISTILLATION
+    Expected: with 6 epochs for each network 90.2 ± 2.4 % with a linear probe of res5 over three seeds, where
+    digits_clusterfit reaches 95.1; forty were not measured.
     Cost: a fourth more than digits_supervised. Make the teacher first, as digits_clusterfit's clusters, with --distill.
     Command: python jobs/pretrain.py digits_distillation
     """

@@ -370,7 +370,7 @@ def test_a_run_has_its_streams_as_numbers_and_one_that_has_begun_keeps_them():
         ),
         ({"method.name": "covariant", "pretext.name": "rotation", "loss.pretext-weight": 0.5}, "loss.pretext-weight"),
         ({"method.name": "covariant", "pretext.name": "rotation", "augment.crop_min": 0.5}, "augment.crop_min means"),
-        ({"method.name": "clusterfit"}, "'pirl', 'covariant' or 'supervised'"),
+        ({"method.name": "simclr"}, "'pirl', 'covariant', 'supervised', 'clusterfit' or 'distillation'"),
     ],
 )
 def test_methods_refuse_what_does_not_go_with_them(changes, message):
@@ -395,3 +395,18 @@ def test_targets_of_the_pretext_tasks():
     assert targets(name="rotation") == 4
     assert targets(permutations=100) == 100
     assert targets(name="both", permutations=100) == 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method.name": "clusterfit"}, "needs data.pseudo_labels: python jobs/clusterfit.py RUN --clusters 50"),
+        ({"method.name": "distillation"}, "needs method.teacher: python jobs/clusterfit.py RUN --distill"),
+        ({"data.pseudo_labels": "a"}, "data.pseudo_labels a means nothing to method.name pirl"),
+        ({"method.name": "supervised", "method.teacher": "a"}, "method.teacher a means nothing to method.name superv"),
+        ({"method.name": "clusterfit", "data.pseudo_labels": "s3://u:p@b/c"}, "data.pseudo_labels"),
+    ],
+)
+def test_targets_go_with_the_methods_that_learn_them(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        override(Config(), changes)

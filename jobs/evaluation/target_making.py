@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from jobs.live_line import LiveLine
 from jobs.run.checks import check_request
 from jobs.run.here import join_group, run_here
 from pirl import dist
-from pirl.clusterfit.classifiers import classifier_of, own_classifier, pseudo_labels_of
+from pirl.clusterfit.from_features import classifier_of, own_classifier, pseudo_labels_of
 from pirl.data import pseudo_labels
 from pirl.data.dataset import Dataset
 from pirl.data.described import description
@@ -24,6 +25,8 @@ from pirl.runs.weights import Weights, read_weights
 
 LOOK_S = 1.0
 """Between two looks of other ranks for what the first one makes."""
+
+Say = Callable[[str], None]
 
 
 def check(request: ClusterFitRequest) -> Run:
@@ -114,7 +117,7 @@ def carry_out(request: ClusterFitRequest, run: Run, live: LiveLine) -> int:
     return run_here(run, live)
 
 
-def make_targets(request: ClusterFitRequest, weights: Weights, say: embedding.Say) -> None:
+def make_targets(request: ClusterFitRequest, weights: Weights, say: Say) -> None:
     """Writes what the new network learns, from the features or of the network itself; on one rank."""
     features = features_of(request, weights)
     dataset = embedding.data_of(request.embedding, weights)

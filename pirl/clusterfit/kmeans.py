@@ -13,7 +13,7 @@ from pirl.errors import ConfigError
 from pirl.evaluate.countdown import Countdown
 from pirl.sections import Count, Section
 
-Matrix = NDArray[np.float32]
+UnitRows = NDArray[np.float32]
 
 FIRST = 20
 """Rows for each cluster, of which the first centroids are chosen: k-means++ takes longer the more there are."""
@@ -47,7 +47,7 @@ class Clusters:
         iterations: How many were made, from the start that was kept.
     """
 
-    centroids: Matrix
+    centroids: UnitRows
     labels: NDArray[np.int32]
     inertia: float
     iterations: int
@@ -58,7 +58,7 @@ class Clusters:
         return [int(size) for size in np.bincount(self.labels, minlength=len(self.centroids))]
 
 
-def kmeans(rows: Matrix, settings: KMeans, seed: int, say: Callable[[str], None] = lambda line: None) -> Clusters:
+def kmeans(rows: UnitRows, settings: KMeans, seed: int, say: Callable[[str], None] = lambda line: None) -> Clusters:
     """Clusters rows of length 1.
 
     A cluster that loses its rows takes some of a large one (faiss). One that is empty in the end, as where there are
@@ -82,6 +82,8 @@ def kmeans(rows: Matrix, settings: KMeans, seed: int, say: Callable[[str], None]
     drawn = settings.clusters * settings.max_points_per_centroid
     held = 4 * width * (number + min(FIRST * settings.clusters, number) + (drawn if drawn < number else 0))
     say(f"k-means of {number:,} x {width:,} features, {held / 1e6:,.1f} MB, into {settings.clusters:,} clusters")
+    import faiss  # noqa: F401 - before the clock runs: it takes a second, and who does not cluster needs none of it
+
     progress = Countdown(say, "k-means", settings.iterations * settings.redo, "iterations")
     found = [_from_start(rows, settings, seed + start * 2**16, progress) for start in range(settings.redo)]
     best = min(found, key=lambda clusters: clusters.inertia)
@@ -90,14 +92,14 @@ def kmeans(rows: Matrix, settings: KMeans, seed: int, say: Callable[[str], None]
     return best
 
 
-def _from_start(rows: Matrix, settings: KMeans, seed: int, progress: Countdown) -> Clusters:
-    import faiss  # here: both take a second, and who does not cluster needs none of it
+def _from_start(rows: UnitRows, settings: KMeans, seed: int, progress: Countdown) -> Clusters:
+    import faiss
     from sklearn.cluster import kmeans_plusplus
 
     draws = np.random.default_rng(seed)
     some = draws.permutation(len(rows))[: FIRST * settings.clusters]
     chosen, _ = kmeans_plusplus(rows[some], settings.clusters, random_state=int(draws.integers(2**31)))
-    centroids: Matrix = np.asarray(chosen, np.float32)
+    centroids: UnitRows = np.asarray(chosen, np.float32)
     for done in range(1, settings.iterations + 1):
         step = faiss.Kmeans(
             rows.shape[1],

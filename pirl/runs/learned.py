@@ -1,7 +1,4 @@
-"""What a run learns in place of labels: clusters, or the scores of a teacher; always the same as when it began.
-
-A teacher is a file: the trunk and a classifier of one of its taps.
-"""
+"""What a run learns in place of labels: clusters, or the scores of a teacher; always the same as when it began."""
 
 import json
 from collections.abc import Mapping
@@ -23,7 +20,7 @@ from pirl.runs.weights import Weights
 from pirl.storage.folder import Folder
 
 TEACHER = "teacher"
-"""Of its two files."""
+"""Of the two files of a teacher: its trunk, and a classifier of one of its taps."""
 
 MAKE = "python jobs/clusterfit.py RUN --distill makes one, and trains"
 

@@ -6,7 +6,7 @@ import torch
 from sklearn.cluster import KMeans as Reference
 from sklearn.datasets import load_digits
 
-from pirl.clusterfit.classifiers import classifier_of, temperature
+from pirl.clusterfit.from_features import classifier_of, temperature
 from pirl.clusterfit.kmeans import KMeans, kmeans
 from pirl.data.pseudo_labels import PseudoLabels
 from pirl.errors import ConfigError

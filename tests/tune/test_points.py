@@ -198,3 +198,31 @@ def test_a_ray_that_does_not_come_up_in_time_is_told_in_a_line(tmp_path: Path):
     assert answer.stderr.startswith("failed: Ray did not start on this machine: ")
     assert len(answer.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_recipes_are_an_axis_each_with_its_settings_and_those_that_are_typed_and_mean_something_to_it():
+    words = ["--set", "recipe", "digits", "digits-jigsaw", "digits_supervised", "--optim.epochs", "3", "--seeds", "2"]
+    request = parse([*words, "--loss.temperature", "0.2", "--data.label-noise", "0.5"])
+    found = {trial.values["recipe"]: trial.config for trial in request.trials}
+    assert [config.method.name for config in found.values()] == ["pirl", "covariant", "supervised"]
+    assert {config.optim.epochs for config in found.values()} == {3}
+    assert [config.loss.temperature for config in found.values()] == [0.2, 0.1, 0.1]
+    assert [config.data.label_noise for config in found.values()] == [0, 0, 0.5]
+    assert len({trial.name for trial in request.trials}) == 6
+    assert request.folder.name == "digits-recipe"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--set recipe digits digits", "a recipe is given twice"),
+        ("digits --set recipe digits_npid digits_jigsaw", "recipe is given twice, digits and digits_npid"),
+        ("--set recipe digits digts", "unknown recipe 'digts'"),
+        ("--set recipe digits_jigsaw digits_rotation --loss.kind paper", "loss.kind means nothing to any of digits_j"),
+        ("--set recipe digits digits_jigsaw --metric loss", "--metric loss cannot compare trials with other recipe"),
+        ("--set recipe digits digits_npid --search optuna --num-samples 2", "optuna searches settings of one"),
+    ],
+)
+def test_recipes_that_cannot_be_compared_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(arguments.split())
