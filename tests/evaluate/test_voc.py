@@ -156,7 +156,7 @@ def _without(file: str):
 MAIN = "ImageSets/Main"
 
 BROKEN = {
-    "no image": (_without("JPEGImages/000003.jpg"), r"JPEGImages/000003\.jpg is missing of .*trainval"),
+    "no image": (_without("JPEGImages/000003.jpg"), r"JPEGImages/000003\.jpg is missing, which .*trainval\.txt names"),
     "no trainval": (_without(f"{MAIN}/trainval.txt"), r"VOC2007 has no ImageSets/Main/trainval\.txt"),
     "no test": (_without(f"{MAIN}/test.txt"), r"VOC2007 has no test split .* unpack the test archive .*--test"),
     "an empty split": (_edit(f"{MAIN}/trainval.txt", r"(?s).*", ""), r"trainval\.txt names no image"),

@@ -147,7 +147,7 @@ def _split(place: Folder, years: Sequence[Folder], split: str, classes: Sequence
         if missing := [id for id in ids if f"{id}.jpg" not in sizes]:
             more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise ConfigError(
-                f"{year}/{_jpeg(missing[0])} is missing{more} of {MAIN}/{split}.txt: unpack the archive again"
+                f"{year}/{_jpeg(missing[0])} is missing{more}, which {MAIN}/{split}.txt names: unpack the archive again"
             )
         images += [(year, id) for id in ids]
         bytes_of += [sizes[f"{id}.jpg"] for id in ids]
