@@ -17,9 +17,9 @@ from pirl.config import Config
 from pirl.data.dataset import Dataset
 from pirl.data.order import Order
 from pirl.data.plan import check_data, data_order
-from pirl.device import fetched, sent
 from pirl.dist import all_reduce_sum, broadcast_from_zero, gather_parts, rank, world_size
 from pirl.errors import TrainingStopped
+from pirl.loading.device import fetched, sent
 from pirl.loading.loader import Batch, Loader
 from pirl.loading.targets import Labels
 from pirl.loading.views import Views

@@ -15,7 +15,7 @@ ROOMS = {
     "pirl": [
         *("errors", "wording", "processes", "permutations", "pretext"),
         "storage.secrets",
-        *("sections", "config", "imagenet_recipes", "recipes", "dist", "device"),
+        *("sections", "config", "imagenet_recipes", "recipes", "dist"),
         *("storage", "data", "prepare", "loading", "methods", "runs", "train", "evaluate", "clusterfit"),
     ],
     "clusters": ["profile", "job_folder", "preflight", "slurm", "node", "dev"],
@@ -36,7 +36,7 @@ WITHIN = {
         *("writer", "manifest", "digits", "parquet_pages", "dataset", "described", "pseudo_labels", "order", "plan"),
     ],
     "pirl.loading": [
-        *("color", "crops", "views", "decode", "prefetch", "collate", "targets"),
+        *("device", "color", "crops", "views", "decode", "prefetch", "collate", "targets"),
         *("loader_processes", "loader", "group_views"),
     ],
     "pirl.methods": [

@@ -12,7 +12,7 @@ import torch
 
 from pirl.config import override
 from pirl.data.dataset import open_data
-from pirl.device import fetched, sent
+from pirl.loading.device import fetched, sent
 from pirl.recipes import digits
 from pirl.train import train
 from tests.fake_gpu import DEVICE, FakeGpu

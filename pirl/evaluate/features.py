@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pirl import dist
 from pirl.data.dataset import Dataset
-from pirl.device import exact_convolutions
 from pirl.evaluate.voc.voc_folder import VocSplit
 from pirl.loading.color import normalize
 from pirl.loading.crops import plain_view, whole_view
+from pirl.loading.device import exact_convolutions
 from pirl.loading.group_views import GroupViews, read_views
 from pirl.methods.models import Trunk, pool
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from pirl.device import sent
+from pirl.loading.device import sent
 from pirl.loading.views import Sample
 
 

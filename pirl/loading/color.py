@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pirl.device import sent
+from pirl.loading.device import sent
 from pirl.sections import Augment
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pirl.config import Config
-from pirl.device import sent
 from pirl.dist import all_reduce_sum
+from pirl.loading.device import sent
 from pirl.loading.loader import Batch
 from pirl.methods.models import new_trunk
 

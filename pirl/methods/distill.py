@@ -78,8 +78,11 @@ class DistillStep:
         self.config, self.model, self.teacher, self.device = config, model, teacher, device
         self.weights = torch.tensor([1.0, 0.0], device=device)
 
-    def losses(self, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores this rank's images.
+    def begin(self, batch: Batch, ids: Tensor, pieces: int = 1) -> None:
+        """Does nothing: each image has the teacher's scores to itself."""
+
+    def losses(self, batch: Batch, ids: Tensor, begun: None = None) -> tuple[Tensor, Tensor]:
+        """Scores this rank's images, or a piece of them.
 
         Returns:
             Scores (B, N); and (2, B) the cross-entropy of each image, and 1 where the teacher has the same class.

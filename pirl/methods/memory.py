@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 from pirl import dist
-from pirl.device import sent
 from pirl.errors import ConfigError
+from pirl.loading.device import sent
 from pirl.methods.draws import DRAW, initial_rows, negative_ids
 from pirl.sections import ROW_DIM
 

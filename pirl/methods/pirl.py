@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pirl.config import Config
-from pirl.device import sent
 from pirl.dist import gather_parts
+from pirl.loading.device import sent
 from pirl.loading.loader import Batch
 from pirl.methods import nce
 from pirl.methods.memory import MemoryBank, Negatives
