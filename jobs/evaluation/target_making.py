@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +24,6 @@ from pirl.runs.weights import Weights, read_weights
 
 LOOK_S = 1.0
 """Between two looks of other ranks for what the first one makes."""
-
-Say = Callable[[str], None]
 
 
 def check(request: ClusterFitRequest) -> Run:
@@ -117,7 +114,7 @@ def carry_out(request: ClusterFitRequest, run: Run, live: LiveLine) -> int:
     return run_here(run, live)
 
 
-def make_targets(request: ClusterFitRequest, weights: Weights, say: Say) -> None:
+def make_targets(request: ClusterFitRequest, weights: Weights, say: embedding.Say) -> None:
     """Writes what the new network learns, from the features or of the network itself; on one rank."""
     features = features_of(request, weights)
     dataset = embedding.data_of(request.embedding, weights)
