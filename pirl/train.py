@@ -25,7 +25,7 @@ from pirl.loading.targets import Labels
 from pirl.loading.views import Views
 from pirl.methods.choice import Network, classes, new_network, new_step
 from pirl.methods.distill import Teacher
-from pirl.methods.gradients import as_called, gradients
+from pirl.methods.gradients import Pieces, as_called
 from pirl.methods.memory import MemoryBank
 from pirl.methods.pirl import parameter_groups
 from pirl.permutations import Permutations, permutation_set
@@ -125,7 +125,10 @@ def train(
 
         set_lr(optimizer, config, batch.step / order.steps_per_epoch)
         optimizer.zero_grad()
-        outputs, losses = gradients(config.optim, method, model, batch, ids)
+        pieces = Pieces(config.optim, method, model, batch, ids)
+        for loss in pieces:
+            loss.backward()  # type: ignore[no-untyped-call]
+        outputs, losses = pieces.results()
 
         # The wish to stop goes with the losses: all ranks learn of it in the same step, and it costs no message.
         wish = losses.new_full((1,), float(stop()))

@@ -1,5 +1,6 @@
-"""How the network is called, and the gradients of a step: of a batch at once or in pieces, added over the ranks."""
+"""How the network is called, and how a batch goes through it: at once or in pieces, with gradients of all ranks."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,31 +27,42 @@ def as_called(network: nn.Module, optim: Optim) -> nn.Module:
     return DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
-def gradients(optim: Optim, method: Step, model: nn.Module, batch: Batch, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds the gradients of a batch to the parameters', and clips them; a collective.
+class Pieces:
+    """A batch on its way through the network, at once or in pieces: yields the loss of each, for its `backward`.
+
+    Behind the last one the gradients are those of the global batch, and are clipped.
 
     Args:
         model: As `as_called` made it.
         ids: Of the global batch, as they were served.
-
-    Returns:
-        Outputs and losses as the method gives them for this rank's images, without their graph.
     """
-    pieces = optim.accumulate
-    begun: Any = method.begin(batch, ids, pieces)
-    outputs, losses = [], []
-    for number in range(pieces):
-        is_last = number == pieces - 1
-        # The ranks add up their gradients once, in the last backward.
-        with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
-            output, loss = method.losses(batch.piece(number, pieces), ids, begun)
-            # DDP averages over ranks: the factor makes that the mean over the global batch, however it is shared.
-            mean = (method.weights @ loss).sum() * (world_size() / len(batch.ids))
-            mean.backward()  # type: ignore[no-untyped-call]
-        outputs.append(output.detach())
-        losses.append(loss.detach())
-    if optim.clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
-    if pieces == 1:
-        return outputs[0], losses[0]
-    return torch.cat(outputs, dim=-2), torch.cat(losses, dim=-1)
+
+    def __init__(self, optim: Optim, method: Step, model: nn.Module, batch: Batch, ids: Tensor) -> None:
+        self.number, self.clip_norm = optim.accumulate, optim.clip_norm
+        self.method, self.model, self.batch, self.ids = method, model, batch, ids
+        self._outputs: list[Tensor] = []
+        self._losses: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        begun: Any = self.method.begin(self.batch, self.ids, self.number)
+        for at in range(self.number):
+            is_last = at == self.number - 1
+            # The ranks add up their gradients once, in the last backward.
+            with (
+                nullcontext()
+                if is_last or not isinstance(self.model, DistributedDataParallel)
+                else self.model.no_sync()
+            ):
+                output, losses = self.method.losses(self.batch.piece(at, self.number), self.ids, begun)
+                # DDP averages over ranks: the factor makes that the mean over the global batch, however it is shared.
+                yield (self.method.weights @ losses).sum() * (world_size() / len(self.batch.ids))
+            self._outputs.append(output.detach())
+            self._losses.append(losses.detach())
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        """Outputs and losses of this rank's images, as the method gives them, without their graph."""
+        if self.number == 1:
+            return self._outputs[0], self._losses[0]
+        return torch.cat(self._outputs, dim=-2), torch.cat(self._losses, dim=-1)
