@@ -102,8 +102,7 @@ def train(
     fills = state.bank is not None and config.memory.init == "forward" and not resume
     start = -order.steps_per_epoch if fills else first_step
 
-    model = as_called(network, config.optim)
-    method = new_step(config, network, model, state.bank, state.log_z, teacher)
+    method = new_step(config, network, as_called(network, config.optim), state.bank, state.log_z, teacher)
     most_skipped = config.data.max_skipped * dataset.rows
     meter = Meter(first_step, last_step, order.steps_per_epoch, most_skipped, method.weights.tolist(), method.names)
     save = Saving(config, state, dataset.fingerprint, scratch, report, measure, meter, say)
@@ -125,14 +124,13 @@ def train(
 
         set_lr(optimizer, config, batch.step / order.steps_per_epoch)
         optimizer.zero_grad()
-        pieces = Pieces(config.optim, method, model, batch, ids)
+        pieces = Pieces(config.optim, method, batch, ids)
         for loss in pieces:
             loss.backward()  # type: ignore[no-untyped-call]
         outputs, losses = pieces.results()
 
         # The wish to stop goes with the losses: all ranks learn of it in the same step, and it costs no message.
-        wish = losses.new_full((1,), float(stop()))
-        sums = all_reduce_sum(torch.cat([losses.sum(dim=1), wish]))
+        sums = all_reduce_sum(torch.cat([losses.sum(dim=1), losses.new_full((1,), float(stop()))]))
         meter.expect(batch, optimizer.param_groups[0]["lr"], fetched(sums))
         optimizer.step()
         embeddings = method.update(batch, ids, outputs)

@@ -33,13 +33,13 @@ class Pieces:
     Behind the last one the gradients are those of the global batch, and are clipped.
 
     Args:
-        model: As `as_called` made it.
+        method: Whose model `as_called` made.
         ids: Of the global batch, as they were served.
     """
 
-    def __init__(self, optim: Optim, method: Step, model: nn.Module, batch: Batch, ids: Tensor) -> None:
+    def __init__(self, optim: Optim, method: Step, batch: Batch, ids: Tensor) -> None:
         self.number, self.clip_norm = optim.accumulate, optim.clip_norm
-        self.method, self.model, self.batch, self.ids = method, model, batch, ids
+        self.method, self.model, self.batch, self.ids = method, method.model, batch, ids
         self._outputs: list[Tensor] = []
         self._losses: list[Tensor] = []
 
