@@ -32,6 +32,8 @@ SMALL = [
     "--evaluation.enabled=false",
 ]
 """60 steps of about 30 ms."""
+WITHOUT_BANK = [word for word in SMALL if not word.startswith(("--loss.", "--memory."))]
+"""The same of a method that has no memory bank."""
 SPREAD = ["--cluster.cpus-per-worker=2"]
 """Two workers that do not fit on one node."""
 

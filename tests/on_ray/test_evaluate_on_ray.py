@@ -1,4 +1,4 @@
-"""jobs/evaluate.py on the workers of a cluster: the numbers are those of one process."""
+"""What is done with a run on the workers of a cluster: measured, with the numbers of one process; and learned from."""
 
 import json
 import os
@@ -30,4 +30,19 @@ def test_two_workers_on_two_nodes_find_what_one_process_finds(
         }
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["knn.json", "linear.json", "table.csv"]
     assert found["here"] == found["there"]
+    assert train_workers(cluster) == []
+
+
+def test_two_workers_learn_the_clusters_of_a_run(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/clusterfit.py", str(undisturbed), "--clusters=10", f"--storage={tmp_path}"]
+    command += ["--optim.epochs=1", "--cluster.workers=2", "--cluster.cpus-per-worker=2"]
+    env = {**cluster.env, "RAY_ADDRESS": cluster.gcs}
+    answer = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_S)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    run = tmp_path / "digits-clusterfit"
+    clusters = json.loads((run / "targets/pseudo_labels.json").read_text())
+    assert sum(clusters["sizes"]) == 1438
+    reached = json.loads((run / "result.json").read_text())["metrics"]
+    assert reached["step"] == 30
+    assert reached["pretext_accuracy"] > 0.15, "chance is 0.1"
     assert train_workers(cluster) == []

@@ -19,6 +19,7 @@ from tests.ray_cluster import (
     LIMIT_S,
     ROOT,
     SMALL,
+    WITHOUT_BANK,
     Cluster,
     clean_environment,
     finish,
@@ -116,13 +117,13 @@ def left_in(temporary: Path) -> list[str]:
 
 
 def test_ctrl_c_on_a_terminal_ends_in_seconds_and_the_run_goes_on(tmp_path: Path, temporary: Path) -> None:
-    """On a Ray of its own, as on a laptop, where each process takes from the training.
+    """A covariant network on a Ray of its own, as on a laptop, where each process takes from the training.
 
     The terminal shows what the driver does and then the steps, which come from the worker.
     """
-    longer = [f"--storage={tmp_path}", "--optim.epochs=4"]
     env = {**clean_environment(), "TMPDIR": str(temporary)}
-    command = [sys.executable, "jobs/pretrain.py", "digits", *SMALL, *longer]
+    command = [sys.executable, "jobs/pretrain.py", "digits", "--method.name=covariant", *WITHOUT_BANK]
+    command += [f"--storage={tmp_path}", "--optim.epochs=8"]
     terminal = OnTerminal(command, columns=150, env={**env, "TEST_OF_CTRL_C": str(tmp_path)})
     reading = threading.Thread(target=terminal.read_until)
     reading.start()
@@ -162,8 +163,8 @@ def test_ctrl_c_on_a_terminal_ends_in_seconds_and_the_run_goes_on(tmp_path: Path
     assert [text for text in seen if text in expected] == expected, list(seen)
     assert len(live[-1]) == 1, "what it was at stays"
 
-    code, out, err = finish(pretrain(env, *longer, "--no-ray"))
-    assert code == 0, out + err
-    assert re.search(r"going on from checkpoint_\d+", out)
-    assert [line["step"] for line in lines(tmp_path / "digits")] == list(range(1, 121))
+    answer = subprocess.run([*command, "--no-ray"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_S)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert re.search(r"going on from checkpoint_\d+", answer.stdout)
+    assert [line["step"] for line in lines(tmp_path / "digits")] == list(range(1, 241))
     assert left_in(temporary) == []

@@ -24,7 +24,7 @@ from clusters.job_folder import JobFolder
 from pirl.runs.checkpoint_folder import newest_checkpoint
 from pirl.storage.folder import Folder
 from tests.digits import write_digits_to
-from tests.ray_cluster import ROOT, SMALL, lines_of, wait_for, weights_of
+from tests.ray_cluster import ROOT, SMALL, WITHOUT_BANK, lines_of, wait_for, weights_of
 from tests.s3 import SECRET, moto
 from tests.slurm_cluster import Slurm
 
@@ -276,16 +276,23 @@ def test_nothing_but_the_job_folder_is_shared_where_images_and_checkpoints_are_i
     assert not [text for text in written if SECRET.encode() in text]
 
 
-def test_a_run_is_measured_by_a_job_of_its_own(with_store: User, store: str, undisturbed: Submitted) -> None:
+def test_a_run_is_measured_and_learned_from_by_jobs_of_their_own(
+    with_store: User, store: str, undisturbed: Submitted
+) -> None:
+    where = {"nodes": 1, "environment": {"AWS_ENDPOINT_URL": store}}
+    line = ["--", "jobs/clusterfit.py", str(undisturbed.run), "--clusters=10", "--distill", "--optim.epochs=1"]
+    learning = with_store.submit_line("undisturbed-distillation", [*line, "--cluster.loader-processes=0"], **where)
     line = ["--", "jobs/evaluate.py", str(undisturbed.run), "--data=digits"]
     line += ["--protocol", "knn", "health", "--knn.k", "1", "5"]
-    job = with_store.submit_line("evaluation", line, nodes=1, environment={"AWS_ENDPOINT_URL": store})
-    with_store.wait_until_done(job)
+    job = with_store.submit_line("evaluation", line, **where)
+    with_store.wait_until_done(job, learning)
     report = json.loads(undisturbed.run.read("evaluation/knn.json"))
     assert [each["name"] for each in report["measurements"]] == ["res5, k 1", "res5, k 5"]
     assert "res5, k 5" in job.log
     assert "bank, effective rank" in job.log
     assert "reports of health, knn\n" in with_store.status(job)
+    assert json.loads(learning.run.read("result.json"))["metrics"]["step"] == 30
+    assert "step 30/30" in with_store.status(learning)
     with_store.slurm.wait_until_nothing_is_left()
 
 
@@ -371,11 +378,13 @@ def test_hosts_die(user: User, undisturbed: Submitted) -> None:
 
 
 def test_an_array_in_which_one_fails_and_a_sweep_that_is_cancelled(user: User) -> None:
-    """Each of an array with its own arguments, folder and logs; told apart by their numbers."""
-    diverges = "--optim.lr=1e30 --optim.warmup-epochs=1 --checkpoint.every-steps=1"
-    (user.folder / "runs.txt").write_text(f"--seed=1 --run=good  # a comment\n\n{diverges} --run=bad\n")
+    """Each of an array with its own arguments, folder and logs, told apart by their numbers; of methods without a bank."""
+    diverges = "--method.name=supervised --optim.lr=1e30 --optim.warmup-epochs=1 --checkpoint.every-steps=1"
+    (user.folder / "runs.txt").write_text(
+        f"--seed=1 --method.name=covariant --run=good  # a comment\n\n{diverges} --run=bad\n"
+    )
     array = [f"--cluster={user.profile(nodes=1)}", "--array=runs.txt"]
-    line = job_line("one of the array")[:-1]
+    line = ["--", "jobs/pretrain.py", "digits", *WITHOUT_BANK, "--cluster.loader-processes=0"]
     assert "#SBATCH --array=0-1%2" in user.type(*array, "--dry-run", *line).stdout
     out = replace(user, more_env={"SBATCH_EXPORT": "NONE"}).type(*array, *line).stdout
     number = re.match(r"job (\d+)_0   run", out)
@@ -385,7 +394,8 @@ def test_an_array_in_which_one_fails_and_a_sweep_that_is_cancelled(user: User) -
         Submitted(f"{number[1]}_{n}", Folder(f"{user.folder}/runs/{run}"), folder)
         for n, run in enumerate(("good", "bad"))
     )
-    sweep = ["--", "tune/sweep.py", "digits", *(word for word in SMALL if "epochs" not in word), "--name=cancelled"]
+    small = [word for word in WITHOUT_BANK if "epochs" not in word]
+    sweep = ["--", "tune/sweep.py", "digits_rotation", *small, "--name=cancelled"]
     each = ["--optim.epochs=500", "--evaluate-every=100", "--cluster.workers=1", "--cluster.loader-processes=0"]
     cancelled = user.submit_line("cancelled", [*sweep, *each, "--set", "optim.lr", "0.01", "0.03"])
 
