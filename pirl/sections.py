@@ -65,7 +65,7 @@ class Method(Section):
     `supervised`: it says the label. `clusterfit`: the cluster, of data.pseudo_labels. `distillation`: what
     method.teacher says."""
     teacher: str | None = None
-    """The folder with a network and its classifier, as jobs/clusterfit.py --distill writes it."""
+    """The folder with a network and its classifier, as a distillation by jobs/clusterfit.py writes it."""
 
 
 class Augment(Section):

@@ -172,6 +172,6 @@ def test_a_fit_that_diverges_is_told_without_a_traceback(
     assert evaluate.main() == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
-        r"failed: finetune: weights are no numbers after epoch 1: use an --finetune.lr below 1e\+30", error
+        r"failed: finetune: weights are no numbers after epoch 1: use --finetune.lr below 1e\+30", error
     )
     assert not list(out.glob("*"))

@@ -231,7 +231,7 @@ def test_without_random_changes_it_comes_close_to_the_exact_fit(monkeypatch: pyt
 
 
 def test_a_loss_that_is_no_number_ends_it_with_what_to_type() -> None:
-    with pytest.raises(TrainingDiverged, match=r"after epoch 1: use an --linear_sgd.lr below 1e\+30"):
+    with pytest.raises(TrainingDiverged, match=r"after epoch 1: use --linear_sgd.lr below 1e\+30"):
         linear_sgd.measure(subject_of(untrained=None), LinearSGD(epochs=2, lr=1e30, batch=32))
 
 

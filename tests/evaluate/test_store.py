@@ -23,7 +23,7 @@ def trunk(seed: int) -> Trunk:
 
 
 def features(store: FeatureStore, seed: int = 0) -> Features:
-    return store.features(trunk(seed), open_dataset("digits"), 16, CPU, 512)
+    return store.features([trunk(seed)], open_dataset("digits"), 16, CPU, 512)[0]
 
 
 def same(a: Features, b: Features) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import textwrap
@@ -159,7 +160,10 @@ def test_lines_that_are_followed_come_above_the_live_one(tmp_path: Path) -> None
                 time.sleep(0.7)  # it is looked at every half second
         live.now("")
         screen = Screen(80)
-        screen.write(os.read(ours, 2**16).decode())
+        written = b""
+        while select.select([ours], [], [], 0)[0]:  # at most 4 kB at once
+            written += os.read(ours, 2**16)
+        screen.write(written.decode())
     assert [row for row in screen.shown() if row] == ["going on", "no eval", *live_rows(screen.shown())]
     os.close(ours)
 

@@ -14,6 +14,7 @@ from jobs.reporting.findings import TAPS, accuracy_of, findings_of, taps_of
 from jobs.reporting.naming import command_of, differing, labels_of, method_of
 from jobs.reporting.record import Collection, RunRecord, split_by_run
 from jobs.reporting.standing import QUIET_S, SENT_BYTES_PER_S, in_time, standing_of
+from jobs.settings import absolute
 from pirl.config import Config, leaves, override
 from pirl.methods import models
 from pirl.recipes import RECIPES
@@ -216,7 +217,7 @@ def test_the_command_of_a_run_makes_its_config_again(tmp_path, recipe, monkeypat
         "optim.clip_norm": None,
     }
     run = RunRecord(Folder(str(tmp_path / "it's")))
-    run.config = override(RECIPES[recipe](), changes)
+    run.config = absolute(override(RECIPES[recipe](), changes))
     command = command_of(run, again=True)
     assert command is not None
     request = pretrain.parse(shlex.split(command)[2:])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -60,15 +61,24 @@ def worth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_views, "WORTH_IMAGES", 1)
 
 
-def no_children() -> bool:
-    """Whether all processes that this one has started end soon."""
+@pytest.fixture
+def children() -> Callable[[], int]:
+    """Gives the number of processes that were started since; other tests have some that stay."""
+    before = {process.pid for process in multiprocessing.active_children()}
+    return lambda: len({process.pid for process in multiprocessing.active_children()} - before)
+
+
+def end_soon(children: Callable[[], int]) -> bool:
+    """Whether all of these processes do."""
     deadline = time.monotonic() + 30
-    while multiprocessing.active_children() and time.monotonic() < deadline:
+    while children() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not multiprocessing.active_children()
+    return not children()
 
 
-def test_loader_processes_read_what_a_plain_loop_reads(dataset: Dataset, worth: None) -> None:
+def test_loader_processes_read_what_a_plain_loop_reads(
+    dataset: Dataset, worth: None, children: Callable[[], int]
+) -> None:
     numbers = [5, 0, 3, 1]
     for view in (
         partial(plain_view, image_size=16),
@@ -88,10 +98,12 @@ def test_loader_processes_read_what_a_plain_loop_reads(dataset: Dataset, worth: 
                 assert torch.equal(group.pixels.movedim(-1, -3), views)
                 assert group.labels.tolist() == labels
                 assert group.pixels.is_shared() == (processes > 0)
-    assert no_children()
+    assert end_soon(children)
 
 
-def test_a_broken_image_is_told_alike_and_ends_the_processes(dataset: Dataset, worth: None) -> None:
+def test_a_broken_image_is_told_alike_and_ends_the_processes(
+    dataset: Dataset, worth: None, children: Callable[[], int]
+) -> None:
     said = []
     for processes in (0, 2):
         with pytest.raises(CorruptImage) as failure:
@@ -100,7 +112,7 @@ def test_a_broken_image_is_told_alike_and_ends_the_processes(dataset: Dataset, w
     assert said[0] == said[1]
     assert f"(id {BAD})" in said[0]
     assert "Traceback" not in said[1]
-    assert no_children()  # though the error is still held
+    assert end_soon(children)  # though the error is still held
 
 
 def test_a_shard_that_is_gone_is_told_alike(tmp_path: Path, worth: None) -> None:
@@ -117,18 +129,18 @@ def test_a_shard_that_is_gone_is_told_alike(tmp_path: Path, worth: None) -> None
     assert said[0] == said[1]
 
 
-def test_who_reads_no_further_leaves_no_process(dataset: Dataset, worth: None) -> None:
+def test_who_reads_no_further_leaves_no_process(dataset: Dataset, worth: None, children: Callable[[], int]) -> None:
     read = read_views(dataset, [0, 1] * 20, partial(plain_view, image_size=16), skip=True, processes=2)
     next(read)
-    assert len(multiprocessing.active_children()) == 2
+    assert children() == 2
     read.close()
-    assert no_children()
+    assert end_soon(children)
 
 
-def test_few_images_are_read_without_another_process(dataset: Dataset) -> None:
+def test_few_images_are_read_without_another_process(dataset: Dataset, children: Callable[[], int]) -> None:
     read = read_views(dataset, range(3), partial(plain_view, image_size=16), skip=True, processes=2)
     assert not next(read).pixels.is_shared()
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_no_more_is_read_ahead_than_the_readers_hold(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +193,7 @@ def test_an_interrupted_reader_leaves_neither_process_nor_file(dataset: Dataset,
     )
     try:
         assert reader.stdout is not None
-        assert reader.stdout.readline() == "going\n"
+        assert reader.stdout.readline() == "going\n", reader.communicate()[1]
         assert len(session(reader.pid)) >= 4  # itself, the fork server and two loader processes
         os.killpg(reader.pid, signal.SIGINT)
         assert "KeyboardInterrupt" in reader.communicate(timeout=60)[1]

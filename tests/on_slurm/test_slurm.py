@@ -213,7 +213,7 @@ def tell_workers(job: Submitted, number: signal.Signals) -> None:
 
 def hold(began: Callable[[Submitted], bool], *jobs: Submitted) -> None:
     """Stops the workers of each job as soon as it has begun: else it might be done before it is disturbed."""
-    waiting = set(jobs)
+    waiting = list(jobs)
 
     def all_held() -> bool:
         for job in [job for job in waiting if began(job)]:

@@ -52,7 +52,7 @@ def bucket(s3_environment):
 
 
 @pytest.mark.skipif(not TAR.exists(), reason=f"the sample of ImageNet is not in {TAR}")
-def test_the_imagenet_sample_as_tar(tmp_path, bucket, prepare_here):
+def test_the_imagenet_sample_as_tar(tmp_path, bucket):
     # From the bucket as well: as it would be for a new user whose tar files lie there.
     fsspec.filesystem("s3").put(str(TAR), f"{bucket}/in/images.tar")
     done = prepare(f"{bucket}/in", f"{bucket}/imagenet", "--shard-mb", 4, "--test-fraction", 0.1, cwd=tmp_path)
@@ -63,7 +63,7 @@ def test_the_imagenet_sample_as_tar(tmp_path, bucket, prepare_here):
     uri = f"{bucket}/imagenet"
     assert sorted(rows_of(uri) + rows_of(f"{uri}/test")) == sorted(expected)
     assert len(shards.open_dataset(uri).shards) > 2
-    done = prepare_here("--inspect", uri, "--sheet", "sheet.png", cwd=tmp_path)
+    done = prepare("--inspect", uri, "--sheet", "sheet.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"{uri}: 360 images of 400 classes" in done.stdout
     assert f"{uri}/test: 40 images of 400 classes" in done.stdout
@@ -72,27 +72,27 @@ def test_the_imagenet_sample_as_tar(tmp_path, bucket, prepare_here):
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason=f"CIFAR-10 as Parquet files is not in {CIFAR10}")
-def test_cifar10_as_parquet(tmp_path, bucket, prepare_here):
+def test_cifar10_as_parquet(tmp_path, bucket):
     tables = {}
     for name in ("train", "test"):
         tables[name] = pq.ParquetFile(CIFAR10 / f"{name}.parquet").read_row_group(0).slice(0, 1000)
         pq.write_table(tables[name], tmp_path / f"{name}.parquet")
     fsspec.filesystem("s3").put(str(tmp_path / "train.parquet"), f"{bucket}/in/train.parquet")
     words = (f"{bucket}/in/train.parquet", f"{bucket}/cifar10", "--test", tmp_path / "test.parquet")
-    done = prepare_here(*words, cwd=tmp_path)
+    done = prepare(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for uri, table in ((f"{bucket}/cifar10", tables["train"]), (f"{bucket}/cifar10/test", tables["test"])):
         pairs = zip(table["image"].to_pylist(), map(str, table["label"].to_pylist()), strict=True)
         assert sorted(rows_of(uri)) == sorted(pairs)
     before = fsspec.filesystem("s3").find("prepare/cifar10", detail=True)
-    done = prepare_here(*words, cwd=tmp_path)
+    done = prepare(*words, cwd=tmp_path)
     assert done.returncode == 2
     assert "add --overwrite" in done.stderr
     assert fsspec.filesystem("s3").find("prepare/cifar10", detail=True) == before
 
 
-def test_a_bucket_that_is_not_there_is_named(tmp_path, bucket, prepare_here):
-    done = prepare_here("digits", "s3://no-such-bucket/x", "--check", cwd=tmp_path)
+def test_a_bucket_that_is_not_there_is_named(tmp_path, bucket):
+    done = prepare("digits", "s3://no-such-bucket/x", "--check", cwd=tmp_path)
     assert done.returncode == 2
     assert "DESTINATION s3://no-such-bucket/x cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
@@ -120,7 +120,7 @@ def png(value):
     return file.getvalue()
 
 
-def test_of_single_bad_entries_each_is_left_out_and_named(tmp_path, s3_server, s3_environment, prepare_here):
+def test_of_single_bad_entries_each_is_left_out_and_named(tmp_path, s3_server, s3_environment):
     client, bucket = boto3.client("s3", endpoint_url=s3_server[0]), f"box-{uuid.uuid4().hex[:8]}"
     client.create_bucket(Bucket=bucket)
     for number, name in enumerate(ODD):
@@ -131,7 +131,7 @@ def test_of_single_bad_entries_each_is_left_out_and_named(tmp_path, s3_server, s
         client.put_object(Bucket=bucket, Key=f"photos/a/{name}.png", Body=data, **cold)
     for marker in ("photos/", "photos/a/"):  # as consoles make them for folders
         client.put_object(Bucket=bucket, Key=marker, Body=b"")
-    done = prepare_here(f"s3://{bucket}/photos", "out", cwd=tmp_path)
+    done = prepare(f"s3://{bucket}/photos", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(image for image, _ in rows_of(str(tmp_path / "out"))) == sorted(map(png, range(len(ODD))))
     left_out = json.loads((tmp_path / "out" / "manifest.json").read_text())["left_out"]
@@ -141,24 +141,24 @@ def test_of_single_bad_entries_each_is_left_out_and_named(tmp_path, s3_server, s
     assert "versions of objects are not read" in str(left_out["first"])
 
 
-def test_a_source_in_a_bucket_that_is_not_there_says_so(tmp_path, s3_environment, prepare_here):
-    done = prepare_here("s3://no-such-bucket-at-all/photos", "out", cwd=tmp_path)
+def test_a_source_in_a_bucket_that_is_not_there_says_so(tmp_path, s3_environment):
+    done = prepare("s3://no-such-bucket-at-all/photos", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert "s3://no-such-bucket-at-all/photos does not exist, there is no such bucket (" in done.stderr
 
 
-def test_an_archive_that_the_store_does_not_give_is_one_line(tmp_path, s3_server, s3_environment, prepare_here):
+def test_an_archive_that_the_store_does_not_give_is_one_line(tmp_path, s3_server, s3_environment):
     client, bucket = boto3.client("s3", endpoint_url=s3_server[0]), f"box-{uuid.uuid4().hex[:8]}"
     client.create_bucket(Bucket=bucket)
     client.put_object(Bucket=bucket, Key="cold.tar", Body=b"x" * 10240, StorageClass="GLACIER")
-    done = prepare_here(f"s3://{bucket}/cold.tar", "out", cwd=tmp_path)
+    done = prepare(f"s3://{bucket}/cold.tar", "out", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert f"s3://{bucket}/cold.tar: the store refused" in done.stderr
     assert "restore it first" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_where_the_environment_says_so_s3_is_read_without_credentials(tmp_path, s3_server, monkeypatch, prepare_here):
+def test_where_the_environment_says_so_s3_is_read_without_credentials(tmp_path, s3_server, monkeypatch):
     client, bucket = boto3.client("s3", endpoint_url=s3_server[0]), f"box-{uuid.uuid4().hex[:8]}"
     client.create_bucket(Bucket=bucket)
     for number in range(3):
@@ -182,7 +182,7 @@ def test_where_the_environment_says_so_s3_is_read_without_credentials(tmp_path, 
     assert done.returncode == 2
     assert "type FSSPEC_S3_ANON=true before the command" in done.stderr
     monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "http://me:hidden@host")
-    done = prepare_here(f"s3://{bucket}/photos", "other", cwd=tmp_path)
+    done = prepare(f"s3://{bucket}/photos", "other", cwd=tmp_path)
     assert done.returncode == 2
     assert "FSSPEC_S3_ENDPOINT_URL has a user name or a password" in done.stderr
     assert "hidden" not in done.stderr
@@ -196,7 +196,7 @@ def web(handler):
         server.shutdown()
 
 
-def test_what_a_web_server_does_not_do_is_one_line(tmp_path, prepare_here):
+def test_what_a_web_server_does_not_do_is_one_line(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(png(1))
     with tarfile.open(tmp_path / "large.tar", "w") as tar:
@@ -211,14 +211,14 @@ def test_what_a_web_server_does_not_do_is_one_line(tmp_path, prepare_here):
                 super().send_header(name, value)
 
     with web(partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as address:
-        done = prepare_here(f"{address}/photos/", "out", cwd=tmp_path)
+        done = prepare(f"{address}/photos/", "out", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert f"{address}/photos/ is a page of a web server" in done.stderr
-        done = prepare_here(f"{address}/large.tar", "out", cwd=tmp_path)
+        done = prepare(f"{address}/large.tar", "out", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert f"{address}/large.tar: this web server sends the whole file and no spans of it" in done.stderr
     with web(partial(Chunked, directory=str(tmp_path))) as address:
-        done = prepare_here(f"{address}/large.tar", "out", cwd=tmp_path)
+        done = prepare(f"{address}/large.tar", "out", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert f"{address}/large.tar: this server does not say how long the file is" in done.stderr
     assert not (tmp_path / "out").exists()
