@@ -6,6 +6,7 @@
 - `internal_kv`: the driver tells all workers of a preemption, and a worker tells the driver what it does. Without it no
   checkpoint is saved then, and a terminal does not show what goes on.
 - The GCS' table of placement groups: gives those of trials that were cut off back. Without it a sweep may never end.
+- `ENV_VARS_TO_PROPAGATE`: names of what Tune hands to trials. Without it, a driver's keys of a store are in Ray's logs.
 - `_base_exc`: what a worker raised, for the first line of an error. Without it the line says where, and not what.
 - `print_to_stdstream`: prints what raylets say. Without it, a lost process comes with half a page of guesses.
 - `build_checkpoint_path_from_name`: where Ray looks for a checkpoint that we have sent ourselves. Without it, nowhere.
@@ -107,6 +108,15 @@ def leave_text(key: str, text: str) -> None:
 def left_text(key: str) -> str:
     """The text that some process has left there; empty if none has."""
     return (_internal_kv_get(key.encode(), namespace=NAMESPACE) or b"").decode()
+
+
+def keep_keys_of_stores() -> None:
+    """Has Tune hand the driver's keys of a store to no trial: each node has its own, and Ray writes them into logs."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE = {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+    }
 
 
 def raised_by(failure: BaseException) -> BaseException | None:

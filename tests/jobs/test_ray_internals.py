@@ -3,6 +3,7 @@
 import inspect
 from importlib.metadata import version
 
+import pytest
 import ray
 import ray._private.node
 from ray._private import worker
@@ -14,6 +15,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.tune import Trainable
+from ray.tune.execution import class_cache
 
 from jobs.run import ray_internals
 from jobs.run.outcome import in_words
@@ -48,6 +51,14 @@ def test_a_lost_process_is_told_in_one_line_and_nobody_is_accused(monkeypatch) -
     assert shown == ["process 7 on 10.0.0.2 was lost: killed from outside, or it crashed", "another word"]
     error = RuntimeError(f"it died\n\tpid: 7\nIts end: end of file. {guesses}")
     assert in_words(error) == "it died\n\tpid: 7\nIts end: end of file."
+
+
+def test_tune_hands_no_keys_of_a_store_to_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", class_cache.ENV_VARS_TO_PROPAGATE)
+    assert "AWS_SECRET_ACCESS_KEY" in class_cache.ENV_VARS_TO_PROPAGATE, "else there is nothing to keep"
+    ray_internals.keep_keys_of_stores()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    assert "hidden" not in str(vars(class_cache._ActorClassCache().get(Trainable)))
 
 
 def test_what_a_worker_raised_is_in_what_ray_makes_of_it() -> None:

@@ -122,7 +122,7 @@ def test_ctrl_c_on_a_terminal_ends_in_seconds_and_the_run_goes_on(tmp_path: Path
     The terminal shows what the driver does and then the steps, which come from the worker.
     """
     env = {**clean_environment(), "TMPDIR": str(temporary)}
-    command = [sys.executable, "jobs/pretrain.py", "digits", "--method.name=covariant", *WITHOUT_BANK]
+    command = [sys.executable, "jobs/pretrain.py", "digits_jigsaw", *WITHOUT_BANK]
     command += [f"--storage={tmp_path}", "--optim.epochs=8"]
     terminal = OnTerminal(command, columns=150, env={**env, "TEST_OF_CTRL_C": str(tmp_path)})
     reading = threading.Thread(target=terminal.read_until)
@@ -140,7 +140,7 @@ def test_ctrl_c_on_a_terminal_ends_in_seconds_and_the_run_goes_on(tmp_path: Path
     # The workers come last. Ray gives a process another name now and then, for a moment.
     wait_for(lambda: actors() == needed or has_ended(), "it needs others")
     assert not [title for title in marked(f"TEST_OF_CTRL_C={tmp_path}") if "log_monitor.py" in title]
-    wait_for(lambda: len(lines(tmp_path / "digits")) >= 20 or has_ended(), "no progress")
+    wait_for(lambda: len(lines(tmp_path / "digits_jigsaw")) >= 20 or has_ended(), "no progress")
     assert list(temporary.glob("pirl-*/session_*/logs"))  # of Ray
     interrupted = time.monotonic()
     terminal.type("\x03")
@@ -166,5 +166,5 @@ def test_ctrl_c_on_a_terminal_ends_in_seconds_and_the_run_goes_on(tmp_path: Path
     answer = subprocess.run([*command, "--no-ray"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_S)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert re.search(r"going on from checkpoint_\d+", answer.stdout)
-    assert [line["step"] for line in lines(tmp_path / "digits")] == list(range(1, 241))
+    assert [line["step"] for line in lines(tmp_path / "digits_jigsaw")] == list(range(1, 241))
     assert left_in(temporary) == []

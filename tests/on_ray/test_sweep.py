@@ -24,6 +24,7 @@ from tests.ray_cluster import (
     train_workers,
     wait_for,
 )
+from tests.s3 import SECRET
 
 TINY = [*(word for word in SMALL if "epochs" not in word), "--checkpoint.every-steps=6", "--cluster.workers=1"]
 LEFT = """
@@ -101,7 +102,10 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> P
     return storage
 
 
-def test_a_trial_that_fails_is_shown_with_its_error_and_the_others_go_on(undisturbed: Path) -> None:
+def test_a_trial_that_fails_is_shown_with_its_error_and_the_others_go_on(cluster: Cluster, undisturbed: Path) -> None:
+    logs = [path for path in cluster.scratch.rglob("*") if path.is_file()]
+    assert len(logs) > 20
+    assert not [path for path in logs if SECRET.encode() in path.read_bytes()]
     content = json.loads((undisturbed / "sweep" / "sweep.json").read_text())
     good, bad, other = content["trials"]
     assert [trial["state"] for trial in (good, bad, other)] == ["done", "failed", "done"]

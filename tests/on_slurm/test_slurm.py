@@ -381,7 +381,7 @@ def test_an_array_in_which_one_fails_and_a_sweep_that_is_cancelled(user: User) -
     """Each of an array with its own arguments, folder and logs, told apart by number; of methods without a bank."""
     diverges = "--method.name=supervised --optim.lr=1e30 --optim.warmup-epochs=1 --checkpoint.every-steps=1"
     (user.folder / "runs.txt").write_text(
-        f"--seed=1 --method.name=covariant --run=good  # a comment\n\n{diverges} --run=bad\n"
+        f"--seed=1 --method.name=covariant --pretext.permutations=20 --run=good  # a comment\n\n{diverges} --run=bad\n"
     )
     array = [f"--cluster={user.profile(nodes=1)}", "--array=runs.txt"]
     line = ["--", "jobs/pretrain.py", "digits", *WITHOUT_BANK, "--cluster.loader-processes=0"]

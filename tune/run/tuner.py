@@ -53,9 +53,11 @@ def run_trials(
     import ray
     from ray import tune
 
+    from jobs.run.ray_internals import keep_keys_of_stores
     from tune.run.follower import EndAfterPreemption, Follower
     from tune.run.trial import RunTrial
 
+    keep_keys_of_stores()
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are in the table
     waiting = [row for row in rows if row.state == "waiting"]
     asked = [
