@@ -62,6 +62,8 @@ examples:
   python jobs/prepare.py --inspect s3://bucket/photos
 """
 
+AGAIN = "the same command goes on from here"
+
 
 def main() -> int:
     """Runs the job; returns 0: done, 1: failed while running, or 2: the request is wrong and nothing was written."""
@@ -70,9 +72,18 @@ def main() -> int:
     if words.inspect is not None:
         return show(words.inspect, words.sheet)
     request = PrepareRequest(**{name: value for name, value in vars(words).items() if name not in OWN})
-    again, live = "the same command goes on from here", LiveLine(sys.stderr)
+    live = LiveLine(sys.stderr)
     try:
-        if words.check:
+        return carry_out(request, live, only_check=words.check)
+    except KeyboardInterrupt:  # wherever it comes, while another error is told, too
+        print(f"{'' if live.shown else chr(10)}stopped: {AGAIN}", file=sys.stderr)  # there it has a line of its own
+        return 1
+
+
+def carry_out(request: PrepareRequest, live: LiveLine, *, only_check: bool) -> int:
+    """Checks the request, or writes the data set; returns the exit code."""
+    try:
+        if only_check:
             check(request)
             check_sources(request)
             print(request.destination)
@@ -85,13 +96,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenImage as error:
-        print(f"failed: {error}\nwithout --strict {again} and leaves such images out", file=sys.stderr)
+        print(f"failed: {error}\nwithout --strict {AGAIN} and leaves such images out", file=sys.stderr)
         return 1
     except (OSError, pa.ArrowException, BotoCoreError, BrokenExecutor) as error:
-        print(f"failed: {error}\n{again}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{'' if live.shown else chr(10)}stopped: {again}", file=sys.stderr)  # there it has a line of its own
+        print(f"failed: {error}\n{AGAIN}", file=sys.stderr)
         return 1
     summarize(request)
     return 0

@@ -3,9 +3,11 @@
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -180,8 +182,7 @@ if __name__ == "__main__":
 def test_an_interrupted_reader_leaves_neither_process_nor_file(dataset: Dataset, tmp_path: Path) -> None:
     """Ctrl-C goes to all processes of a terminal."""
     (tmp_path / "endless.py").write_text(ENDLESS)
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp(dir="/tmp"))  # short, as sockets lie in it
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(temporary)}
     reader = subprocess.Popen(
         [sys.executable, str(tmp_path / "endless.py"), dataset.uri],
@@ -206,3 +207,4 @@ def test_an_interrupted_reader_leaves_neither_process_nor_file(dataset: Dataset,
         for number in session(reader.pid):
             os.kill(number, signal.SIGKILL)
         reader.communicate()
+        shutil.rmtree(temporary)
