@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.settings import Parser, destination_at, pairs, place_at, spread, storage_uri, target_at
+from jobs.settings import Parser, destination_at, exit_code, pairs, place_at, spread, storage_uri, target_at
 from pirl.config import Config, override
-from pirl.errors import ConfigError, StoreRefusedError
+from pirl.errors import ConfigError
 from pirl.runs.run_files import RunFile
 from pirl.storage.checks import check_can_write
 from pirl.storage.folder import Folder
@@ -63,18 +63,13 @@ class ReportRequest:
 
 def main() -> int:
     """Runs the job; returns 0 if it is done, 1 if it failed, 2 if the request is wrong and nothing was written."""
-    try:
-        request = parse(sys.argv[1:])
-        return watch(request) if request.watch else report(request)
-    except (ConfigError, StoreRefusedError, PermissionError, NotADirectoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # StorageError is one
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 1
+    return exit_code(make_or_watch)
+
+
+def make_or_watch() -> int:
+    """Reads the command line and does what it asks for; returns 0, or raises what `exit_code` knows."""
+    request = parse(sys.argv[1:])
+    return watch(request) if request.watch else report(request)
 
 
 def report(request: ReportRequest) -> int:

@@ -50,24 +50,6 @@ def own_signals() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Type:
-    """Calls `main()` of a job file with words; gives its exit code and what it says."""
-
-    def run(main: Callable[[], int], *words: object) -> tuple[object, str]:
-        capsys.readouterr()  # what came before a kill
-        monkeypatch.setattr(sys, "argv", ["job.py", *map(str, words)])
-        try:
-            code: object = main()
-        except SystemExit as left:
-            code = left.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out + err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two first networks, `jigsaw` and `labels`, which was trained on labels of which half are wrong."""

@@ -1,8 +1,8 @@
 """Files that leave the project, loaded by the lines beside them: torchvision, safetensors and onnxruntime alone."""
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,9 @@ SUFFIX = {"torchvision": ".pth", "safetensors": ".safetensors", "onnx": ".onnx"}
 
 
 @pytest.fixture
-def export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str]]:
+def export(typed: Callable[..., tuple[object, str]]) -> Callable[..., tuple[object, str]]:
     """Types `jobs/export.py` with words; gives its exit code and what it says."""
-
-    def run(*words: object) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["jobs/export.py", *map(str, words)])
-        try:
-            code: object = main()
-        except SystemExit as left:
-            code = left.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out + err
-
-    return run
+    return partial(typed, main)
 
 
 def a_run(folder: Path, arch: str, width: int, stem: str, image_size: int) -> Trunk:

@@ -4,9 +4,9 @@ import html
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +37,12 @@ ADDRESS = re.compile(r"""(?:https?:)?//[\w.-]+\.\w+""")
 
 @pytest.fixture
 def report(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, typed: Callable[..., tuple[object, str]], tmp_path: Path
 ) -> Callable[..., tuple[object, str]]:
     """Types `jobs/report.py` with words, in an empty folder; gives its exit code and what it says."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-    def run(*words: object) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["jobs/report.py", *map(str, words)])
-        try:
-            code: object = main()
-        except SystemExit as left:
-            code = left.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out + err
-
-    return run
+    return partial(typed, main)
 
 
 def text_of(page: str) -> str:
